@@ -1,0 +1,1 @@
+"""lora-assay: what a LoRA variant is worth on your model and your data."""

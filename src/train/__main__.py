@@ -1,0 +1,39 @@
+"""``python -m src.train``: Hydra's entry. All work is in plan.py."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from src import cli
+from src.config import CONF_FOLDER
+
+_composed: list[tuple[DictConfig, Any]] = []
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name="config")
+def compose(node: DictConfig) -> None:
+    # Only composed here and run after Hydra has returned, which would print its own report around an error.
+    _composed.append((node, HydraConfig.get().runtime.choices))
+
+
+def main() -> int:
+    from src.train.plan import RunsFailed, run_jobs
+
+    cli.refuse_malformed(sys.argv[1:])
+    cli.register_schema()
+    try:
+        compose()  # with -m the jobs go to the launcher (hydra_plugins/), which runs them all
+        if _composed:
+            run_jobs(_composed)
+    except RunsFailed:
+        return 1  # what failed has been said, run by run
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

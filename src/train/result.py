@@ -1,0 +1,64 @@
+"""The content of result.json: one layout for runs that finished, failed, or died before they could say anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from src.config import Config
+from src.variants.scaling import effective_scale
+
+# Known only once measured; null in the result until then.
+MEASURED = (
+    "device",
+    "steps",
+    "trainable_parameters",
+    "total_parameters",
+    "adapter_bytes",
+    "peak_memory_bytes",
+    "peak_memory_kind",
+    "tokens_per_second",
+    "train_seconds",
+    "train_tokens",
+    "rows_cut",
+    "wall_seconds",
+)
+
+
+@dataclass
+class Outcome:
+    """What a run came to. ``measured`` has keys of ``MEASURED``, and ``base_precision`` where it is not what was asked."""
+
+    status: str = "ok"  # ok | diverged | out_of_memory | failed
+    reason: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def result(config: Config, run_id: str, outcome: Outcome) -> dict[str, Any]:
+    """The record's last file. A metric that was not measured is absent from ``metrics``."""
+    adapter = config.variant.trains == "adapter"
+    return {
+        "run_id": run_id,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "sweep": config.sweep,
+        "model": config.model.name,
+        "model_note": config.model.note if config.model.weights == "pretrained" else "random weights",
+        "dataset": config.dataset.name,
+        "variant": config.variant.name,
+        "base_precision": config.variant.base_precision,
+        "r": config.lora.r if adapter else None,
+        "alpha": config.lora.alpha if adapter else None,
+        "effective_scale": effective_scale(config.variant.scaling, config.lora.alpha, config.lora.r) if adapter else None,
+        "learning_rate": None if config.variant.trains == "none" else config.train.lr,
+        "seed": config.seed,
+        "data_seed": config.data_seed,
+        "engine": config.engine,
+        "pack_size": 1,
+        **dict.fromkeys(MEASURED),
+        **outcome.measured,
+        "metrics": outcome.metrics,
+        "checks": outcome.checks,
+    }

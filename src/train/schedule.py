@@ -1,0 +1,18 @@
+"""Learning-rate schedules as one pure function of the step, so that a resumed run needs no scheduler state."""
+
+from __future__ import annotations
+
+import math
+
+
+def lr_factor(schedule: str, step: int, steps: int, warmup: float) -> float:
+    """Factor on the peak learning rate at 0-based ``step`` of ``steps``; ``warmup`` is a share of the steps.
+
+    Linear rise over the warm-up, then constant, linear to 0, or half a cosine to 0: the same curves as
+    ``transformers.get_scheduler`` gives under the names constant_with_warmup, linear, cosine.
+    """
+    rise = math.ceil(steps * warmup)
+    if step < rise:
+        return step / max(1, rise)
+    progress = (step - rise) / max(1, steps - rise)
+    return {"constant": 1.0, "linear": max(0.0, 1.0 - progress), "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[schedule]

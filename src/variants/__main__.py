@@ -1,0 +1,118 @@
+"""``python -m src.variants``: what a variant would cost on a model, without weights and without torch."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from src import cli
+from src.config import Config, ConfigError, Shape
+from src.variants import counts
+from src.variants.scaling import effective_scale
+
+USAGE = """\
+usage: python -m src.variants [KEY=VALUE ...]
+
+What a variant costs on a model, from the model's dimensions alone: trainable parameters, adapter and base bytes,
+training memory, FLOPs. Nothing is downloaded or loaded.
+
+  model=NAME                 a file of conf/model, or model=path model.path=DIR
+  variant=NAME               a file of conf/variant
+  lora.r=16 lora.alpha=16    rank and alpha
+  lora.target_modules=[q_proj,v_proj]   default: all-linear
+  train.batch_size=16 dataset.max_length=512   the tokens that the memory estimate assumes
+
+example: python -m src.variants model=llama_3_1_70b variant=lora lora.r=4 lora.target_modules=[q_proj,k_proj,v_proj]"""
+
+BASES = (("bf16", "bf16", True), ("int8", "int8", True), ("nf4", "nf4", False), ("nf4 + double quantisation", "nf4", True))
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    if "--help" in arguments or "-h" in arguments:
+        print(USAGE)
+        return 0
+    config = cli.compose(arguments)
+    show(rows(config, shape_of(config)))
+    return 0
+
+
+def shape_of(config: Config) -> Shape:
+    """The model's dimensions.
+
+    Raises:
+        ConfigError: they are not known without loading the model.
+    """
+    from src import models
+
+    if config.model.source == "path":
+        models.refuse_impossible(config.model)
+    shape = models.find_shape(config.model)
+    if shape is None:
+        raise ConfigError(
+            f"model={config.model.name}: no shape to count from; choose a model with a shape in conf/model,"
+            f" or model=path with a folder of one of {', '.join(models.FAMILIES)}"
+        )
+    return shape
+
+
+def rows(config: Config, shape: Shape) -> list[tuple[str, str]]:
+    """The table, as pairs of a label and a value."""
+    variant, lora = config.variant, config.lora
+    chosen = counts.targets(counts.linears(shape), lora.target_modules, config.model.name)
+    total = counts.total_parameters(shape)
+    trainable = counts.trainable_parameters(variant, lora, chosen, total)
+    length, batch = config.dataset.max_length, config.train.batch_size
+    memory = counts.training_bytes(shape, variant, lora, chosen, batch * length)
+    flops = counts.flops_per_token(shape, variant, lora, chosen, length)
+
+    table = [("model", f"{config.model.name} ({config.model.id})" if config.model.id else config.model.name)]
+    table.append(("variant", variant.name))
+    if variant.trains == "adapter":
+        scale = effective_scale(variant.scaling, lora.alpha, lora.r)
+        table += [("rank r", str(lora.r)), ("alpha", f"{lora.alpha:g}"), ("effective scale", f"{scale:.6g} ({variant.scaling})")]
+        table.append(("target modules", ", ".join(linear.name for linear in chosen)))
+    table += [("trainable parameters", f"{trainable:,}"), ("total parameters", f"{total:,}")]
+    if trainable:
+        table.append(("reduction", f"{total / trainable:,.0f}x"))
+    table.append(("trainable share of the base", f"{100 * trainable / total:.4g} %"))
+    if variant.trains == "adapter":
+        table.append(("adapter bytes, fp32 (as saved)", size(counts.adapter_bytes(trainable))))
+        table.append(("adapter bytes, 16-bit", size(counts.adapter_bytes(trainable, 2))))
+    for label, precision, double_quant in BASES:
+        table.append((f"base bytes, {label}", size(counts.base_bytes(shape, precision, double_quant))))
+    table += [
+        ("training memory (estimate)", size(memory.total)),
+        ("  base weights, frozen", size(memory.base)),
+        ("  trained weights, gradients, AdamW", size(memory.states)),
+        ("  activations and logits", size(memory.activations)),
+        ("  it assumes", f"{batch} x {length} tokens, bf16 activations, fused attention, no checkpointing, fp32 training states"),
+    ]
+    split = f"{flops.forward:.4g} forward, {flops.backward:.4g} backward"
+    table.append((f"FLOPs per token at length {length}", f"{flops.total:.4g} ({split})"))
+    return table
+
+
+def size(count: int) -> str:
+    """Bytes, exact and in the largest binary unit they fill."""
+    value, unit = float(count), 0
+    while value >= 1024 and unit < 4:
+        value, unit = value / 1024, unit + 1
+    return f"{count:,} ({value:.2f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]})" if unit else f"{count:,}"
+
+
+def show(table: list[tuple[str, str]]) -> None:
+    # A pipe or a file has no width: give it one that no line reaches, so that nothing is cut or folded.
+    console = Console(width=None if sys.stdout.isatty() else 100_000, markup=False, highlight=False)
+    grid = Table(box=None, show_header=False, pad_edge=False)
+    grid.add_column(overflow="fold")
+    grid.add_column(overflow="fold")
+    for label, value in table:
+        grid.add_row(label, value)
+    console.print(grid)
+
+
+if __name__ == "__main__":
+    cli.run(main)

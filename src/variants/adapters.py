@@ -1,0 +1,76 @@
+"""A variant as a PEFT adapter on a base model: the one place where the axes become PEFT's options."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from src.config import LoraSettings, VariantConfig
+from src.variants.counts import Linear
+from src.variants.quantization import linear_layers
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
+
+INITIALISERS: dict[str, bool | str] = {"kaiming": True, "gaussian": "gaussian"}
+
+
+def lora_config(variant: VariantConfig, lora: LoraSettings) -> LoraConfig:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT says int and accepts any number
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        init_lora_weights=INITIALISERS[lora.init],  # type: ignore[arg-type]
+        use_rslora=variant.scaling == "alpha_over_sqrt_r",
+        use_dora=variant.magnitude == "dora",
+        task_type="CAUSAL_LM",
+    )
+
+
+def attach(model: PreTrainedModel, variant: VariantConfig, lora: LoraSettings, seed: int) -> PeftModel:
+    """PEFT's model with a fresh adapter, initialised by PEFT under ``seed``. Adapter weights are fp32."""
+    from peft import get_peft_model
+
+    if variant.magnitude == "dora" and variant.base_precision == "int8":
+        _keep_int8_scales(model)
+    torch.manual_seed(seed)
+    adapted = get_peft_model(model, lora_config(variant, lora), autocast_adapter_dtype=True)
+    for name, parameter in adapted.named_parameters():
+        # PEFT leaves DoRA's magnitude in the base's format on some paths; in bf16 its updates would be rounded away.
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            adapted.get_parameter(name).data = parameter.data.float()
+    return adapted  # type: ignore[return-value]
+
+
+def _keep_int8_scales(model: nn.Module) -> None:
+    """Let PEFT's DoRA dequantise int8 layers on a CPU more than once.
+
+    PEFT moves the dequantised weight with ``.to("cpu")``, upon which bitsandbytes drops the row scales of a layer that is
+    on the CPU already; the second forward then fails. Clearing the half-moved copy makes the layer use its own state.
+    """
+    import bitsandbytes as bnb
+
+    def restore(module: Any, _: Any) -> None:
+        weight = module.weight
+        if weight.CB is not None and weight.SCB is None and module.state.SCB is not None:
+            weight.CB = None
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear8bitLt) and module.weight.device.type == "cpu":
+            module.register_forward_pre_hook(restore)
+
+
+def linears_of(model: PreTrainedModel) -> list[Linear]:
+    """The loaded model's adaptable layers, in the terms of the closed formulas. Call it before quantising."""
+    kinds = Counter(
+        (name.rpartition(".")[2], layer.out_features, layer.in_features, layer.bias is not None)
+        for name, layer in linear_layers(model)
+    )
+    return [Linear(*kind, count=count) for kind, count in kinds.items()]

@@ -1,0 +1,93 @@
+"""The precision axis: a frozen base in 4-bit NF4 (QLoRA, arXiv 2305.14314) or LLM.int8() (arXiv 2208.07339).
+
+The layers are bitsandbytes'. Every linear layer of the decoder is quantised; embeddings, norms and the output head stay
+as they are, for all variants alike.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from src.config import ConfigError, VariantConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BITS = {"nf4": 4, "int8": 8}
+
+
+def quantised_layers(model: nn.Module) -> dict[str, int]:
+    """How many layers really are in each quantised format, by precision."""
+    import bitsandbytes as bnb
+
+    found = {"nf4": 0, "int8": 0}
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            found["nf4"] += module.weight.quant_type == "nf4"
+        elif isinstance(module, bnb.nn.Linear8bitLt):
+            found["int8"] += module.weight.dtype == torch.int8
+    return found
+
+
+def place(model: PreTrainedModel, variant: VariantConfig, device: torch.device, compute: torch.dtype | None) -> PreTrainedModel:
+    """Move the base to ``device``, each linear layer in the variant's precision.
+
+    Layer by layer, so that a quantised base never stands on the device in 16 bits as a whole.
+
+    Raises:
+        ConfigError: bitsandbytes cannot do this on this device; one line.
+    """
+    if variant.base_precision in BITS:
+        _probe(variant, device, compute or torch.float32)
+        for name, linear in linear_layers(model):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], _quantise(linear, variant, device, compute or torch.float32))
+        # PEFT picks its layer classes by these flags; transformers sets them when it quantises while loading.
+        setattr(model, f"is_loaded_in_{BITS[variant.base_precision]}bit", True)
+    model.to(device)
+    return model
+
+
+def linear_layers(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
+    """The layers that a quantised base quantises and that all-linear adapts: every linear layer but the output head."""
+    head = model.get_output_embeddings()
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+
+
+def _quantise(linear: nn.Linear, variant: VariantConfig, device: torch.device, compute: torch.dtype) -> nn.Module:
+    import bitsandbytes as bnb
+
+    shape, bias = (linear.in_features, linear.out_features), linear.bias is not None
+    if variant.base_precision == "nf4":
+        layer = bnb.nn.Linear4bit(
+            *shape, bias, compute, compress_statistics=variant.double_quant, quant_type="nf4", device="meta"
+        )
+        layer.weight = bnb.nn.Params4bit(
+            linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=variant.double_quant, module=layer
+        )
+        # On a CPU, bitsandbytes repacks a 4-bit weight in place at its first evaluation. In bitsandbytes 0.50 no gradient
+        # passes a repacked layer, and PEFT's DoRA dequantises it wrongly, so training after a validation would be wrong.
+        layer.support_avx512bf16_for_cpu = False
+    else:
+        layer = bnb.nn.Linear8bitLt(*shape, bias, has_fp16_weights=False, threshold=6.0, device="meta")
+        layer.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+    if bias:
+        layer.bias = nn.Parameter(linear.bias.data, requires_grad=False)
+    placed: nn.Module = layer.to(device)
+    return placed
+
+
+def _probe(variant: VariantConfig, device: torch.device, compute: torch.dtype) -> None:
+    """Quantise, multiply and differentiate one small layer, so that a device that cannot says so before training."""
+    try:
+        layer = _quantise(nn.Linear(64, 64, bias=False, dtype=compute), variant, device, compute)
+        x = torch.ones(2, 64, device=device, dtype=compute, requires_grad=True)
+        layer(x).sum().backward()
+    except (RuntimeError, NotImplementedError, ImportError, ValueError, AttributeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"variant.base_precision={variant.base_precision}: bitsandbytes cannot train on {device.type} here ({first})"
+        ) from error

@@ -1,0 +1,162 @@
+"""``python -m src.eval`` as a user meets it: exit codes, one line for each refusal, what is printed and written."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from src.eval.__main__ import main
+from src.records import RUNS, write_sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"PYTHONPATH": str(ROOT)}
+FIGURES = ("quality_vs_rank", "loss_curves", "quality_vs_parameters")
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "src.eval", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_writes_tables_and_figures_and_names_them(make, capsys) -> None:
+    write_sweep("study", [make(), make(seed=1), make(r=16)])
+    make(r=64)
+    assert main(["sweep=study"]) == 0
+    printed = capsys.readouterr().out
+    folder = Path("reports/study")
+    names = {f"comparison.{end}" for end in ("csv", "md", "tex")}
+    names |= {f"{name}.{end}" for name in FIGURES for end in ("png", "svg")}
+    assert {path.name for path in folder.iterdir()} == names
+    assert all(str(folder / name) in printed.splitlines() for name in names)
+    assert len((folder / "comparison.csv").read_text().splitlines()) == 1 + 2
+    assert main([]) == 0
+    assert len(Path("reports/all/comparison.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_table_is_whole_when_piped(make) -> None:
+    make(steps=100, model="a-model-with-a-name-that-takes-a-lot-of-room/in-any-table-of-a-reasonable-width-" + "x" * 80)
+    make(seed=1, loss=None, status="out_of_memory", reason="out of memory")
+    done = command()
+    assert (done.returncode, done.stderr) == (0, "")
+    header, _, *rows = done.stdout.splitlines()
+    words = ["variant", "precision", "scale", "model.name", "train.steps", "trainable", "% of total", "test loss",
+             "exact match", "peak memory", "tokens/s", "status"]  # fmt: skip
+    assert all(word in header for word in words)
+    assert "x" * 80 in rows[0] + rows[1] and "3.00 GiB" in rows[0] + rows[1] and "out_of_memory" in rows[0] + rows[1]
+    assert "…" not in done.stdout and "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_table_fits_the_terminal(make, width) -> None:
+    make()
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    process = subprocess.Popen([sys.executable, "-m", "src.eval"], stdout=theirs, stderr=theirs, env=ENVIRONMENT)
+    os.close(theirs)
+    text = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not part:
+            break
+        text += part
+    os.close(ours)
+    assert process.wait(60) == 0
+    lines = text.decode().replace("\r", "").splitlines()
+    table = lines[: next(index for index, line in enumerate(lines) if line.startswith("smollm2_135m on"))]
+    assert max(len(line) for line in table) <= width
+    assert "status" in "".join(table) and "…" not in "".join(table)
+
+
+def test_runs_without_a_record_are_counted(make, capsys) -> None:
+    write_sweep("study", [make(), make(seed=1, recorded=False), make(r=16, recorded=False), "0123456789"])
+    assert main(["sweep=study"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 of 4 runs have no record yet" in printed
+    assert "1 ok, 1 missing" in printed
+
+
+def test_torn_record_is_one_line_and_the_rest_goes_on(make, capsys) -> None:
+    make()
+    torn = make(r=16)
+    (RUNS / torn / "result.json").write_text('{"status": "o')
+    noconfig = make(r=32)
+    (RUNS / noconfig / "config.yaml").write_text("model: [")
+    assert main([]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 2
+    assert f"{torn}/result.json" in captured.err and f"{noconfig}/config.yaml" in captured.err
+    assert "unreadable" in captured.out
+
+
+def test_unknown_sweep_names_the_known(make, capsys) -> None:
+    write_sweep("first", [make()])
+    write_sweep("second", [])
+    line = refused(capsys, "sweep=thrid")
+    assert "first, second" in line and "thrid" in line
+    assert "no such sweep" in refused(capsys, "sweep=../sweeps/first")
+    assert "no runs of sweep second" in refused(capsys, "sweep=second")
+    (RUNS / "sweeps" / "torn.json").write_text("{")
+    assert "torn.json" in refused(capsys, "sweep=torn")
+
+
+def test_nothing_to_compare(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "no runs in" in refused(capsys)
+    assert "known are none" in refused(capsys, "sweep=x")
+
+
+@pytest.mark.parametrize("words", [["foo=1"], ["sweep"], ["sweep="], ["--sweep=x"], ["sweep=a", "sweep=b"], ["a\nb=1"]])
+def test_bad_arguments(capsys, words) -> None:
+    refused(capsys, *words)
+
+
+def test_unknown_metric_names_the_measured(make, capsys) -> None:
+    make()
+    assert "test/exact_match, test/loss, val/loss" in refused(capsys, "metric=test/f1")
+
+
+def test_unwritable_reports(make, capsys) -> None:
+    make()
+    Path("reports").write_text("in the way")
+    assert "reports/all: cannot be written" in refused(capsys)
+
+
+def test_help(capsys) -> None:
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: python -m src.eval")
+
+
+def test_a_refusal_loads_nothing_heavy(make) -> None:
+    make()
+    code = (
+        "import sys; from src.eval.__main__ import main; codes = [main(['sweep=x']), main(['metric=x']), main(['y=1'])];"
+        "heavy = {'pandas', 'matplotlib', 'rich', 'torch'} & set(sys.modules); sys.exit(f'{codes} {heavy}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.stderr.splitlines()[-1] == "[2, 2, 2] set()"
+
+
+def test_a_reader_that_leaves_early_is_no_error(make) -> None:
+    make()
+    words = f"{sys.executable} -m src.eval | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,161 @@
+"""Every YAML composes, the identity of a run is stable, and impossible values are refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from src.cli import compose
+from src.config import CONF_FOLDER, ConfigError
+from src.records import run_id
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF_FOLDER / group).glob("**/*.yaml"))
+
+
+@pytest.mark.parametrize("group", ["model", "variant", "dataset", "tracking", "experiment"])
+def test_every_yaml_composes(group: str) -> None:
+    assert names(group)
+    for name in names(group):
+        compose([f"{group}={name}"])
+
+
+def test_the_name_of_a_variant_file_is_the_name_in_the_table() -> None:
+    for name in names("variant"):
+        assert compose([f"variant={name}"]).variant.name == name
+
+
+def test_no_two_variants_are_the_same_point() -> None:
+    points = [tuple(vars(compose([f"variant={name}"]).variant).items())[:4] for name in names("variant")]
+    assert len(set(points)) == len(points)
+
+
+def test_every_experiment_is_global_and_so_takes_effect() -> None:
+    for path in (CONF_FOLDER / "experiment").glob("**/*.yaml"):
+        assert path.read_text().startswith("# @package _global_\n"), path
+
+
+def test_config_names_no_code() -> None:
+    for path in CONF_FOLDER.glob("**/*.yaml"):
+        assert "_target_" not in path.read_text(), path
+
+
+def test_the_axes_compose_freely() -> None:
+    config = compose(["variant=dora", "variant.scaling=alpha_over_sqrt_r"])
+    assert config.variant.name == "dora_rs"
+    assert run_id(config) == run_id(compose(["variant=dora_rs"]))
+    assert compose(["variant=qlora", "variant.base_precision=int8"]).variant.name == "lora_8bit"
+    assert compose(["variant=frozen", "variant.base_precision=nf4"]).variant.name == "frozen_nf4"
+
+
+def test_the_default_run_id_is_pinned() -> None:
+    """A changed default, or a new field, renames every run: it must be a decision, not an accident."""
+    assert run_id(compose([])) == "87a53e1b0f"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["tracking=disabled", "tracking.project=x", "device=cpu", "force=true", "sweep=x", "train.checkpoint_every=7"],
+)
+def test_where_and_how_a_run_is_watched_is_not_its_identity(override: str) -> None:
+    assert run_id(compose([override])) == run_id(compose([]))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "data_seed=1", "lora.r=8", "lora.alpha=8", "train.lr=0.01", "variant=dora", "model=tiny", "engine=peft_",
+     "train.steps=301", "eval.test_examples=8", "dataset.max_length=64", "model.weights=random"],
+)  # fmt: skip
+def test_everything_else_is(override: str) -> None:
+    if override == "engine=peft_":
+        config = compose([])
+        config.engine = "other"
+        assert run_id(config) != run_id(compose([]))
+    else:
+        assert run_id(compose([override])) != run_id(compose([]))
+
+
+def test_a_control_without_an_adapter_does_not_depend_on_the_rank() -> None:
+    assert run_id(compose(["variant=frozen", "lora.r=4"])) == run_id(compose(["variant=frozen", "lora.r=8"]))
+    assert run_id(compose(["variant=full", "lora.r=4"])) == run_id(compose(["variant=full", "lora.r=8"]))
+    assert run_id(compose(["variant=lora", "lora.r=4"])) != run_id(compose(["variant=lora", "lora.r=8"]))
+
+
+def test_seeds_of_init_and_data_are_apart_and_follow_each_other_by_default() -> None:
+    assert compose(["seed=3"]).data_seed == 3
+    assert compose(["seed=3", "data_seed=0"]).data_seed == 0
+
+
+def test_target_modules() -> None:
+    assert compose(["lora.target_modules=all-linear"]).lora.target_modules == "all-linear"
+    assert compose(["lora.target_modules=[v_proj,q_proj]"]).lora.target_modules == ["q_proj", "v_proj"]
+    assert run_id(compose(["lora.target_modules=[v_proj,q_proj]"])) == run_id(compose(["lora.target_modules=[q_proj,v_proj]"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "says"),
+    [
+        ("lora.r=0", "lora.r=0", "whole number from 1"),
+        ("lora.r=abc", "lora.r=abc", "needs a whole number"),
+        ("lora.r=1.5", "lora.r=1.5", "needs a whole number"),
+        ("lora.r=1000000000", "lora.r=1000000000", "to 65536"),
+        ("lora.alpha=-1", "lora.alpha=-1", "needs a number"),
+        ("lora.dropout=1", "lora.dropout=1", "below 1"),
+        ("lora.target_modules=[]", "lora.target_modules", "list of module names"),
+        ("lora.target_modules=[q_proj,q_proj]", "lora.target_modules", "twice"),
+        ("lora.init=zeros", "lora.init=zeros", "kaiming, gaussian"),
+        ("variant=nosuch", "variant=nosuch", "choose one of dora,"),
+        ("variant=dorra", "variant=dorra", "did you mean dora?"),
+        ("variant.scaling=alpha", "variant.scaling=alpha", "alpha_over_r, alpha_over_sqrt_r"),
+        ("variant.name=mine", "variant.name", "derived"),
+        ("model=nosuch", "model=nosuch", "tiny"),
+        ("model.weights=trained", "model.weights=trained", "pretrained, random"),
+        ("nosuch=1", "nosuch", "no such key"),
+        ("+nosuch=1", "nosuch", "no such key"),
+        ("lora.rank=4", "lora.rank", "no such key"),
+        ("train.stepss=4", "train.stepss", "did you mean train.steps?"),
+        ("~lora", "lora", "cannot be removed"),
+        ("train.steps=-1", "train.steps=-1", "whole number from 1"),
+        ("train.lr=nan", "train.lr=nan", "needs a number"),
+        ("train.lr=0", "train.lr=0", "needs a number"),
+        ("train.schedule=step", "train.schedule=step", "linear, cosine, constant"),
+        ("train=3", "train", "TrainConfig"),
+        ("engine=magic", "engine=magic", "peft"),
+        ("seed=-1", "seed=-1", "from 0"),
+        ("sweep=../../escape", "sweep='../../escape'", "letters"),
+        ("force=maybe", "force", "bool"),
+        ("experiment=nosuch", "experiment=nosuch", "demo"),
+        ("dataset.test_share=0.99", "dataset.val_share", "below 1"),
+        ("lora.r=4,8", "lora.r=4,8", "-m"),
+        ("lora.r", "lora.r", "key=value"),
+        ("=3", "=3", "key=value"),
+        ("lora.r=[", "lora.r=[", "key=value"),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line_that_names_the_key(override: str, key: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([override])
+    message = str(caught.value)
+    assert message.startswith(key), message
+    assert says in message, message
+    assert "\n" not in message
+
+
+def test_a_control_refuses_an_axis_it_does_not_have() -> None:
+    for overrides in (["variant=full", "variant.magnitude=dora"], ["variant=frozen", "variant.scaling=alpha_over_sqrt_r"]):
+        with pytest.raises(ConfigError, match="has no adapter"):
+            compose(overrides)
+    with pytest.raises(ConfigError, match="trains all weights"):
+        compose(["variant=full", "variant.base_precision=nf4"])
+
+
+def test_nothing_heavy_is_imported_by_a_refusal() -> None:
+    import subprocess
+    import sys
+
+    heavy = ("torch", "transformers", "peft", "wandb", "pandas")
+    code = f"import sys, src.train.plan, src.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(CONF_FOLDER).parent, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,51 @@
+"""The real SmolLM2-135M, from the GGUF to a table: the main job in miniature."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from src import embedded
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def test_the_embedded_model_is_converted_once_and_right() -> None:
+    folder = embedded.convert()
+    assert embedded.is_ready()
+    config = json.loads((folder / "config.json").read_text())
+    assert "quantization_config" not in config
+    tensors = load_file(folder / "model.safetensors")
+    assert sum(tensor.numel() for tensor in tensors.values()) == 134_515_008
+    # Q4_1 leaves at most 16 levels in each block of 32 weights of a row.
+    blocks = tensors["model.layers.0.self_attn.q_proj.weight"].view(-1, 32)
+    assert max(len(torch.unique(block)) for block in blocks[:200]) <= 16
+
+
+def test_a_trained_adapter_beats_the_frozen_base(command: Command, folder: Path) -> None:
+    settings = ["train.steps=8", "train.batch_size=8", "eval.val_examples=4", "eval.test_examples=12", "train.schedule=constant"]
+    done = command("src.train", "-m", "variant=frozen,lora,qlora", "lora.r=8", *settings, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/result.json")]
+    losses = {result["variant"]: result["metrics"]["test/loss"] for result in results}
+    assert losses["lora"] < losses["frozen"] - 1 and losses["qlora"] < losses["frozen"] - 1
+    assert {result["trainable_parameters"] for result in results} == {0, 2_442_240}
+    assert all("Q4_1" in result["model_note"] for result in results)
+    assert all(check["ok"] for result in results for check in result["checks"].values())
+    qlora = next(result for result in results if result["variant"] == "qlora")
+    assert qlora["checks"]["quantised_layers"]["detail"].startswith("210 of 210 nf4 layers")
+    assert list((folder / "runs").glob("*/wandb/offline-run-*/run-*.wandb"))
+
+    (sweep,) = (folder / "runs/sweeps").glob("*.json")
+    table = command("src.eval", f"sweep={sweep.stem}")
+    assert table.returncode == 0, table.stderr
+    with open(folder / "reports" / sweep.stem / "comparison.csv") as file:
+        rows = {row["variant"]: row for row in csv.DictReader(file)}
+    assert float(rows["lora"]["test_loss_mean"]) == losses["lora"]
+    assert "4-bit (Q4_1)" in table.stdout

@@ -1,0 +1,118 @@
+"""The W&B mirror holds what the record holds, and never stops a run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.cli import compose
+from src.records import RunFolder, run_id
+from src.tracking import Mirror
+from src.train import worker
+from tests.conftest import TINY
+
+OFFLINE = [*TINY, "tracking=wandb_offline"]
+
+
+def train(*overrides: str) -> tuple[RunFolder, dict[str, Any]]:
+    config = compose([*OFFLINE, *overrides])
+    config.sweep = "my-sweep"
+    record = RunFolder(run_id(config))
+    record.write_config(config)
+    worker.run(record.path)
+    result = record.result()
+    assert result is not None
+    return record, result
+
+
+def read(record: RunFolder) -> dict[str, list[dict[str, Any]]]:
+    """The offline file's records by type, read with W&B's own inspector."""
+    (path,) = record.path.glob("wandb/offline-run-*/run-*.wandb")
+    wandb = Path(sys.executable).parent / "wandb"
+    done = subprocess.run([wandb, "leet", "inspect", "--json", path], capture_output=True, text=True, check=True, timeout=60)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in done.stdout.splitlines():
+        entry = json.loads(line)
+        found.setdefault(entry["type"], []).append(entry.get(entry["type"]) or {})
+    return found
+
+
+def test_the_offline_file_holds_every_metric_and_count_of_the_record() -> None:
+    record, result = train("variant=dora", "lora.r=4", "eval.every=2", "train.steps=4")
+    entries = read(record)
+    (run,) = entries["run"]
+    assert (run["run_id"], run["run_group"], run["job_type"], run["tags"]) == (record.run_id, "my-sweep", "train", ["dora"])
+    config = run["config"]["update"]
+    assert config["lora"]["r"] == 4 and config["variant"]["magnitude"] == "dora" and config["run_id"] == record.run_id
+
+    history: dict[int, dict[str, Any]] = {}
+    for line in record.logged():
+        history.setdefault(line["step"], {}).update(line)
+    mirrored = {item["item"]["step"]: item["item"] for item in entries["history"]}
+    assert set(mirrored) == set(history) == {1, 2, 3, 4}
+    for step, line in history.items():
+        for key, value in line.items():
+            assert mirrored[step][key] == pytest.approx(value, rel=1e-6), (step, key)
+
+    summary: dict[str, Any] = {}
+    for update in entries["summary"]:
+        summary.update(update["update"])
+    assert summary["trainable_parameters"] == result["trainable_parameters"] == 9216  # by hand: 2 layers of (4 x 1024 + 512)
+    assert summary["total_parameters"] == result["total_parameters"]
+    for name, value in result["metrics"].items():
+        assert summary[name] == pytest.approx(value, rel=1e-6), name
+    assert entries["exit"][0].get("exit_code", 0) == 0
+
+
+def test_a_diverged_run_is_no_success_in_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    from src.train.peft_engine import PeftEngine, StepResult
+
+    monkeypatch.setattr(PeftEngine, "step", lambda *_: StepResult(float("nan"), 1.0, 0.1))
+    record, result = train("seed=5")
+    assert result["status"] == "diverged"
+    entries = read(record)
+    assert entries["exit"][0]["exit_code"] == 1
+    assert not any("train/loss" in item["item"] for item in entries["history"])  # absent, never 0
+
+
+def test_a_broken_mirror_never_stops_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import wandb
+
+    def fail(**_: object) -> None:
+        raise wandb.errors.CommError("no network\nat all")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    _, result = train("seed=6")
+    assert result["status"] == "ok"
+    assert capsys.readouterr().err.splitlines() == ["W&B: offline: no network"]
+
+
+def test_a_mirror_that_breaks_on_the_way_is_switched_off_once(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    class Broken:
+        def log(self, *_: object, **__: object) -> None:
+            raise OSError("disk full")
+
+    mirror = Mirror(compose([*TINY]), "id", folder)
+    assert mirror.run is None  # tracking=disabled
+    mirror.run = Broken()
+    mirror.log({"step": 1, "train/loss": 2.0})
+    mirror.log({"step": 2, "train/loss": 2.0})
+    mirror.finish({}, ok=True)
+    assert capsys.readouterr().err.splitlines() == ["W&B: switched off: disk full"]
+
+
+def test_online_without_a_key_falls_back_to_offline(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(folder / "none"))
+    modes = []
+    monkeypatch.setattr("src.tracking._start", lambda config, run_id, folder, mode: modes.append(mode))
+    Mirror(compose([*TINY, "tracking=wandb_online"]), "id", folder)
+    assert modes == ["offline"]
+    assert "mirroring offline" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""``python -m src.variants`` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src import cli
+from src.config import CONF_FOLDER
+from src.variants import __main__ as command
+
+ROOT = CONF_FOLDER.parent
+SEVENTY = ["model=llama_3_1_70b", "variant=lora", "lora.r=4", "lora.target_modules=[q_proj,k_proj,v_proj]"]
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def variants(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return python("-m", "src.variants", *arguments)
+
+
+def table(*arguments: str) -> dict[str, str]:
+    done = variants(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    pairs = [line.strip().split("  ", 1) for line in done.stdout.splitlines()]
+    return {label.strip(): value.strip() for label, value in pairs}
+
+
+def test_llama_70b() -> None:
+    shown = table(*SEVENTY)
+    assert shown["model"] == "llama_3_1_70b (meta-llama/Llama-3.1-70B-Instruct)"
+    assert shown["variant"] == "lora" and shown["rank r"] == "4"
+    assert shown["effective scale"] == "4 (alpha_over_r)"
+    assert shown["target modules"] == "q_proj, k_proj, v_proj"
+    assert shown["trainable parameters"] == "11,141,120"
+    assert shown["total parameters"] == "70,553,706,496"
+    assert shown["reduction"] == "6,333x"
+    assert shown["adapter bytes, fp32 (as saved)"] == "44,564,480 (42.50 MiB)"
+    assert shown["adapter bytes, 16-bit"] == "22,282,240 (21.25 MiB)"
+    assert shown["base bytes, bf16"].startswith("141,107,412,992 ")
+    assert {"base bytes, int8", "base bytes, nf4", "base bytes, nf4 + double quantisation"} < set(shown)
+    assert {"training memory (estimate)", "FLOPs per token at length 512"} < set(shown)
+
+
+def test_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['variants', *sys.argv[1:]]\n"
+        "from src.variants.__main__ import main\n"
+        "main(); assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
+    )
+    done = python("-c", code, *SEVENTY)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("file", sorted((CONF_FOLDER / "variant").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_variant(file: Path) -> None:
+    # In this process, because starting one per variant would take most of the time.
+    config = cli.compose([f"variant={file.stem}", "lora.r=8"])
+    shown = dict(command.rows(config, command.shape_of(config)))
+    assert shown["variant"] == file.stem
+    expected = {"full": "134,515,008", "frozen": "0"}
+    magnitude = "2,597,760" if "dora" in file.stem else "2,442,240"
+    assert shown["trainable parameters"] == expected.get(file.stem, magnitude)
+
+
+def test_a_local_folder_is_read_for_its_shape(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama",
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 80,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert table("model=path", f"model.path={tmp_path}", "lora.r=1")["trainable parameters"] == str(4 * 64 + 3 * 112)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}), encoding="utf-8")
+    done = variants("model=path", f"model.path={tmp_path}")
+    assert done.returncode == 2 and done.stderr.startswith("error: model=path: no shape to count from; choose ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["variant=lorra"], "error: variant=lorra: no such variant (did you mean lora?); choose one of "),
+        (["lora.r=0"], "error: lora.r=0: needs a whole number from 1 "),
+        (["lora.target_modules=[qproj]"], "error: lora.target_modules=[qproj]: matches no linear layer of smollm2_135m; choose "),
+        (["model=path"], "error: model.path: "),
+        (["model=path", "model.path=/no/such/folder"], "error: model.path=/no/such/folder: no model there"),
+        (["lora.rank=4"], "error: lora.rank: no such key"),
+    ],
+)
+def test_refusals_are_one_line_with_exit_code_2(arguments: list[str], message: str) -> None:
+    done = variants(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
+
+
+def test_help() -> None:
+    done = variants("--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: python -m src.variants") and done.stderr == ""
