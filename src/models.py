@@ -70,7 +70,7 @@ def load(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[
             network = AutoModelForCausalLM.from_config(config, dtype=dtype)
         tokenizer = ByT5Tokenizer()  # type: ignore[no-untyped-call]
     else:
-        source = {"embedded": embedded.convert, "path": lambda: model.path, "hub": lambda: model.id}[model.source]()
+        source = embedded.convert() if model.source == "embedded" else model.path or model.id
         options = {"revision": model.revision} if model.source == "hub" and model.revision else {}
         network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
