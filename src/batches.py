@@ -5,6 +5,8 @@ The loss counts target tokens only. Every target is followed by the tokenizer's 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,6 +73,15 @@ def tokenise(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, ma
         cut = len(kept_prompt) < len(prompt) or len(kept_target) < len(target)
         items.append(Item(example, kept_prompt, kept_target, cut))
     return items
+
+
+def fingerprint(items: dict[str, list[Item]]) -> str:
+    """SHA-256 over the token ids of all splits, in order."""
+    digest = hashlib.sha256()
+    for name, split in items.items():
+        for item in split:
+            digest.update(json.dumps([name, item.prompt, item.target]).encode())
+    return digest.hexdigest()
 
 
 def _prompt_ids(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> list[list[int]]:

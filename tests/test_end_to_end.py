@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from src import embedded
 
@@ -20,6 +21,11 @@ def test_the_embedded_model_is_converted_once_and_right() -> None:
     folder = embedded.convert()
     assert embedded.is_ready()
     config = json.loads((folder / "config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (tokenizer.eos_token, tokenizer.bos_token) == ("<|im_end|>", "<|im_start|>")
+    # By hand from SmolLM2's published vocabulary: digits stand alone, "<|im_start|>" is one token.
+    assert tokenizer("<|im_start|>a12", add_special_tokens=False).input_ids[0] == 1
+    assert len(tokenizer("12", add_special_tokens=False).input_ids) == 2
     assert "quantization_config" not in config
     tensors = load_file(folder / "model.safetensors")
     assert sum(tensor.numel() for tensor in tensors.values()) == 134_515_008

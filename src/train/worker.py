@@ -62,7 +62,7 @@ class Run:
         }
         layers = sum(linear.count for linear in linears)
         live = LiveChecks(model, config.variant, config.lora, self.outcome.measured["trainable_parameters"], layers)
-        self._add_provenance(data=splits.fingerprint(), model=live.base_before)
+        self._add_provenance(data_fingerprint=splits.fingerprint(), base_fingerprint=live.base_before)
         device.reset_peak(numerics.device)
         self.scorer = Scorer(model, numerics, config.eval.batch_size, self.tokenizer.pad_token_id)
         divergence = None if config.variant.trains == "none" else self._train(model, numerics)
@@ -173,9 +173,10 @@ class Run:
                 row |= {"prediction": text, "correct": right}
         self.folder.write_predictions(rows)
 
-    def _add_provenance(self, data: str, model: str) -> None:
+    def _add_provenance(self, **fingerprints: str) -> None:
         known = read_json(self.folder.path / "provenance.json") or {}
-        more = {"device": self.outcome.measured["device"], "data_fingerprint": data, "base_fingerprint": model}
+        # Equal text can still be unequal tokens: library versions read one tokenizer file differently.
+        more = {"device": self.outcome.measured["device"], "token_fingerprint": batches.fingerprint(self.items), **fingerprints}
         self.folder.write_json("provenance.json", known | more)
 
 
