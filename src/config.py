@@ -104,7 +104,7 @@ class TrainConfig:
     warmup: float = 0.03  # share of the steps
     weight_decay: float = 0.0
     clip: float = 1.0  # maximum gradient norm; 0 switches clipping off
-    checkpoint_every: int = 100
+    checkpoint_every: int = 50
 
 
 @dataclass

@@ -7,10 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from src.cli import compose
+from src.config import Config
+from src.records import RunFolder, run_id
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -28,6 +32,27 @@ TINY = [
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+Run = Callable[..., tuple[RunFolder, dict[str, Any]]]
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    """Train the tiny model with these overrides in this process; (its folder, its result)."""
+
+    def go(*overrides: str, config: Config | None = None) -> tuple[RunFolder, dict[str, Any]]:
+        from src.train import worker  # torch is imported only by the tests that train
+
+        config = config or compose([*TINY, *overrides])
+        record = RunFolder(run_id(config))
+        record.write_config(config)
+        worker.run(record.path)
+        result = record.result()
+        assert result is not None
+        return record, result
+
+    return go
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from src import embedded
+from src.batches import tokenise
+from src.datasets import Example
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -27,6 +29,10 @@ def test_the_embedded_model_is_converted_once_and_right() -> None:
     assert tokenizer("<|im_start|>a12", add_special_tokens=False).input_ids[0] == 1
     assert len(tokenizer("12", add_special_tokens=False).input_ids) == 2
     assert "quantization_config" not in config
+    chat = Example("1", [{"role": "user", "content": "Hi"}], "Hello", "1")
+    (item,) = tokenise([chat], tokenizer, 64, False)
+    assert tokenizer.decode(item.prompt).endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert tokenizer.decode(item.target) == "Hello<|im_end|>"
     tensors = load_file(folder / "model.safetensors")
     assert sum(tensor.numel() for tensor in tensors.values()) == 134_515_008
     # Q4_1 leaves at most 16 levels in each block of 32 weights of a row.

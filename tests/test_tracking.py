@@ -11,23 +11,15 @@ from typing import Any
 import pytest
 
 from src.cli import compose
-from src.records import RunFolder, run_id
+from src.records import RunFolder
 from src.tracking import Mirror
-from src.train import worker
-from tests.conftest import TINY
-
-OFFLINE = [*TINY, "tracking=wandb_offline"]
+from tests.conftest import TINY, Run
 
 
-def train(*overrides: str) -> tuple[RunFolder, dict[str, Any]]:
-    config = compose([*OFFLINE, *overrides])
+def mirrored(run: Run, *overrides: str) -> tuple[RunFolder, dict[str, Any]]:
+    config = compose([*TINY, "tracking=wandb_offline", *overrides])
     config.sweep = "my-sweep"
-    record = RunFolder(run_id(config))
-    record.write_config(config)
-    worker.run(record.path)
-    result = record.result()
-    assert result is not None
-    return record, result
+    return run(config=config)
 
 
 def read(record: RunFolder) -> dict[str, list[dict[str, Any]]]:
@@ -42,8 +34,8 @@ def read(record: RunFolder) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def test_the_offline_file_holds_every_metric_and_count_of_the_record() -> None:
-    record, result = train("variant=dora", "lora.r=4", "eval.every=2", "train.steps=4")
+def test_the_offline_file_holds_every_metric_and_count_of_the_record(run: Run) -> None:
+    record, result = mirrored(run, "variant=dora", "lora.r=4", "eval.every=2", "train.steps=4")
     entries = read(record)
     (run,) = entries["run"]
     assert (run["run_id"], run["run_group"], run["job_type"], run["tags"]) == (record.run_id, "my-sweep", "train", ["dora"])
@@ -53,11 +45,11 @@ def test_the_offline_file_holds_every_metric_and_count_of_the_record() -> None:
     history: dict[int, dict[str, Any]] = {}
     for line in record.logged():
         history.setdefault(line["step"], {}).update(line)
-    mirrored = {item["item"]["step"]: item["item"] for item in entries["history"]}
-    assert set(mirrored) == set(history) == {1, 2, 3, 4}
+    steps = {item["item"]["step"]: item["item"] for item in entries["history"]}
+    assert set(steps) == set(history) == {1, 2, 3, 4}
     for step, line in history.items():
         for key, value in line.items():
-            assert mirrored[step][key] == pytest.approx(value, rel=1e-6), (step, key)
+            assert steps[step][key] == pytest.approx(value, rel=1e-6), (step, key)
 
     summary: dict[str, Any] = {}
     for update in entries["summary"]:
@@ -69,25 +61,25 @@ def test_the_offline_file_holds_every_metric_and_count_of_the_record() -> None:
     assert entries["exit"][0].get("exit_code", 0) == 0
 
 
-def test_a_diverged_run_is_no_success_in_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverged_run_is_no_success_in_wandb(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from src.train.peft_engine import PeftEngine, StepResult
 
     monkeypatch.setattr(PeftEngine, "step", lambda *_: StepResult(float("nan"), 1.0, 0.1))
-    record, result = train("seed=5")
+    record, result = mirrored(run, "seed=5")
     assert result["status"] == "diverged"
     entries = read(record)
     assert entries["exit"][0]["exit_code"] == 1
     assert not any("train/loss" in item["item"] for item in entries["history"])  # absent, never 0
 
 
-def test_a_broken_mirror_never_stops_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_mirror_never_stops_a_run(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import wandb
 
     def fail(**_: object) -> None:
         raise wandb.errors.CommError("no network\nat all")
 
     monkeypatch.setattr(wandb, "init", fail)
-    _, result = train("seed=6")
+    _, result = mirrored(run, "seed=6")
     assert result["status"] == "ok"
     assert capsys.readouterr().err.splitlines() == ["W&B: offline: no network"]
 

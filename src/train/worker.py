@@ -219,7 +219,10 @@ def _first_line(error: BaseException) -> str:
 
 def main() -> int:
     quiet_libraries()
-    run(Path(sys.argv[1]))
+    try:
+        run(Path(sys.argv[1]))
+    except KeyboardInterrupt:
+        return cli.INTERRUPTED  # the parent gets the signal too, and says so once
     return 0
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from src import models
 from src.cli import compose
 from src.records import RunFolder, run_id
 from src.train import worker
 from src.train.checks import LiveChecks
 from src.train.peft_engine import PeftEngine, StepResult
-from tests.conftest import TINY
-from tests.train.conftest import Run
+from tests.conftest import TINY, Run
 
 
 def lines(record: RunFolder, key: str) -> list[Any]:
@@ -199,3 +200,32 @@ def test_epochs_decide_the_steps(run: Run, rows: Any) -> None:
 def test_the_run_id_is_the_folder(run: Run) -> None:
     record, result = run()
     assert result["run_id"] == record.run_id == run_id(compose(TINY))
+
+
+def test_a_model_in_a_local_folder(run: Run, folder: Path) -> None:
+    network, tokenizer = models.load(compose(["model=tiny"]).model, torch.float32, torch.device("cpu"))
+    network.save_pretrained(folder / "mine")
+    tokenizer.save_pretrained(folder / "mine")
+    _, result = run("model=path", f"model.path={folder / 'mine'}")
+    _, same = run()
+    assert result["status"] == "ok", result["reason"]
+    assert result["metrics"]["test/loss"] == pytest.approx(same["metrics"]["test/loss"], abs=1e-3)
+
+
+def test_a_device_that_cannot_quantise_says_so_before_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bitsandbytes
+
+    def fail(*_: object, **__: object) -> None:
+        raise NotImplementedError("no kernel for this device\nmore")
+
+    monkeypatch.setattr(bitsandbytes.nn.Linear4bit, "forward", fail)
+    record, result = run("variant=qlora")
+    assert result["status"] == "failed"
+    assert result["reason"] == ("variant.base_precision=nf4: bitsandbytes cannot train on cpu here (no kernel for this device)")
+    assert not record.metrics.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(run: Run) -> None:
+    _, result = run("device=cuda")
+    assert (result["status"], result["reason"]) == ("failed", "device=cuda: no CUDA device is visible here")
