@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 
 class PackedLauncher(Launcher):
@@ -20,15 +20,10 @@ class PackedLauncher(Launcher):
         self.hydra_context = hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from src.cli import compose_jobs
         from src.train.plan import run_jobs
 
-        nodes = []
-        for overrides in job_overrides:
-            node = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            with open_dict(node):
-                choices = node.pop("hydra").runtime.choices
-            nodes.append((node, choices))
-        run_jobs(nodes)
+        run_jobs(compose_jobs(self.hydra_context.config_loader, self.config, job_overrides))
         return [_returned(overrides) for overrides in job_overrides]
 
 

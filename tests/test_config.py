@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from src.cli import compose
-from src.config import CONF_FOLDER, ConfigError
+from src.cli import compose, compose_jobs, register_schema
+from src.config import CONF_FOLDER, ConfigError, resolve
 from src.records import run_id
 
 
@@ -159,3 +159,26 @@ def test_nothing_heavy_is_imported_by_a_refusal() -> None:
     code = f"import sys, src.train.plan, src.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(CONF_FOLDER).parent, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_jobs_of_a_sweep_are_composed_as_hydra_composes_each() -> None:
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    jobs = [
+        ["variant=dora", "lora.r=8", "seed=3"],
+        ["variant=dora", "lora.r=8", "seed=4", "data_seed=9"],
+        ["model=tiny", "variant=lora", "lora.target_modules=[q_proj,v_proj]", "train.epochs=null"],
+        ["model=path", "model.path='a b'", "dataset=jsonl", "dataset.labels=[x,y]", "train.lr=1e-4"],
+        ["experiment=demo", "train.steps=7", "force=true", "++lora.r=3"],
+    ]
+    register_schema()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(CONF_FOLDER), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", [], RunMode.MULTIRUN)
+        nodes = compose_jobs(loader, master, jobs)
+    for (node, choices), job in zip(nodes, jobs, strict=True):
+        assert resolve(node) == compose(job), job
+        assert choices["variant"] == next((o.split("=")[1] for o in job if o.startswith("variant=")), "lora")
