@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-gpu check install clean
+.PHONY: demo test check install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m src.train experiment=demo
@@ -12,9 +12,6 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
-
-test-gpu: $(INSTALLED)
-	$(BIN)/python -m pytest -m gpu -rs
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
