@@ -6,6 +6,7 @@ import copy
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
@@ -25,6 +26,9 @@ from omegaconf.errors import OmegaConfBaseException
 from src.config import CONF_FOLDER, Config, ConfigError, resolve
 
 BAD_INPUT = 2
+TERMINATED = 143
+GROUPS = ("model", "variant", "dataset", "tracking")
+OPTIONS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 INTERRUPTED = 130
 
 
@@ -81,29 +85,46 @@ def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequen
 def refuse_malformed(arguments: list[str]) -> None:
     """Raise ConfigError for an override that is not key=value; Hydra's own errors would not say which one it was."""
     parser = OverridesParser.create()
+    takes_value = False
     for argument in arguments:
-        if argument.startswith("-"):
-            continue  # an option of Hydra's, such as -m
+        if argument.startswith("-") or takes_value:
+            takes_value = argument in OPTIONS_WITH_VALUE
+            continue
         try:
             override = parser.parse_override(argument)
         except HydraException:
             override = None
         if override is None or not override.key_or_group:
-            raise ConfigError(f"{argument}: not of the form key=value")
+            hint = """; a value with spaces or signs is quoted: 'key="my file"'""" if "=" in argument[1:] else ""
+            raise ConfigError(f"{argument}: not of the form key=value{hint}")
+        if override.key_or_group in GROUPS and not override.is_sweep_override() and not isinstance(override.value(), str):
+            raise ConfigError(f"{argument}: needs one name; several make a sweep, which needs -m {override.key_or_group}=A,B")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived, which is what a scheduler sends: stop as on Ctrl-C."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
 
 
 def run(command: Callable[[], int | None]) -> NoReturn:
     """Run a command and end the process: 0 done, 1 some runs failed, 2 bad input, 130 interrupted."""
     # Hydra would print its own many-line report and exit with 1; with this it lets the exception through to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = command() or 0
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         code = BAD_INPUT
-    except KeyboardInterrupt:
+    except OSError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt as error:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        code = INTERRUPTED
+        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     sys.exit(code)
 
 
@@ -123,6 +144,8 @@ def one_line(error: BaseException) -> str:
         return f"{match[1]}={match[2]}: no such {match[1]}"
     if match := re.search(r"Ambiguous value for argument '(.*?)'", cause):
         return f"{match[1]}: several values make a sweep, which needs -m; a list is written key=[a,b]"
+    if match := re.search(r"field '(\S+)' is not Optional", cause):
+        return f"{match[1]}=null: needs a value"
     if match := re.search(r"Value '(.*?)'.*could not be converted to (\w+)", cause, re.S):
         wanted = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(match[2], match[2])
         return f"{_full_key(cause)}={match[1]}: needs {wanted}"

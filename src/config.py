@@ -6,7 +6,7 @@ refusal is immediate. ``resolve`` is the only door from Hydra's types to these d
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -210,13 +210,19 @@ def resolve(node: DictConfig) -> Config:
 
 def _refuse_other_keys(node: DictConfig) -> None:
     """Hydra's ``+key`` and ``~key`` can add to the schema and take from it; nothing here would read or survive that."""
-    known = {entry.name for entry in fields(Config)}
-    for key in map(str, node):
+    _compare_keys(OmegaConf.to_container(node), Config(), "")
+
+
+def _compare_keys(found: Any, wanted: Any, prefix: str) -> None:
+    known = {entry.name: getattr(wanted, entry.name) for entry in fields(wanted)}
+    for key in found:
         if key not in known:
-            raise ConfigError(f"{key}: no such key")
-    for key in known:
-        if key not in node:
-            raise ConfigError(f"{key}: cannot be removed")
+            raise ConfigError(f"{prefix}{key}: no such key")
+    for key, value in known.items():
+        if key not in found:
+            raise ConfigError(f"{prefix}{key}: cannot be removed")
+        if is_dataclass(value):
+            _compare_keys(found[key], value, f"{prefix}{key}.")
 
 
 def check(config: Config) -> None:
@@ -252,6 +258,8 @@ def _target_modules(value: Any) -> str | list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
         raise ConfigError(f"lora.target_modules={value}: needs {ALL_LINEAR} or a list of module names such as [q_proj,v_proj]")
+    if ALL_LINEAR in names:
+        raise ConfigError(f"lora.target_modules={value}: {ALL_LINEAR} stands alone")
     if len(set(names)) != len(names):
         raise ConfigError(f"lora.target_modules={value}: names a module twice")
     return sorted(names)

@@ -31,6 +31,7 @@ class Splits:
     train: list[Example]
     val: list[Example]
     test: list[Example]
+    left_out: int = 0  # training rows left out because their prompt stands in validation or test as well
 
     def fingerprint(self) -> str:
         """SHA-256 over all examples in order: two runs with the same one saw the same data."""
@@ -68,10 +69,16 @@ def refuse_impossible(dataset: DatasetConfig, batch_size: int) -> Splits | None:
     splits = load(dataset)
     where = f"dataset={dataset.name or dataset.source}"
     if len(splits.train) < batch_size:
-        raise ConfigError(f"train.batch_size={batch_size}: {where} has only {len(splits.train)} training examples")
+        why = f" ({splits.left_out} more have prompts of the other splits)" if splits.left_out else ""
+        raise ConfigError(f"train.batch_size={batch_size}: {where} has only {len(splits.train)} training examples{why}")
     for name, split in (("validation", splits.val), ("test", splits.test)):
         if not split:
             raise ConfigError(f"{where}: no {name} examples are left; raise dataset.val_share and dataset.test_share or add rows")
+    if dataset.labels:
+        known = {label.strip().casefold() for label in dataset.labels}
+        for example in [*splits.train, *splits.val, *splits.test]:
+            if example.target.strip().casefold() not in known:
+                raise ConfigError(f"dataset.labels: {example.id} has the target {example.target!r}, which is none of them")
     return splits
 
 
@@ -88,29 +95,33 @@ def share_of(group: str) -> float:
 def _split(
     dataset: DatasetConfig, rows: list[Example], val: list[Example] | None = None, test: list[Example] | None = None
 ) -> Splits:
-    """Take test and validation rows out of ``rows`` by group, unless they were given."""
+    """Take test and validation rows out of ``rows`` by group, unless they were given; no group is in two splits."""
+    given = {example.group for example in [*(val or []), *(test or [])]}
+    fresh = [example for example in rows if example.group not in given]
     test_below = 0.0 if test is not None else dataset.test_share
     val_below = test_below + (0.0 if val is not None else dataset.val_share)
     parts: dict[str, list[Example]] = {"train": [], "val": [], "test": []}
-    for example in rows:
+    for example in fresh:
         share = share_of(example.group)
         parts["test" if share < test_below else "val" if share < val_below else "train"].append(example)
     # The held-out rows are read in the order of their hash, so that the first n of them are a fair sample.
     for name in ("val", "test"):
         parts[name].sort(key=lambda example: share_of(example.id))
-    return Splits(parts["train"], parts["val"] if val is None else val, parts["test"] if test is None else test)
+    kept_val, kept_test = parts["val"] if val is None else val, parts["test"] if test is None else test
+    return Splits(parts["train"], kept_val, kept_test, left_out=len(rows) - len(fresh))
 
 
 def _limit(dataset: DatasetConfig, splits: Splits) -> Splits:
     if dataset.train_examples is None:
         return splits
     chosen = sorted(splits.train, key=lambda example: share_of(example.id))[: dataset.train_examples]
-    return Splits(chosen, splits.val, splits.test)
+    return Splits(chosen, splits.val, splits.test, splits.left_out)
 
 
 def _read_jsonl(path: Path, key: str, dataset: DatasetConfig) -> list[Example]:
+    path = path.expanduser()
     if not path.is_file():
-        raise ConfigError(f"{key}={path}: no such file")
+        raise ConfigError(f"{key}={path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
     examples = []
     for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not raw.strip():
@@ -118,6 +129,9 @@ def _read_jsonl(path: Path, key: str, dataset: DatasetConfig) -> list[Example]:
         where = f"{key}: {path}, line {number}"
         try:
             row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"{where}: has half of a surrogate pair (\\ud800 to \\udfff), which is no text") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"{where}: not UTF-8 (byte {error.start + 1} of the line)") from error
         except (json.JSONDecodeError, RecursionError) as error:
@@ -170,8 +184,12 @@ def _load_hub(dataset: DatasetConfig) -> Splits:
                 f"it has {', '.join(table.column_names)}"
             )
         found = []
+        names = getattr(table.features[dataset.target_column], "int2str", str)  # a ClassLabel column holds numbers
         for number, row in enumerate(table):
-            prompt, target = str(row[dataset.prompt_column]), str(row[dataset.target_column])
+            prompt, value = row[dataset.prompt_column], row[dataset.target_column]
+            target = value if isinstance(value, str) else "" if value is None else names(value)
+            if not isinstance(prompt, str) or not target.strip():
+                raise ConfigError(f"dataset.id={dataset.id}: row {number} of {split} has no prompt text or no target")
             found.append(Example(f"{split}:{number}", prompt, target, prompt))
         return found
 

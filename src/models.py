@@ -24,12 +24,24 @@ FAMILIES = ("llama", "qwen2", "mistral")
 def find_shape(model: ModelConfig) -> Shape | None:
     """The model's dimensions without loading it, or None where its family is not one of ``FAMILIES``."""
     if model.source == "path" and model.path is not None:
-        text = (Path(model.path) / "config.json").read_text(encoding="utf-8")
-        values = json.loads(text)
+        values = _read_config(model.path)
         if values.get("model_type") not in FAMILIES:
             return None
         return Shape(**{entry.name: values[entry.name] for entry in fields(Shape) if entry.name in values})
     return model.shape
+
+
+def _read_config(folder: str) -> dict[str, Any]:
+    path = Path(folder).expanduser() / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"model.path={folder}: no model there (config.json is missing)")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"model.path={folder}: config.json is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"model.path={folder}: config.json is not a model's config")
+    return values
 
 
 def refuse_impossible(model: ModelConfig) -> None:
@@ -37,8 +49,7 @@ def refuse_impossible(model: ModelConfig) -> None:
     if model.source == "path":
         if not model.path:
             raise ConfigError("model.path: model=path needs the folder of a model, model.path=DIR")
-        if not (Path(model.path) / "config.json").is_file():
-            raise ConfigError(f"model.path={model.path}: no model there (config.json is missing)")
+        _read_config(model.path)
     if model.source == "hub" and not model.id:
         raise ConfigError("model.id: a hub model needs its id")
     if model.weights == "random":
@@ -59,7 +70,7 @@ def load(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[
     weights are drawn on ``device`` from one fixed seed, so that all runs share one base.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, GenerationConfig
 
     if model.weights == "random":
         assert model.shape is not None
@@ -70,12 +81,16 @@ def load(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[
             network = AutoModelForCausalLM.from_config(config, dtype=dtype)
         tokenizer = ByT5Tokenizer()  # type: ignore[no-untyped-call]
     else:
-        source = embedded.convert() if model.source == "embedded" else model.path or model.id
+        source = embedded.convert() if model.source == "embedded" else model.id
+        if model.path is not None:
+            source = str(Path(model.path).expanduser())
         options = {"revision": model.revision} if model.source == "hub" and model.revision else {}
         network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    # Greedy means greedy: a model's own generation settings may hold a repetition penalty or a sampling temperature.
+    network.generation_config = GenerationConfig()
     network.requires_grad_(False)
     network.config.use_cache = False
     return network, tokenizer

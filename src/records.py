@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -97,6 +98,18 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.error = self.path / "error.txt"
 
+    def clear_results(self) -> None:
+        """Take an earlier result away before a run is repeated; result.json goes first: without it nothing counts."""
+        (self.path / "result.json").unlink(missing_ok=True)
+        for folder in (self.adapter, self.model):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.error, self.predictions):
+            file.unlink(missing_ok=True)
+
+    def clear_progress(self) -> None:
+        self.checkpoint.unlink(missing_ok=True)
+        self.metrics.unlink(missing_ok=True)
+
     def write_config(self, config: Config) -> None:
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
 
@@ -110,7 +123,11 @@ class RunFolder:
         write_atomically(self.path / name, dump_json(value))
 
     def result(self) -> dict[str, Any] | None:
-        return read_json(self.path / "result.json")
+        """The run's result, or None if it has none, or one that cannot be read: such a run has to be done again."""
+        try:
+            return read_json(self.path / "result.json")
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            return None
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl in a single write."""
@@ -150,7 +167,10 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def write_sweep(name: str, run_ids: list[str], root: Path = RUNS) -> None:
+def write_sweep(name: str, run_ids: list[str], add: bool = False, root: Path = RUNS) -> None:
+    """List the runs of a sweep; ``add`` keeps those that an earlier command gave the same name."""
+    if add:
+        run_ids = list(dict.fromkeys([*(read_sweep(name, root) or []), *run_ids]))
     value = {"name": name, "run_ids": run_ids, "argv": sys.argv, "created": datetime.now(UTC).isoformat()}
     write_atomically(root / "sweeps" / f"{name}.json", dump_json(value))
 

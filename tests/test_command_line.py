@@ -121,3 +121,21 @@ def test_a_changed_data_file_is_not_mistaken_for_the_old_one(command: Command, r
     done = command("src.train", *arguments)
     assert done.returncode == 2 and "other contents" in done.stderr
     assert command("src.train", *arguments, "force=true").returncode == 0
+
+
+def test_a_control_can_be_added_to_a_sweep_by_its_name(command: Command, folder: Path) -> None:
+    assert command("src.train", *TINY, "variant=frozen", "sweep=mine").returncode == 0
+    assert command("src.train", *TINY, "-m", "variant=lora", "sweep=mine").returncode == 0  # -m may stand anywhere
+    assert len(json.loads((folder / "runs/sweeps/mine.json").read_text())["run_ids"]) == 2
+
+
+def test_a_torn_result_is_done_again_and_a_file_named_runs_is_one_line(command: Command, folder: Path) -> None:
+    command("src.train", *TINY)
+    (result,) = (folder / "runs").glob("*/result.json")
+    result.write_text(result.read_text()[:50])
+    again = command("src.train", *TINY)
+    assert again.returncode == 0 and ": ok" in again.stdout and json.loads(result.read_text())["status"] == "ok"
+    (folder / "runs").rename(folder / "elsewhere")
+    (folder / "runs").write_text("a file")
+    done = command("src.train", *TINY)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "runs" in done.stderr

@@ -99,6 +99,7 @@ def test_rows(row: object, expected: object) -> None:
         (b'{"text": "a"}\n', "line 1: needs the keys"),
         (b'{"messages": [{"role": "user", "content": "a"}]}\n', "line 1: no target"),
         (b'{"messages": "a"}\n', "line 1: 'messages' needs a list"),
+        (b'{"context": "\\ud800", "target": "b"}\n', "line 1: has half of a surrogate pair"),
         (b"", "the file is empty"),
         (b"\n \n", "the file is empty"),
     ],
@@ -125,6 +126,25 @@ def test_a_missing_file_and_too_few_rows(folder: Path, rows: Path) -> None:
         refuse_impossible(jsonl(two), 1)
 
 
+def test_training_rows_that_stand_in_a_given_test_file_are_left_out_and_counted(folder: Path) -> None:
+    train = write(folder / "train.jsonl", [{"context": f"p{n}", "target": "t"} for n in range(10)])
+    test = write(folder / "test.jsonl", [{"context": f"p{n}", "target": "t"} for n in (3, 4, 99)])
+    splits = load(jsonl(train, test_path=str(test), val_share=0.0))
+    assert ([e.prompt for e in splits.train], splits.left_out) == ([f"p{n}" for n in (0, 1, 2, 5, 6, 7, 8, 9)], 2)
+
+
+def test_a_target_that_is_no_label_is_refused(folder: Path) -> None:
+    path = write(folder / "a.jsonl", [{"context": f"p{n}", "target": ("pos", "neg")[n % 2]} for n in range(60)])
+    assert refuse_impossible(jsonl(path, labels=["Pos", "neg"]), 4) is not None
+    with pytest.raises(ConfigError, match=r"dataset\.labels: a\.jsonl:\d+ has the target 'neg', which is none of them"):
+        refuse_impossible(jsonl(path, labels=["pos", "foo"]), 4)
+
+
+def test_a_folder_is_no_file(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder, not a file"):
+        load(jsonl(folder))
+
+
 def test_a_byte_order_mark_is_no_error(folder: Path) -> None:
     path = folder / "bom.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"context": "a", "target": "b"}\n')
@@ -148,6 +168,11 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     splits = load(config)
     assert asked == [(("a/b", None), {"split": s, "revision": "abc"}) for s in ("test", "train")]
     assert [e.target for e in splits.test] == [f"a{n}" for n in range(50)]
+    assert splits.train == [] and splits.left_out == 50  # the same rows as in the given test split
+    labelled = table.add_column("label", [0, 1] * 25).cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: labelled)
+    config.target_column, config.test_split = "label", None
+    assert {e.target for e in load(config).train} == {"no", "yes"}
     config.prompt_column = "nosuch"
     with pytest.raises(ConfigError, match="has no column nosuch; it has question, answer"):
         load(config)

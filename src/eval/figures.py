@@ -86,8 +86,8 @@ def quality_vs_rank(comparison: Comparison) -> Figure:
         # Neighbours in rank are an octave apart or more; the lines stand side by side around each, to be told apart.
         room = 0.75 if len(ticks) < 3 else 0.5
         octaves = float(np.log2(ticks[-1] / ticks[0])) + 2 * room
-        step = (0.045 if len(ticks) > 1 else 0.09) * octaves
-        width = min([step * (len(lines) - 1), 1.4 * room, *(0.4 * np.diff(np.log2(ticks)))])
+        step = (0.025 if len(ticks) > 1 else 0.05) * octaves
+        width = min([step * (len(lines) - 1), 1.4 * room, *(0.25 * np.diff(np.log2(ticks)))])
         for shift, one in zip(np.linspace(-width / 2, width / 2, len(lines)) if width else [0.0], lines, strict=True):
             _line(axes, comparison, one, ranks * 2.0**shift)
         axes.set_xlim(ticks[0] / 2**room, ticks[-1] * 2**room)
@@ -110,7 +110,7 @@ def quality_vs_parameters(comparison: Comparison) -> Figure:
     if lines:
         axes.set_xscale("log")
         for one in lines:
-            _line(axes, comparison, one, counts)
+            _line(axes, comparison, one, counts, beside=0.0)
         seen = counts[[row for one in lines for row in one.rows]]
         room = max(1.25, (seen.max() / seen.min()) ** 0.06)
         axes.set_xlim(seen.min() / room, seen.max() * room)
@@ -240,16 +240,16 @@ def _strip(axes: Axes, values: list[float], above: bool) -> None:
     axes.plot([0], [edge], transform=axes.transAxes, marker=[(-1, -0.6), (1, 0.6)], ms=9, color="k", mew=0.9, clip_on=False)
 
 
-def _line(axes: Axes, comparison: Comparison, one: Series, x: pd.Series) -> None:
-    """The means of a series, and beside each, a few points of ink to the right, its seeds."""
+def _line(axes: Axes, comparison: Comparison, one: Series, x: pd.Series, beside: float = 5.5) -> None:
+    """The means of a series, and its seeds, ``beside`` points of ink to the right of their mean."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    beside = axes.transData + ScaledTranslation(5.5 / 72, 0, figure.dpi_scale_trans)
+    shifted = axes.transData + ScaledTranslation(beside / 72, 0, figure.dpi_scale_trans)
     for row in one.rows:
         values = _values(comparison, row)
         if len(values) > 1:
             at = [x[row]] * len(values)
-            axes.plot(at, values, color=one.color, marker="o", ms=3, mew=0, alpha=0.5, ls="", zorder=2.5, transform=beside)
+            axes.plot(at, values, color=one.color, marker="o", ms=3, mew=0, alpha=0.5, ls="", zorder=2.5, transform=shifted)
             axes.update_datalim(np.column_stack([at, values]))  # matplotlib leaves shifted points out of the axis' range
     axes.plot(x[one.rows], comparison.table[f"{column(comparison.metrics[0])}_mean"][one.rows], zorder=3, **one.look)
 

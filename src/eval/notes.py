@@ -55,7 +55,8 @@ def subject(runs: pd.DataFrame) -> str:
 
 def seed_count(table: pd.DataFrame) -> str:
     """How many seeds ended well in a row of the table: ``3 seeds`` or ``1 to 3 seeds``."""
-    counts = [int(n) for n in table["n_seeds"] if n]
+    trained = table[table["trainable_parameters"] != 0]  # a control that trains nothing gives the same for every seed
+    counts = [int(n) for n in (trained if len(trained) else table)["n_seeds"] if n]
     if not counts:
         return "no finished run"
     low, high = min(counts), max(counts)

@@ -24,6 +24,9 @@ def compose(node: DictConfig) -> None:
 def main() -> int:
     from src.train.plan import RunsFailed, run_jobs
 
+    sweep = [option for option in sys.argv[1:] if option in ("-m", "--multirun")]
+    # argparse, inside Hydra, takes -m only before the overrides.
+    sys.argv[1:] = [*sweep[:1], *(argument for argument in sys.argv[1:] if argument not in sweep)]
     cli.refuse_malformed(sys.argv[1:])
     cli.register_schema()
     try:

@@ -39,14 +39,18 @@ class LiveChecks:
         self.lora = lora
         self.expected_trainable = trainable
         self.linears = linears
-        self.base_before = fingerprint(frozen_tensors(model))
+        self.base_before = fingerprint(self._base_tensors())
         self.magnitudes_before = {name: p.detach().clone() for name, p in self._named("lora_magnitude_vector")}
+
+    def _base_tensors(self) -> list[torch.Tensor]:
+        return list(self.model.parameters()) if self.variant.trains == "all" else frozen_tensors(self.model)
 
     def _named(self, part: str) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self.model.named_parameters() if part in name]
 
     def judge(self) -> dict[str, Check]:
-        checks = {"trainable_parameters": self._trainable(), "base_unchanged": self._base(), "quantised_layers": self._layers()}
+        checks = {"trainable_parameters": self._trainable(), "quantised_layers": self._layers()}
+        checks["weights_moved" if self.variant.trains == "all" else "base_unchanged"] = self._base()
         if self.variant.trains == "adapter":
             checks["effective_scale"] = self._scale()
             checks["adapter_moved"] = self._moved()
@@ -60,8 +64,9 @@ class LiveChecks:
         )
 
     def _base(self) -> Check:
-        after = fingerprint(frozen_tensors(self.model))
-        return _check(after == self.base_before, f"frozen weights {self.base_before} before, {after} after")
+        after = fingerprint(self._base_tensors())
+        same, meant = after == self.base_before, self.variant.trains != "all"
+        return _check(same == meant, f"base weights {self.base_before} before, {after} after")
 
     def _layers(self) -> Check:
         found = quantised_layers(self.model) if self.variant.base_precision in BITS else {"nf4": 0, "int8": 0}

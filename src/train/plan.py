@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from src import datasets, embedded, models
+from src.cli import Terminated
 from src.config import Config, ConfigError, resolve
 from src.progress import bar
 from src.records import ENDED, RunFolder, provenance, read_json, run_id, write_sweep
@@ -83,7 +84,7 @@ def plan(nodes: Sequence[tuple[DictConfig, Any]]) -> list[Job]:
         refuse(group)
     name = _sweep_name(jobs, experiment)
     if name is not None:
-        write_sweep(name, list(jobs))
+        write_sweep(name, list(jobs), add=any(job.config.sweep for job in jobs.values()))
     for job in jobs.values():
         job.config.sweep = name
     return list(jobs.values())
@@ -91,7 +92,10 @@ def plan(nodes: Sequence[tuple[DictConfig, Any]]) -> list[Job]:
 
 def _sweep_name(jobs: dict[str, Job], experiment: str | None) -> str | None:
     """The name given, or the experiment's, or for several runs one that the same sweep gets again."""
-    given = next(iter(jobs.values())).config.sweep
+    names = {job.config.sweep for job in jobs.values()}
+    if len(names) > 1:
+        raise ConfigError("sweep: needs one name for all jobs of a command")
+    (given,) = names
     if given or experiment:
         return given or str(experiment).replace("/", ".")
     if len(jobs) == 1:
@@ -122,8 +126,15 @@ def refuse(jobs: Sequence[Job]) -> None:
     now = splits.fingerprint()
     for job in jobs:
         result, known = job.folder.result(), read_json(job.folder.path / "provenance.json")
-        if not job.config.force and result and known and known.get("data_fingerprint") not in (None, now):
-            raise ConfigError(f"dataset: run {job.run_id} was trained on other contents of the same files; use force=true")
+        if (
+            not job.config.force
+            and (result or job.folder.checkpoint.exists())
+            and known
+            and known.get("data_fingerprint") not in (None, now)
+        ):
+            raise ConfigError(
+                f"dataset: run {job.run_id} was trained on other contents of the same files; use force=true to repeat it"
+            )
 
 
 def prepare(jobs: Sequence[Job]) -> None:
@@ -147,8 +158,9 @@ def _run(job: Job, at: int, of: int) -> str:
     if before and before["status"] in ENDED and not job.config.force:
         print(f"{head}: already done, {describe(before)}")
         return str(before["status"])
-    if before or job.config.force:
-        _clear(folder, keep_checkpoint=not job.config.force)
+    folder.clear_results()
+    if job.config.force:
+        folder.clear_progress()
     folder.write_config(job.config)
     folder.write_json("provenance.json", provenance(sys.argv))
     print(f"{head} ...", flush=True)
@@ -166,11 +178,13 @@ def _run(job: Job, at: int, of: int) -> str:
 
 
 def _child(folder: RunFolder) -> int:
-    """The worker's exit code. On Ctrl-C the worker gets the signal too; it is given time to stop by itself."""
+    """The worker's exit code. On Ctrl-C the worker gets the signal too; on SIGTERM it is passed on."""
     worker = subprocess.Popen([sys.executable, "-m", "src.train.worker", str(folder.path)], env=_environment())
     try:
         return worker.wait()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if isinstance(error, Terminated):
+            worker.terminate()
         try:
             worker.wait(timeout=30)
         except subprocess.TimeoutExpired:
@@ -185,15 +199,6 @@ def describe(result: dict[str, Any]) -> str:
     metrics = result["metrics"]
     parts = [f"{key} {metrics[key]:.3f}" for key in ("test/loss", "test/exact_match") if key in metrics]
     return ", ".join(["ok", *parts])
-
-
-def _clear(folder: RunFolder, keep_checkpoint: bool) -> None:
-    """Take an earlier result away before a run is repeated. result.json goes first: without it nothing counts."""
-    (folder.path / "result.json").unlink(missing_ok=True)
-    folder.error.unlink(missing_ok=True)
-    if not keep_checkpoint:
-        folder.checkpoint.unlink(missing_ok=True)
-        folder.metrics.unlink(missing_ok=True)
 
 
 def _environment() -> dict[str, str]:

@@ -21,6 +21,7 @@ MEASURED = (
     "train_seconds",
     "train_tokens",
     "rows_cut",
+    "rows_left_out",
     "wall_seconds",
 )
 

@@ -11,7 +11,8 @@ def lr_factor(schedule: str, step: int, steps: int, warmup: float) -> float:
     Linear rise over the warm-up, then constant, linear to 0, or half a cosine to 0: the same curves as
     ``transformers.get_scheduler`` gives under the names constant_with_warmup, linear, cosine.
     """
-    rise = math.ceil(steps * warmup)
+    # transformers' warm-up starts at 0, so a run of one step must not consist of it.
+    rise = min(math.ceil(steps * warmup), steps - 1)
     if step < rise:
         return step / max(1, rise)
     progress = (step - rise) / max(1, steps - rise)

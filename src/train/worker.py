@@ -5,6 +5,7 @@ A process of its own keeps memory peaks clean, and a crash kills one run.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import traceback
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from src import batches, cli, datasets, device, models
 from src.batches import Item
@@ -58,6 +60,7 @@ class Run:
             "total_parameters": total,
             "trainable_parameters": counts.trainable_parameters(config.variant, config.lora, targets, total),
             "steps": steps_of(config, len(splits.train)),
+            "rows_left_out": splits.left_out,
             "rows_cut": {name: sum(item.cut for item in items) for name, items in self.items.items()},
         }
         layers = sum(linear.count for linear in linears)
@@ -104,8 +107,13 @@ class Run:
         engine = PeftEngine(model, config.train, measured["steps"], config.seed, numerics)
         progress = Progress()
         if self.folder.checkpoint.exists():
-            tensors, progress = checkpoint.load(self.folder.checkpoint)
-            engine.load_state(tensors)
+            try:
+                tensors, progress = checkpoint.load(self.folder.checkpoint)
+                engine.load_state(tensors)
+            except (SafetensorError, KeyError, ValueError) as error:
+                print(f"{self.folder.checkpoint} is damaged ({_first_line(error)}); starting from step 0", file=sys.stderr)
+                self.folder.checkpoint.unlink()
+                return self._train(model, numerics)
         self.folder.keep_metrics_until(progress.step)
         for line in self.folder.logged():
             self.mirror.log(line)
@@ -142,6 +150,9 @@ class Run:
         items = self.items["test"]
         with bar("scoring the test split", len(items)) as advance:
             losses = self.scorer.losses(items, advance)
+        if not math.isfinite(per_token(losses)):
+            self.outcome.status, self.outcome.reason = "diverged", "the test loss was not finite"
+            return
         self.outcome.metrics["test/loss"] = per_token(losses)
         texts: list[str] | None = None
         if self.config.eval.generate:
@@ -165,7 +176,7 @@ class Run:
             if labels:
                 parsed = [parse_label(text, labels) for text in texts]
                 gold = [parse_label(target, labels) for target in targets]
-                correct = [p == g for p, g in zip(parsed, gold, strict=True)]
+                correct = [p == g != UNPARSED for p, g in zip(parsed, gold, strict=True)]
                 metrics["test/macro_f1"] = macro_f1(parsed, gold, labels)
                 metrics["test/parse_failures"] = sum(p == UNPARSED for p in parsed) / len(parsed)
             metrics["test/exact_match"] = sum(correct) / len(correct)

@@ -111,7 +111,9 @@ def show(table: list[tuple[str, str]]) -> None:
     grid.add_column(overflow="fold")
     for label, value in table:
         grid.add_row(label, value)
-    console.print(grid)
+    with console.capture() as text:
+        console.print(grid)
+    print("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
 if __name__ == "__main__":

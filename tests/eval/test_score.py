@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from src import models
 from src.batches import tokenise
 from src.cli import compose
+from src.config import ModelConfig
 from src.datasets import Example
 from src.device import Numerics
 from src.eval.score import UNPARSED, Scorer, exact_match, macro_f1, parse_label, per_token
@@ -49,6 +52,16 @@ def test_generation_is_that_of_transformers_one_prompt_at_a_time() -> None:
                 0, len(item.prompt) :
             ]
         assert ids == [token for token in wanted.tolist() if token != 1]
+
+
+def test_greedy_does_not_follow_a_models_own_generation_settings(folder: Path) -> None:
+    MODEL.generation_config.repetition_penalty = 5.0
+    MODEL.save_pretrained(folder / "penalised")
+    TOKENIZER.save_pretrained(folder / "penalised")
+    MODEL.generation_config.repetition_penalty = None
+    network, _ = models.load(ModelConfig(source="path", path=str(folder / "penalised")), torch.float64, CPU)
+    found = Scorer(network, Numerics(CPU, torch.float64, None), 4, 0).generate(ITEMS, eos=1, max_new_tokens=6)
+    assert found == scorer(4).generate(ITEMS, eos=1, max_new_tokens=6)
 
 
 def test_generation_stops_at_the_end_token() -> None:

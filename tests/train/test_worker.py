@@ -229,3 +229,32 @@ def test_a_device_that_cannot_quantise_says_so_before_training(run: Run, monkeyp
 def test_a_device_that_is_not_there(run: Run) -> None:
     _, result = run("device=cuda")
     assert (result["status"], result["reason"]) == ("failed", "device=cuda: no CUDA device is visible here")
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_starts_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    config = compose([*TINY, "seed=3"])
+    record = RunFolder(run_id(config))
+    record.path.mkdir(parents=True)
+    record.checkpoint.write_bytes(b"\x10" * 100)
+    _, result = run("seed=3")
+    assert result["status"] == "ok"
+    assert "is damaged" in capsys.readouterr().err
+    assert len(lines(record, "train/loss")) == 3
+
+
+def test_a_single_step_trains(run: Run) -> None:
+    _, result = run("train.steps=1")
+    assert result["status"] == "ok", result["reason"]
+
+
+def test_full_training_that_moves_nothing_is_not_live(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
+    _, result = run("variant=full")
+    assert result["status"] == "failed" and "weights_moved" in result["reason"]
+
+
+def test_a_test_loss_that_is_not_finite_is_diverged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.train.worker.per_token", lambda losses: math.inf)
+    _, result = run()
+    assert (result["status"], result["reason"]) == ("diverged", "the test loss was not finite")
+    assert "test/loss" not in result["metrics"]
