@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY
+from tests.conftest import CODE, TINY
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -139,3 +142,38 @@ def test_a_torn_result_is_done_again_and_a_file_named_runs_is_one_line(command: 
     (folder / "runs").write_text("a file")
     done = command("src.train", *TINY)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "runs" in done.stderr
+
+
+def test_two_commands_for_one_run_train_it_once(folder: Path) -> None:
+    arguments = [sys.executable, "-m", "src.train", *TINY]
+    options = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": str(CODE)}, "text": True, "stdout": subprocess.PIPE}
+    both = [subprocess.Popen(arguments, **options) for _ in range(2)]  # type: ignore[call-overload]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("already done" in text for text in said) == 1
+    (metrics,) = (folder / "runs").glob("*/metrics.jsonl")
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 3]  # step 3 is validated too
+
+
+def test_sigterm_stops_the_worker_too_and_the_same_command_goes_on(command: Command, folder: Path) -> None:
+    arguments = [*TINY, "train.steps=4000", "train.checkpoint_every=10"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.train", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(CODE)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list((folder / "runs").glob("*/checkpoint.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert error.splitlines() == ["interrupted; the same command goes on from here"]
+    (metrics,) = (folder / "runs").glob("*/metrics.jsonl")
+    stopped = metrics.stat().st_size
+    time.sleep(1)
+    assert metrics.stat().st_size == stopped  # no orphan goes on writing
+    assert not list((folder / "runs").glob("*/result.json"))

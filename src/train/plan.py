@@ -5,13 +5,15 @@ Everything here is light (no torch): a refusal comes at once, and before the fir
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +155,28 @@ def prepare(jobs: Sequence[Job]) -> None:
 
 def _run(job: Job, at: int, of: int) -> str:
     """Run one job in a child process unless it has ended before; prints one line; returns its status."""
-    folder, head = job.folder, f"[{at}/{of}] {job.run_id} {job.label()}"
+    with _claimed(job.folder) as lock:
+        return _run_claimed(job, f"[{at}/{of}] {job.run_id} {job.label()}", lock)
+
+
+@contextmanager
+def _claimed(folder: RunFolder) -> Iterator[int]:
+    """Hold a run for this process; another command that wants it waits, and then finds it done.
+
+    The worker inherits the lock, which the system gives up when the last of both ends, however it ends.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with open(folder.path / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder.run_id} is being trained by another process; waiting for it", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def _run_claimed(job: Job, head: str, lock: int) -> str:
+    folder = job.folder
     before = folder.result()
     if before and before["status"] in ENDED and not job.config.force:
         print(f"{head}: already done, {describe(before)}")
@@ -165,7 +188,7 @@ def _run(job: Job, at: int, of: int) -> str:
     folder.write_json("provenance.json", provenance(sys.argv))
     print(f"{head} ...", flush=True)
     started = time.perf_counter()
-    code = _child(folder)
+    code = _child(folder, lock)
     result = folder.result()
     if result is None:
         reason = (
@@ -177,9 +200,9 @@ def _run(job: Job, at: int, of: int) -> str:
     return str(result["status"])
 
 
-def _child(folder: RunFolder) -> int:
+def _child(folder: RunFolder, lock: int) -> int:
     """The worker's exit code. On Ctrl-C the worker gets the signal too; on SIGTERM it is passed on."""
-    worker = subprocess.Popen([sys.executable, "-m", "src.train.worker", str(folder.path)], env=_environment())
+    worker = subprocess.Popen([sys.executable, "-m", "src.train.worker", str(folder.path)], env=_environment(), pass_fds=[lock])
     try:
         return worker.wait()
     except KeyboardInterrupt as error:
