@@ -48,6 +48,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], folder: Path, *says: 
         (["-m", "model=tiny", "variant=lora,nosuch"], "variant=nosuch"),
         (["-m", "model=tiny", "seed=0,1", "lora.target_modules=[nosuch]"], "lora.target_modules"),
         (["-m", "model=tiny", "lora.r=4,x"], "lora.r=x"),
+        (["-m", "model=tiny", "sweep=a,b"], "sweep: needs one name"),
     ],
 )
 def test_bad_input_of_training(command: Command, folder: Path, arguments: list[str], says: str) -> None:

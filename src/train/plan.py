@@ -76,33 +76,34 @@ def run_jobs(nodes: Sequence[tuple[DictConfig, Any]]) -> None:
 def plan(nodes: Sequence[tuple[DictConfig, Any]]) -> list[Job]:
     """The jobs, each checked, no run twice; writes the sweep's list of runs, and nothing if a job is refused."""
     jobs: dict[str, Job] = {}
+    names: set[str | None] = set()
     experiment = None
     for node, choices in nodes:
         config = resolve(node)
+        names.add(config.sweep)
         experiment = choices.get("experiment")
         job = Job(run_id(config), config)
         jobs.setdefault(job.run_id, job)
+    if len(names) > 1:
+        raise ConfigError("sweep: needs one name for all jobs of a command")
     for group in _by_inputs(jobs.values()):
         refuse(group)
-    name = _sweep_name(jobs, experiment)
+    (given,) = names
+    name = given or _sweep_name(list(jobs), experiment)
     if name is not None:
-        write_sweep(name, list(jobs), add=any(job.config.sweep for job in jobs.values()))
+        write_sweep(name, list(jobs), add=given is not None)
     for job in jobs.values():
         job.config.sweep = name
     return list(jobs.values())
 
 
-def _sweep_name(jobs: dict[str, Job], experiment: str | None) -> str | None:
-    """The name given, or the experiment's, or for several runs one that the same sweep gets again."""
-    names = {job.config.sweep for job in jobs.values()}
-    if len(names) > 1:
-        raise ConfigError("sweep: needs one name for all jobs of a command")
-    (given,) = names
-    if given or experiment:
-        return given or str(experiment).replace("/", ".")
-    if len(jobs) == 1:
+def _sweep_name(run_ids: list[str], experiment: str | None) -> str | None:
+    """The experiment's name, or for several runs one that the same sweep gets again."""
+    if experiment:
+        return experiment.replace("/", ".")
+    if len(run_ids) == 1:
         return None
-    return f"sweep-{hashlib.sha256(' '.join(sorted(jobs)).encode()).hexdigest()[:8]}"
+    return f"sweep-{hashlib.sha256(' '.join(sorted(run_ids)).encode()).hexdigest()[:8]}"
 
 
 def _by_inputs(jobs: Any) -> list[list[Job]]:
