@@ -44,6 +44,13 @@ def _read_config(folder: str) -> dict[str, Any]:
     return values
 
 
+def _location(model: ModelConfig) -> str:
+    """What transformers loads from: a folder, or a hub id."""
+    if model.source == "embedded":
+        return str(embedded.convert())
+    return str(Path(model.path).expanduser()) if model.source == "path" and model.path else str(model.id)
+
+
 def refuse_impossible(model: ModelConfig) -> None:
     """Raise ConfigError, in one line, where this model cannot be had."""
     if model.source == "path":
@@ -81,9 +88,7 @@ def load(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[
             network = AutoModelForCausalLM.from_config(config, dtype=dtype)
         tokenizer = ByT5Tokenizer()  # type: ignore[no-untyped-call]
     else:
-        source = embedded.convert() if model.source == "embedded" else model.id
-        if model.path is not None:
-            source = str(Path(model.path).expanduser())
+        source = _location(model)
         options = {"revision": model.revision} if model.source == "hub" and model.revision else {}
         network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)

@@ -124,8 +124,14 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """The run's result, or None if it has none, or one that cannot be read: such a run has to be done again."""
+        return self._readable("result.json")
+
+    def provenance(self) -> dict[str, Any] | None:
+        return self._readable("provenance.json")
+
+    def _readable(self, name: str) -> dict[str, Any] | None:
         try:
-            return read_json(self.path / "result.json")
+            return read_json(self.path / name)
         except (json.JSONDecodeError, UnicodeDecodeError):
             return None
 

@@ -24,7 +24,7 @@ from src import datasets, embedded, models
 from src.cli import Terminated
 from src.config import Config, ConfigError, resolve
 from src.progress import bar
-from src.records import ENDED, RunFolder, provenance, read_json, run_id, write_sweep
+from src.records import ENDED, RunFolder, provenance, run_id, write_sweep
 from src.train.result import Outcome
 from src.train.result import result as record
 from src.variants.counts import linears, targets
@@ -128,7 +128,7 @@ def refuse(jobs: Sequence[Job]) -> None:
         return
     now = splits.fingerprint()
     for job in jobs:
-        result, known = job.folder.result(), read_json(job.folder.path / "provenance.json")
+        result, known = job.folder.result(), job.folder.provenance()
         if (
             not job.config.force
             and (result or job.folder.checkpoint.exists())

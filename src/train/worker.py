@@ -22,7 +22,7 @@ from src.device import Numerics
 from src.eval.score import UNPARSED, Scorer, TargetLoss, exact_match, macro_f1, parse_label, per_token
 from src.progress import bar
 from src.quiet import quiet_libraries
-from src.records import ENDED, RunFolder, read_json
+from src.records import ENDED, RunFolder
 from src.tracking import Mirror
 from src.train import checkpoint
 from src.train.checkpoint import Progress
@@ -150,10 +150,11 @@ class Run:
         items = self.items["test"]
         with bar("scoring the test split", len(items)) as advance:
             losses = self.scorer.losses(items, advance)
-        if not math.isfinite(per_token(losses)):
+        loss = per_token(losses)
+        if not math.isfinite(loss):
             self.outcome.status, self.outcome.reason = "diverged", "the test loss was not finite"
             return
-        self.outcome.metrics["test/loss"] = per_token(losses)
+        self.outcome.metrics["test/loss"] = loss
         texts: list[str] | None = None
         if self.config.eval.generate:
             longest = max(len(item.target) for item in items)
@@ -185,7 +186,7 @@ class Run:
         self.folder.write_predictions(rows)
 
     def _add_provenance(self, **fingerprints: str) -> None:
-        known = read_json(self.folder.path / "provenance.json") or {}
+        known = self.folder.provenance() or {}
         # Equal text can still be unequal tokens: library versions read one tokenizer file differently.
         more = {"device": self.outcome.measured["device"], "token_fingerprint": batches.fingerprint(self.items), **fingerprints}
         self.folder.write_json("provenance.json", known | more)
