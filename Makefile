@@ -1,10 +1,11 @@
 # make demo: install, train the embedded sweep, print its comparison table. make test: install, pass all tests.
+# make test-gpu: what only a machine with a CUDA device can test, with the measured figures.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check install clean
+.PHONY: demo test test-gpu check install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m src.train experiment=demo
@@ -12,6 +13,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu -s tests/train/packed/test_on_a_gpu.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -47,6 +47,7 @@ class ModelConfig:
     path: str | None = None
     shape: Shape | None = None
     note: str | None = None  # what a reader of a table must know about these weights
+    hold_dequantised: bool = False  # nf4: keep the dequantised weights too: same numbers, less time, more memory
 
 
 @dataclass
@@ -104,7 +105,7 @@ class TrainConfig:
     warmup: float = 0.03  # share of the steps
     weight_decay: float = 0.0
     clip: float = 1.0  # maximum gradient norm; 0 switches clipping off
-    checkpoint_every: int = 50
+    checkpoint_every: int | None = None  # steps; default: about once a minute
 
 
 @dataclass
@@ -112,9 +113,22 @@ class EvalConfig:
     every: int = 50
     val_examples: int = 128
     test_examples: int | None = None  # default: all
-    batch_size: int = 64
+    batch_size: int | None = None  # rows at once; default: 64, or on a GPU as many as memory holds
     generate: bool = True
     max_new_tokens: int | None = None  # default: the longest target of the test split
+
+
+@dataclass
+class PackConfig:
+    """How runs train together over one base. It decides time and memory, and no result beyond rounding.
+
+    The layers of speed are null for "where they pay": on a GPU.
+    """
+
+    max_runs: int | None = None  # runs in one pack at most; default: as many as memory holds
+    compile: bool | None = None  # torch.compile, one decoder layer for all
+    cuda_graph: bool | None = None  # one graph over forward, backward and optimizer
+    kernels: bool | None = None  # our Triton kernels
 
 
 @dataclass
@@ -133,7 +147,8 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    engine: str = "peft"
+    pack: PackConfig = field(default_factory=PackConfig)
+    engine: str = "packed"  # packed | peft; what has no adapter trains in the peft engine always
     seed: int = 0  # initial adapter and dropout
     data_seed: int = II("seed")  # order of the training rows
     device: str = "auto"  # auto | cpu | cuda
@@ -152,7 +167,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dataset.source": ("cldr_names", "jsonl", "hub"),
     "train.schedule": ("linear", "cosine", "constant"),
     "tracking.mode": ("offline", "online", "disabled"),
-    "engine": ("peft",),
+    "engine": ("packed", "peft"),
     "device": ("auto", "cpu", "cuda"),
 }
 
@@ -179,6 +194,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "eval.test_examples": (1, 10**9, True),
     "eval.batch_size": (1, 65536, True),
     "eval.max_new_tokens": (1, 65536, True),
+    "pack.max_runs": (1, 65536, True),
     "seed": (0, 2**31 - 1, True),
     "data_seed": (0, 2**31 - 1, True),
 }
@@ -242,6 +258,8 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"variant.base_precision={config.variant.base_precision}: variant=full trains all weights, which needs bf16 or fp32"
         )
+    if config.model.hold_dequantised and config.variant.base_precision == "int8":
+        raise ConfigError("model.hold_dequantised: LLM.int8() rounds its inputs too, so no held copy gives the same numbers")
     if config.sweep is not None and not _is_name(config.sweep):
         raise ConfigError(f"sweep={config.sweep!r}: use letters, digits, '.', '_' and '-', at most 100, not starting with '.'")
     if config.dataset.val_share + config.dataset.test_share >= 1:

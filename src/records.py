@@ -33,12 +33,12 @@ ENDED = ("ok", "diverged")
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The fields of a config that decide its outcome: no tracking, device, sweep name or checkpoint interval.
+    """The fields of a config that decide its outcome: no tracking, packing, device, sweep name or checkpoint interval.
 
     A control without an adapter does not depend on the LoRA settings, so ``variant=frozen lora.r=4,8`` is one run.
     """
     fields = asdict(config)
-    for key in ("tracking", "device", "sweep", "force"):
+    for key in ("tracking", "pack", "device", "sweep", "force"):
         del fields[key]
     del fields["train"]["checkpoint_every"]
     for key in ("name", "note"):
@@ -46,8 +46,10 @@ def identity(config: Config) -> dict[str, Any]:
     for key in ("name",):
         del fields["variant"][key]
     del fields["dataset"]["name"]
+    if config.variant.base_precision != "nf4":
+        del fields["model"]["hold_dequantised"]
     if config.variant.trains != "adapter":
-        del fields["lora"]
+        del fields["lora"], fields["engine"]
     if config.variant.trains == "none":
         del fields["train"]
     return fields

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,31 @@ from src.config import Config
 INIT_TIMEOUT_SECONDS = 15
 
 
+# One thread does all of W&B's work of a process, in the order in which it was asked for, so that training never waits.
+_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wandb")
+
+
+def flush() -> None:
+    """Wait until all that was asked for is done."""
+    _thread.submit(lambda: None).result()
+
+
+def abandon() -> None:
+    """Leave undone what has not begun: the process was told to stop."""
+    _thread.shutdown(wait=False, cancel_futures=True)
+
+
 class Mirror:
     """Mirrors one run. Whatever W&B raises becomes one line on stderr, and the mirror is off from then on."""
 
     def __init__(self, config: Config, run_id: str, folder: Path) -> None:
         self.run: Any = None
+        self.off = config.tracking.mode == "disabled"
+        if not self.off:
+            _thread.submit(self._open, config, run_id, folder)
+
+    def _open(self, config: Config, run_id: str, folder: Path) -> None:
         mode = config.tracking.mode
-        if mode == "disabled":
-            return
         if mode == "online" and not _has_key():
             _say("no API key (WANDB_API_KEY or wandb login); mirroring offline")
             mode = "offline"
@@ -39,6 +57,8 @@ class Mirror:
         self._try(lambda: self.run.log(values, step=values["step"]))
 
     def finish(self, summary: dict[str, Any], ok: bool) -> None:
+        """Close the mirror, after all that was logged."""
+
         def close() -> None:
             self.run.summary.update(summary)
             self.run.finish(exit_code=0 if ok else 1)
@@ -46,6 +66,10 @@ class Mirror:
         self._try(close)
 
     def _try(self, action: Any) -> None:
+        if not self.off:
+            _thread.submit(self._do, action)
+
+    def _do(self, action: Any) -> None:
         if self.run is None:
             return
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 CODE = Path(__file__).resolve().parents[1]
+# Of the commands that tests run. They may use all cores; the tiny model in this process is faster with one, above all
+# where other processes want the cores too.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(CODE)}
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The tiny model on a handful of rows: a whole run takes a few seconds.
 TINY = [
@@ -34,6 +40,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def written(config: Config) -> RunFolder:
+    """The folder of a run that a worker is about to train."""
+    record = RunFolder(run_id(config))
+    record.write_config(config)
+    return record
+
+
 Run = Callable[..., tuple[RunFolder, dict[str, Any]]]
 
 
@@ -43,14 +56,47 @@ def run(folder: Path) -> Run:
 
     def go(*overrides: str, config: Config | None = None) -> tuple[RunFolder, dict[str, Any]]:
         from src.train import worker  # torch is imported only by the tests that train
+        from src.train.events import Events
 
-        config = config or compose([*TINY, *overrides])
-        record = RunFolder(run_id(config))
-        record.write_config(config)
-        worker.run(record.path)
+        record = written(config or compose([*TINY, *overrides]))
+        assert worker.run([record.path], Events(None)) == 0
         result = record.result()
         assert result is not None
         return record, result
+
+    return go
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a worker made of the runs it was given: ``code`` is its exit code, ``records`` stand in the order asked for."""
+
+    code: int
+    records: list[RunFolder]
+    events: list[dict[str, Any]]
+
+    @property
+    def results(self) -> list[Any]:
+        """A result for each run, None where it has none."""
+        return [record.result() for record in self.records]
+
+
+TrainPack = Callable[..., Trained]
+
+
+@pytest.fixture
+def train_pack(folder: Path) -> TrainPack:
+    """Train runs of the tiny model, each with its own overrides, as one worker does, in this process."""
+
+    def go(*runs: Sequence[str], halved_from: int | None = None) -> Trained:
+        from src.train import worker
+        from src.train.events import Events
+
+        records = [written(compose([*TINY, *overrides])) for overrides in runs]
+        with open("events.jsonl", "w+b") as file:
+            code = worker.run([record.path for record in records], Events(file.fileno()), halved_from)
+            file.seek(0)
+            return Trained(code, records, [json.loads(line) for line in file])
 
     return go
 
@@ -63,7 +109,7 @@ def command(folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(
             [sys.executable, "-m", module, *arguments],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(CODE)},
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
             timeout=timeout,

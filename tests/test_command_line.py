@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CODE, TINY
+from tests.conftest import ENVIRONMENT, TINY
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -147,7 +146,7 @@ def test_a_torn_result_is_done_again_and_a_file_named_runs_is_one_line(command: 
 
 def test_two_commands_for_one_run_train_it_once(folder: Path) -> None:
     arguments = [sys.executable, "-m", "src.train", *TINY]
-    options = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": str(CODE)}, "text": True, "stdout": subprocess.PIPE}
+    options = {"cwd": folder, "env": ENVIRONMENT, "text": True, "stdout": subprocess.PIPE}
     both = [subprocess.Popen(arguments, **options) for _ in range(2)]  # type: ignore[call-overload]
     said = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
@@ -161,7 +160,7 @@ def test_sigterm_stops_the_worker_too_and_the_same_command_goes_on(command: Comm
     process = subprocess.Popen(
         [sys.executable, "-m", "src.train", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(CODE)},
+        env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -40,14 +41,16 @@ def test_the_embedded_model_is_converted_once_and_right() -> None:
     assert max(len(torch.unique(block)) for block in blocks[:200]) <= 16
 
 
+@pytest.mark.timeout(600)  # a minute or so, but several where other processes want the cores too
 def test_a_trained_adapter_beats_the_frozen_base(command: Command, folder: Path) -> None:
     settings = ["train.steps=8", "train.batch_size=8", "eval.val_examples=4", "eval.test_examples=12", "train.schedule=constant"]
-    done = command("src.train", "-m", "variant=frozen,lora,qlora", "lora.r=8", *settings, timeout=280)
+    done = command("src.train", "-m", "variant=frozen,lora,dora,qlora", "lora.r=8", *settings, timeout=560)
     assert done.returncode == 0, done.stdout + done.stderr
     results = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/result.json")]
     losses = {result["variant"]: result["metrics"]["test/loss"] for result in results}
-    assert losses["lora"] < losses["frozen"] - 1 and losses["qlora"] < losses["frozen"] - 1
-    assert {result["trainable_parameters"] for result in results} == {0, 2_442_240}
+    assert all(losses[variant] < losses["frozen"] - 1 for variant in ("lora", "dora", "qlora"))
+    assert {result["trainable_parameters"] for result in results} == {0, 2_442_240, 2_442_240 + 155_520}
+    assert {result["variant"]: result["pack_size"] for result in results} == {"frozen": 1, "lora": 2, "dora": 2, "qlora": 1}
     assert all("Q4_1" in result["model_note"] for result in results)
     assert all(check["ok"] for result in results for check in result["checks"].values())
     qlora = next(result for result in results if result["variant"] == "qlora")

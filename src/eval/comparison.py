@@ -1,7 +1,8 @@
 """Rows of runs -> one row per group of like runs. Pure functions of frames: nothing is read or written here.
 
-Runs are alike when every field of their identity but the two seeds agrees, and so does the kind of device. Only alike
-runs are averaged, and only those that ended well; the others keep their place in the table.
+Runs are alike when every field of their identity but the two seeds agrees, and so do the kind of device, the engine that
+really ran, and whether a dequantised base was held. Only alike runs are averaged, and only those that ended well; the
+others keep their place in the table. The size of a pack does not tell runs apart: it changes no result.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ VARIANT_ORDER = (
 STATUS_ORDER = ("ok", "diverged", "out_of_memory", "failed", UNREADABLE, MISSING)
 # The axes of the comparison have columns of their own.
 AXES = ("variant.trains", "variant.scaling", "variant.magnitude", "variant.base_precision", "lora.r", "lora.alpha", "train.lr")
+# What a run turned out to be, whatever was ordered.
+FACTS = ("device_type", "engine", "hold_dequantised")
 # Fields that only say which model or which data; the name says it in one column where the name is enough.
-WHICH_MODEL = re.compile(r"model\..*")
+WHICH_MODEL = re.compile(r"model\.(?!hold_dequantised$).*")
 WHICH_DATA = re.compile(r"dataset\.(source|path|val_path|test_path|id|revision|subset|\w+_split|\w+_column|labels)")
 ALWAYS_SHOWN = ("test/loss", "test/exact_match")
 IF_MEASURED = ("test/macro_f1", "test/parse_failures")
@@ -66,7 +69,7 @@ def compare(
         expected: how many runs the sweep has; the number of rows if not given.
         absent: ids of the sweep without a record.
     """
-    runs = _in_order(_told_apart_by_device(runs))
+    runs = _in_order(_told_apart_by_facts(runs))
     runs["row"] = pd.factorize(runs["group"])[0]
     grouped = [group for _, group in runs.groupby("row", sort=True)]
     fields: list[dict[str, Any]] = [group["fields"].iloc[0] for group in grouped]
@@ -75,7 +78,7 @@ def compare(
     metrics += [name for name in ALWAYS_SHOWN if name != metric]
     metrics += [name for name in IF_MEASURED if name != metric and name in runs and runs[name].notna().any()]
     table = pd.DataFrame([_row(group, differing, metrics) for group in grouped])
-    for name in ("r", "n_seeds", "n_runs", "trainable_parameters", "total_parameters"):
+    for name in ("r", "n_seeds", "n_runs", "trainable_parameters", "total_parameters", "pack_size"):
         table[name] = table[name].astype(float).round().astype("Int64")
     groups = Groups(runs=runs, table=table, fields=fields, differing=differing, metric=metric)
     caption, notes = footnotes(groups, len(runs) if expected is None else expected, absent)
@@ -86,7 +89,8 @@ def differing_fields(firsts: pd.DataFrame, fields: list[dict[str, Any]]) -> list
     """The identity fields, other than the axes, in which the rows differ.
 
     A field that a row does not have (a frozen model has no steps) is no difference. ``device`` is among them where the
-    kind of device differs. Where models or data sets differ and their names tell them apart, the name stands for them.
+    kind of device differs, ``engine`` where another one ran than was ordered. Where models or data sets differ and their
+    names tell them apart, the name stands for them.
     """
     keys = list(dict.fromkeys(key for row in fields for key in row if key not in AXES))
     keys = [key for key in keys if len({json.dumps(row[key]) for row in fields if key in row}) > 1]
@@ -96,6 +100,9 @@ def differing_fields(firsts: pd.DataFrame, fields: list[dict[str, Any]]) -> list
             keys = [f"{name}.name", *(key for key in keys if key not in said)]
     if firsts["device_type"].dropna().nunique() > 1:
         keys.append("device")
+    # What has no adapter cannot choose its engine, so its engine is no difference.
+    if "engine" not in keys and firsts["engine"][firsts["trains"] == "adapter"].dropna().nunique() > 1:
+        keys.append("engine")
     return keys
 
 
@@ -104,16 +111,23 @@ def _tells_apart(names: list[str], things: list[str]) -> bool:
     return len(pairs) == len(set(names)) == len(set(things))
 
 
-def _told_apart_by_device(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs of one config on a CPU and on a GPU are two groups: their memory, speed and rounding are not alike."""
+def _told_apart_by_facts(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs of one config on a CPU and on a GPU are two groups: their memory, speed and rounding are not alike.
+
+    So are runs whose records name different engines, or of which only some held a copy of the base, against the config.
+    """
     runs = runs.copy()
     runs["device_type"] = runs["device"].str.split(":").str[0] if runs["device"].notna().any() else None
+    recorded = ~runs["status"].isin([MISSING, UNREADABLE])
     for _, group in runs.groupby("group"):
-        kinds = group["device_type"].dropna().unique()
-        # A run without a record is alike to its group if the group knows one kind of device only.
-        inferred = group["device_type"].fillna(kinds[0]) if len(kinds) == 1 else group["device_type"]
-        runs.loc[group.index, "device_type"] = inferred
-        runs.loc[group.index, "group"] = group["group"] + " " + inferred.astype(object).fillna("unknown").astype(str)
+        for fact in FACTS:
+            known = group[fact][recorded[group.index]].dropna()
+            # A run without a record, or that died before it had a device, is alike to its group if the group knows one.
+            value = known.iloc[0] if known.nunique() == 1 else None
+            unsure = group[fact].isna() | ~recorded[group.index]
+            runs.loc[group.index, fact] = group[fact].mask(unsure, value) if value is not None else group[fact]
+        facts = runs.loc[group.index, list(FACTS)].astype(object).fillna("unknown").astype(str)
+        runs.loc[group.index, "group"] = group["group"] + " " + facts.agg(" ".join, axis=1)
     return runs
 
 
@@ -160,10 +174,17 @@ def _row(group: pd.DataFrame, differing: list[str], metrics: list[str]) -> dict[
         if metric in (metrics[0], "test/loss"):
             row[f"{column(metric)}_sd"] = values.std(ddof=1)  # NaN for a single seed: one number has no spread
     kinds = ok["peak_memory_kind"].dropna().unique()
+    packs = _pack_sizes(ok) or _pack_sizes(group)
     return row | {
-        "peak_memory_bytes": ok["peak_memory_bytes"].mean() if len(kinds) <= 1 else float("nan"),
+        "pack_size": packs[0] if len(packs) == 1 else float("nan"),
+        "pack_sizes": ", ".join(f"{size:.0f}" for size in packs) or None,
+        # A peak is of a whole process: the mean of a small pack's and a large one's would be nobody's.
+        "peak_memory_bytes": ok["peak_memory_bytes"].mean() if len(kinds) <= 1 and len(packs) == 1 else float("nan"),
         "peak_memory_kind": kinds[0] if len(kinds) == 1 else None,
+        "estimated_memory_bytes": _known(ok, group, "estimated_memory_bytes"),
+        "hold_dequantised": bool(first["hold_dequantised"]),
         "tokens_per_second": ok["tokens_per_second"].mean(),
+        "pack_tokens_per_second": ok["pack_tokens_per_second"].mean(),
         "status": _status(group["status"]),
         "reasons": "; ".join(dict.fromkeys(group["reason"].dropna())) or None,
         "model": first["model"],
@@ -182,6 +203,10 @@ def _known(ok: pd.DataFrame, group: pd.DataFrame, name: str) -> float:
         if len(values):
             return float(values.iloc[0])
     return float("nan")
+
+
+def _pack_sizes(runs: pd.DataFrame) -> list[float]:
+    return sorted(runs["pack_size"].dropna().unique())
 
 
 def _shown_field(key: str, first: pd.Series) -> Any:

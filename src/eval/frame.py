@@ -28,11 +28,14 @@ NUMBERS = (
     "total_parameters",
     "adapter_bytes",
     "peak_memory_bytes",
+    "estimated_memory_bytes",
     "tokens_per_second",
+    "pack_tokens_per_second",
+    "halved_from",
     "train_seconds",
     "train_tokens",
 )
-TEXTS = ("reason", "model_note", "peak_memory_kind", "device")
+TEXTS = ("reason", "model_note", "peak_memory_kind", "device", "engine")
 CURVES = ("train/loss", "val/loss")
 
 
@@ -130,7 +133,7 @@ def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _described(run: str, config: Config, fields: dict[str, Any]) -> dict[str, Any]:
-    """What the config alone says about a run. The record is not asked: rows are told apart by the config."""
+    """What the config alone says about a run. The record is not asked: ``group`` and ``fields`` say what was ordered."""
     like = {key: value for key, value in fields.items() if key not in ("seed", "data_seed")}
     return {
         "run_id": run,
@@ -146,18 +149,19 @@ def _described(run: str, config: Config, fields: dict[str, Any]) -> dict[str, An
         "data_seed": config.data_seed,
         "model": config.model.name,
         "dataset": config.dataset.name,
-        "engine": config.engine,
+        "hold_dequantised": bool(fields.get("model.hold_dequantised")),
         "status": MISSING,
         "metrics": {},
         "failed_checks": {},
         **dict.fromkeys(NUMBERS),
         **dict.fromkeys(TEXTS),
         "model_note": config.model.note,
+        "engine": fields.get("engine"),
     }
 
 
 def _recorded(folder: RunFolder) -> dict[str, Any]:
-    """What result.json adds.
+    """What result.json adds. A record that names no pack, as from before there were any, is of a pack of one.
 
     Raises:
         ValueError: it is not JSON, or not a record.
@@ -169,7 +173,12 @@ def _recorded(folder: RunFolder) -> dict[str, Any]:
     checks = result.get("checks") or {}
     if not isinstance(metrics, dict) or not isinstance(checks, dict):
         raise ValueError("not a record: metrics and checks must be mappings")
+    held = result.get("hold_dequantised")
+    if not isinstance(held, bool | None):
+        raise ValueError(f"not a record: hold_dequantised is {held!r:.40}, not true or false")
     numbers = {name: _number(name, result.get(name)) for name in NUMBERS}
+    if numbers["pack_size"] is None:
+        numbers["pack_size"] = 1.0
     # A metric is "split/name"; anything else could take the place of a column of ours.
     measured = {_text(name): _number(name, value) for name, value in metrics.items() if "/" in name}
     texts = {name: _text(result[name]) for name in TEXTS if result.get(name) is not None}
@@ -179,7 +188,8 @@ def _recorded(folder: RunFolder) -> dict[str, Any]:
         if not (isinstance(check, dict) and check.get("ok") is True)
     }
     kept = {name: value for name, value in measured.items() if value is not None}
-    return {"status": _text(result["status"]), "metrics": kept, "failed_checks": failed, **numbers, **texts}
+    row = {"status": _text(result["status"]), "metrics": kept, "failed_checks": failed} | numbers | texts
+    return row if held is None else row | {"hold_dequantised": held}
 
 
 def _text(value: Any) -> str:

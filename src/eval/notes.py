@@ -37,6 +37,8 @@ def footnotes(groups: Groups, expected: int, absent: tuple[str, ...]) -> tuple[s
         *_base_models(groups.runs),
         *_seeds(groups),
         *_unlike(groups),
+        *_memory(groups.table),
+        *_packs(groups.runs),
         *_learning_rates(groups),
         *_checks(groups.runs),
     ]
@@ -70,9 +72,18 @@ def metric_label(metric: str) -> str:
     return name + unit
 
 
+def own_peak(table: pd.DataFrame) -> pd.Series:
+    """Whether a row's measured peak is one run's own, as trained: alone in its process, and with no copy of the base held.
+
+    Elsewhere the tables show the closed form.
+    """
+    return (table["pack_size"] == 1).fillna(False) & ~table["hold_dequantised"] & table["peak_memory_bytes"].notna()
+
+
 def caption(groups: Groups) -> str:
     ok = groups.runs[groups.runs["status"] == "ok"]
-    kinds = [MEMORY_KINDS.get(kind, kind) for kind in dict.fromkeys(ok["peak_memory_kind"].dropna())]
+    shown = groups.table["peak_memory_kind"][own_peak(groups.table)].dropna()
+    kinds = [MEMORY_KINDS.get(kind, kind) for kind in dict.fromkeys(shown)]
     devices = list(dict.fromkeys(ok["device"].dropna()))
     over = "no finished run"
     if len(ok):
@@ -129,11 +140,46 @@ def _unlike(groups: Groups) -> list[str]:
     for key in groups.differing:
         values = list(dict.fromkeys(_plain(value) for value in groups.table[key].dropna()))
         notes.append(f"Rows differ in {key} ({', '.join(values)}): compare those that agree in it.")
-    ok = groups.runs[groups.runs["status"] == "ok"]
-    packs = sorted(ok["pack_size"].dropna().unique())
-    if len(packs) > 1:
-        sizes = ", ".join(f"{size:.0f}" for size in packs)
-        notes.append(f"Runs trained in packs of different size ({sizes}): their peak memory and tokens/s are not comparable.")
+    return notes
+
+
+def _memory(table: pd.DataFrame) -> list[str]:
+    """Where the memory column is no measured peak, and why."""
+    closed = ~own_peak(table) & table["estimated_memory_bytes"].notna()
+    packed = (table["pack_size"] > 1).fillna(False) & table["peak_memory_bytes"].notna()
+    mixed = table["pack_sizes"].notna() & table["pack_size"].isna()
+    parts = ["memory with ~ is the closed form for the run trained alone"] if closed.any() else []
+    if packed.any() or mixed.any():
+        where = " where a row's packs are of one size" if mixed.any() else ""
+        parts.append(f"the measured peak belongs to the whole pack and is in the CSV{where}")
+    said = "; ".join(parts)
+    notes = [f"{said[0].upper()}{said[1:]}."] if said else []
+    if table["hold_dequantised"].any():
+        notes.append(
+            "Precision (held): a dequantised copy of the 4-bit base stayed on the device, which gives the same numbers at LoRA's "
+            "speed; the measured memory, in the CSV, is not representative of QLoRA."
+        )
+    return notes
+
+
+def _packs(runs: pd.DataFrame) -> list[str]:
+    """What packs do to speed, and which of them did not fit."""
+    timed = runs[(runs["status"] == "ok") & runs["tokens_per_second"].notna()]
+    sizes = [f"{size:.0f}" for size in sorted(timed["pack_size"].dropna().unique())]
+    share = "in a pack it is the run's own tokens over the seconds of the whole pack"
+    notes = []
+    if len(sizes) > 1:
+        notes.append(
+            f"Runs trained in packs of different size ({', '.join(sizes)}): their tokens/s do not compare, since {share}."
+        )
+    elif sizes and sizes != ["1"]:
+        notes.append(f"tokens/s does not compare variants that shared a pack: {share}.")
+    halved = [
+        f"{count} run{'s' * (count > 1)} after a pack of {size:.0f}"
+        for size, count in runs["halved_from"].dropna().value_counts().sort_index().items()
+    ]
+    if halved:
+        notes.append(f"Packs that ran out of memory went on in smaller ones: {', '.join(halved)}.")
     return notes
 
 

@@ -1,17 +1,18 @@
-"""Scores of a model on examples: log-loss of each target, greedy generation, exact match, macro-F1."""
+"""Scores of models on examples: log-loss of each target, greedy generation, exact match, macro-F1."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 
-from src.batches import Item, collate
+from src.batches import Batch, Item, collate
 from src.device import Numerics
 from src.losses import target_losses
+from src.train.engine import Scored
 
 UNPARSED = "<unparsed>"
 Advance = Callable[[int], None]
@@ -31,65 +32,84 @@ def per_token(losses: Sequence[TargetLoss]) -> float:
 
 
 class Scorer:
-    """Scores with one model. Rows are batched by length, which changes speed and not results."""
+    """Scores the runs of a pack together, on the same rows. Rows are batched by length, for speed alone."""
 
-    def __init__(self, model: nn.Module, numerics: Numerics, batch_size: int, pad: int) -> None:
-        self.model = model
-        self.numerics = numerics
+    def __init__(self, scored: Scored, batch_size: int | None, pad: int) -> None:
+        self.scored = scored
         self.batch_size = batch_size
         self.pad = pad
 
-    def _evaluating(self) -> ExitStack:
-        """Evaluation mode, no gradients, autocast; DoRA's norms are computed once, since no weight changes here."""
-        from peft.helpers import DoraCaching
-
-        stack = ExitStack()
-        self.model.eval()
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(self.numerics.autocast())
-        stack.enter_context(DoraCaching())
-        return stack
-
-    def _batches(self, lengths: list[int]) -> list[list[int]]:
+    def _batches(self, lengths: list[int], more: int = 0) -> list[list[int]]:
+        """Rows of similar length together; each grows by ``more`` tokens."""
         order = sorted(range(len(lengths)), key=lambda at: (lengths[at], at))
-        return [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
+        size = self.batch_size or self.scored.rows_at_once(max(lengths, default=0) + more)
+        return [order[at : at + size] for at in range(0, len(order), size)]
 
-    def losses(self, items: Sequence[Item], advance: Advance = lambda rows: None) -> list[TargetLoss]:
-        """Log-loss of each target, in the order of ``items``."""
-        found: list[TargetLoss | None] = [None] * len(items)
-        with self._evaluating():
+    def losses(self, items: Sequence[Item], advance: Advance = lambda rows: None) -> list[list[TargetLoss]]:
+        """For each run the log-loss of each target, in the order of ``items``."""
+        device, runs = self.scored.numerics.device, self.scored.runs
+        found = [[TargetLoss(0.0, 0)] * len(items) for _ in range(runs)]
+        with self.scored.evaluating():
             for indices in self._batches([len(item) for item in items]):
-                batch = collate([items[at] for at in indices], self.pad, self.numerics.device)
-                losses, rows = target_losses(self.model, batch)
-                sums = torch.zeros(len(indices), device=losses.device, dtype=torch.float64).index_add_(0, rows, losses.double())
-                for at, nats in zip(indices, sums.tolist(), strict=True):
-                    found[at] = TargetLoss(nats, len(items[at].target))
+                losses, rows = self.scored.target_losses(collate([items[at] for at in indices], self.pad, device))
+                sums = torch.zeros(runs, len(indices), device=device, dtype=torch.float64)
+                for run, nats in enumerate(sums.index_add_(1, rows, losses.double()).tolist()):
+                    for at, value in zip(indices, nats, strict=True):
+                        found[run][at] = TargetLoss(value, len(items[at].target))
                 advance(len(indices))
-        return [loss for loss in found if loss is not None]
+        return found
 
     def generate(
         self, items: Sequence[Item], eos: int, max_new_tokens: int, advance: Advance = lambda rows: None
-    ) -> list[list[int]]:
-        """Greedy continuations of the prompts as token ids, up to and without ``eos``, in the order of ``items``."""
-        found: list[list[int]] = [[] for _ in items]
-        with self._evaluating():
-            for indices in self._batches([len(item.prompt) for item in items]):
+    ) -> list[list[list[int]]]:
+        """For each run greedy continuations of the prompts as token ids, up to and without ``eos``."""
+        device = self.scored.numerics.device
+        found: list[list[list[int]]] = [[[] for _ in items] for _ in range(self.scored.runs)]
+        with self.scored.evaluating():
+            for indices in self._batches([len(item.prompt) for item in items], max_new_tokens):
                 prompts = [items[at].prompt for at in indices]
                 width = max(len(prompt) for prompt in prompts)
-                ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts], device=self.numerics.device)
-                mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.numerics.device)
-                output = self.model.generate(  # type: ignore[operator]
-                    input_ids=ids,
-                    attention_mask=mask,
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    use_cache=True,
-                    pad_token_id=self.pad,
-                    eos_token_id=eos,
-                )
-                for at, row in zip(indices, output[:, width:].tolist(), strict=True):
-                    found[at] = row[: row.index(eos)] if eos in row else row
+                ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts], device=device)
+                mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+                output = self.scored.generate(ids, mask, max_new_tokens=max_new_tokens, pad_token_id=self.pad, eos_token_id=eos)
+                for run, answers in enumerate(output.tolist()):
+                    for at, row in zip(indices, answers, strict=True):
+                        found[run][at] = row[: row.index(eos)] if eos in row else row
                 advance(len(indices))
+        return found
+
+
+ROWS_AT_ONCE = 64
+
+
+class Solo:
+    """A model of PEFT's, or one without an adapter, as a pack of one."""
+
+    runs = 1
+
+    def __init__(self, model: Any, numerics: Numerics) -> None:
+        self.model = model
+        self.numerics = numerics
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Under autocast; PEFT's DoRA norms are computed once, since no weight changes here."""
+        from peft.helpers import DoraCaching
+
+        self.model.eval()
+        with torch.no_grad(), self.numerics.autocast(), DoraCaching():
+            yield
+
+    def rows_at_once(self, tokens: int) -> int:
+        return ROWS_AT_ONCE
+
+    def target_losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        losses, rows = target_losses(self.model, batch)
+        return losses[None], rows
+
+    def generate(self, ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
+        output = self.model.generate(input_ids=ids, attention_mask=mask, do_sample=False, use_cache=True, **options)
+        found: torch.Tensor = output[None, :, ids.shape[1] :]
         return found
 
 

@@ -87,7 +87,8 @@ def series(comparison: Comparison, drawn: list[int] | None = None) -> list[Serie
 
 def _without(comparison: Comparison, row: int, keys: tuple[str, ...]) -> str:
     kept = {key: value for key, value in comparison.fields[row].items() if key not in keys}
-    return json.dumps([kept, str(comparison.table.get("device", {}).get(row))], sort_keys=True)
+    found = [str(comparison.table.get(name, {}).get(row)) for name in ("device", "engine", "hold_dequantised")]
+    return json.dumps([kept, found], sort_keys=True)
 
 
 def _label(comparison: Comparison, row: int, by_alpha: bool) -> str:

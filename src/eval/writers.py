@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from src.eval.comparison import Comparison, column
+from src.eval.notes import own_peak
 from src.records import write_atomically
 
 ABSENT = "-"
@@ -58,8 +59,9 @@ def clean(value: str) -> str:
 
 def cells(comparison: Comparison) -> Cells:
     """What a reader sees of the table: rounded numbers with units, ``-`` where there is none."""
-    table = comparison.table
+    table = _readable(comparison.table)
     main, *others = comparison.metrics
+    packed = bool((table["pack_sizes"].dropna() != "1").any())
     shown: list[tuple[str, str, Callable[[Any], str] | None]] = [
         ("variant", "variant", None),
         ("precision", "base_precision", None),
@@ -73,7 +75,8 @@ def cells(comparison: Comparison) -> Cells:
         (_heading(main), f"{column(main)}_mean", _decimals),
         ("sd", f"{column(main)}_sd", _decimals),
         *((_heading(name), f"{column(name)}_mean", _decimals) for name in others),
-        ("peak memory", "peak_memory_bytes", _bytes),
+        *([("pack", "pack_sizes", str)] if packed else []),
+        ("peak memory", "memory", str),
         ("tokens/s", "tokens_per_second", lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"),
         ("status", "status", None),
     ]
@@ -83,6 +86,16 @@ def cells(comparison: Comparison) -> Cells:
     ]
     numeric = [write is not None for _, _, write in shown]
     return Cells([clean(heading) for heading, _, _ in shown], numeric, 5 + len(comparison.differing), rows)
+
+
+def _readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with what only a reader needs: memory that a row can call its own, and a mark where a base was held."""
+    memory = [
+        _bytes(peak) if own else None if pd.isna(closed) else f"~{_bytes(closed)}"
+        for own, peak, closed in zip(own_peak(table), table["peak_memory_bytes"], table["estimated_memory_bytes"], strict=True)
+    ]
+    precision = table["base_precision"] + table["hold_dequantised"].map({True: " (held)", False: ""})
+    return table.assign(memory=memory, base_precision=precision)
 
 
 def _heading(metric: str) -> str:

@@ -1,4 +1,4 @@
-"""``python -m src.train``: Hydra's entry. All work is in plan.py."""
+"""``python -m src.train``: Hydra's entry. All work is in launch.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def compose(node: DictConfig) -> None:
 
 
 def main() -> int:
-    from src.train.plan import RunsFailed, run_jobs
+    from src.train.launch import RunsFailed, run_jobs
 
     sweep = [option for option in sys.argv[1:] if option in ("-m", "--multirun")]
     # argparse, inside Hydra, takes -m only before the overrides.

@@ -9,8 +9,12 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+HEADER_LIMIT = 100_000_000  # bytes; what safetensors itself allows
 
 
 @dataclass
@@ -46,3 +50,16 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], Progress]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
         progress = Progress(**json.loads(file.metadata()["progress"]))
     return tensors, progress
+
+
+def step_of(path: Path) -> int:
+    """The step at which a checkpoint stands, from its header alone and without torch; 0 where none can be read."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > HEADER_LIMIT:
+                return 0
+            header = json.loads(file.read(length))
+        return int(json.loads(header["__metadata__"]["progress"])["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0

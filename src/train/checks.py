@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from src.config import LoraSettings, VariantConfig
+from src.config import Config
+from src.train.engine import Engine
 from src.variants.quantization import BITS, quantised_layers
 from src.variants.scaling import effective_scale
 
@@ -31,67 +33,75 @@ def frozen_tensors(model: nn.Module) -> list[torch.Tensor]:
 
 
 class LiveChecks:
-    """Takes what must not change, or must, before training; judges after."""
+    """Takes what must not change, or must, before training; judges each run of the pack after."""
 
-    def __init__(self, model: nn.Module, variant: VariantConfig, lora: LoraSettings, trainable: int, linears: int) -> None:
-        self.model = model
-        self.variant = variant
-        self.lora = lora
+    def __init__(self, engine: Engine, configs: Sequence[Config], trainable: Sequence[int], linears: int) -> None:
+        self.engine = engine
+        self.configs = configs
         self.expected_trainable = trainable
         self.linears = linears
+        self.all_train = configs[0].variant.trains == "all"
         self.base_before = fingerprint(self._base_tensors())
-        self.magnitudes_before = {name: p.detach().clone() for name, p in self._named("lora_magnitude_vector")}
+        self.magnitudes_before = [
+            {name: tensor.clone() for name, tensor in self._parts(run, "lora_magnitude_vector").items()}
+            for run in range(len(configs))
+        ]
+
+    @cached_property
+    def base_after(self) -> str:
+        """Taken at the first verdict: the runs of a pack share their base."""
+        return fingerprint(self._base_tensors())
 
     def _base_tensors(self) -> list[torch.Tensor]:
-        return list(self.model.parameters()) if self.variant.trains == "all" else frozen_tensors(self.model)
+        network = self.engine.network
+        return list(network.parameters()) if self.all_train else frozen_tensors(network)
 
-    def _named(self, part: str) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in self.model.named_parameters() if part in name]
+    def _parts(self, run: int, part: str) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in self.engine.trained(run).items() if part in name}
 
-    def judge(self) -> dict[str, Check]:
-        checks = {"trainable_parameters": self._trainable(), "quantised_layers": self._layers()}
-        checks["weights_moved" if self.variant.trains == "all" else "base_unchanged"] = self._base()
-        if self.variant.trains == "adapter":
-            checks["effective_scale"] = self._scale()
-            checks["adapter_moved"] = self._moved()
-            checks["magnitude"] = self._magnitude()
+    def judge(self, run: int) -> dict[str, Check]:
+        variant = self.configs[run].variant
+        checks = {"trainable_parameters": self._trainable(run), "quantised_layers": self._layers(run)}
+        checks["weights_moved" if self.all_train else "base_unchanged"] = self._base()
+        if variant.trains == "adapter":
+            checks["effective_scale"] = self._scale(run)
+            checks["adapter_moved"] = self._moved(run)
+            checks["magnitude"] = self._magnitude(run)
         return checks
 
-    def _trainable(self) -> Check:
-        found = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        return _check(
-            found == self.expected_trainable, f"{found:,} parameters train; the closed form says {self.expected_trainable:,}"
-        )
+    def _trainable(self, run: int) -> Check:
+        found = sum(tensor.numel() for tensor in self.engine.trained(run).values())
+        wanted = self.expected_trainable[run]
+        return _check(found == wanted, f"{found:,} parameters train; the closed form says {wanted:,}")
 
     def _base(self) -> Check:
-        after = fingerprint(self._base_tensors())
-        same, meant = after == self.base_before, self.variant.trains != "all"
-        return _check(same == meant, f"base weights {self.base_before} before, {after} after")
+        same = self.base_after == self.base_before
+        return _check(same != self.all_train, f"base weights {self.base_before} before, {self.base_after} after")
 
-    def _layers(self) -> Check:
-        found = quantised_layers(self.model) if self.variant.base_precision in BITS else {"nf4": 0, "int8": 0}
-        wanted = {kind: self.linears if kind == self.variant.base_precision else 0 for kind in BITS}
+    def _layers(self, run: int) -> Check:
+        precision = self.configs[run].variant.base_precision
+        found = quantised_layers(self.engine.network) if precision in BITS else {"nf4": 0, "int8": 0}
+        wanted = {kind: self.linears if kind == precision else 0 for kind in BITS}
         return _check(found == wanted, ", ".join(f"{found[kind]} of {wanted[kind]} {kind} layers" for kind in BITS))
 
-    def _scale(self) -> Check:
-        from peft.tuners.lora import LoraLayer
-
-        wanted = effective_scale(self.variant.scaling, self.lora.alpha, self.lora.r)
-        layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
-        found = {value for layer in layers for value in layer.scaling.values()}
-        ok = bool(found) and all(math.isclose(value, wanted, rel_tol=1e-12) for value in found)
+    def _scale(self, run: int) -> Check:
+        config = self.configs[run]
+        wanted = effective_scale(config.variant.scaling, config.lora.alpha, config.lora.r)
+        found = self.engine.scales(run)
+        # The packed engine holds its scales in fp32, as it holds everything that trains.
+        ok = bool(found) and all(math.isclose(value, wanted, rel_tol=1e-7) for value in found)
         return _check(ok, f"scale {sorted(found)}; the formula says {wanted}")
 
-    def _moved(self) -> Check:
-        moved = [bool(p.detach().any()) for _, p in self._named("lora_B")]
+    def _moved(self, run: int) -> Check:
+        moved = [bool(tensor.any()) for tensor in self._parts(run, "lora_B").values()]
         return _check(bool(moved) and all(moved), f"{sum(moved)} of {len(moved)} B matrices are no longer zero")
 
-    def _magnitude(self) -> Check:
-        now = self._named("lora_magnitude_vector")
-        if self.variant.magnitude == "none":
+    def _magnitude(self, run: int) -> Check:
+        now, before = self._parts(run, "lora_magnitude_vector"), self.magnitudes_before[run]
+        if self.configs[run].variant.magnitude == "none":
             return _check(not now, f"{len(now)} magnitude vectors, none wanted")
-        fp32 = sum(p.dtype == torch.float32 for _, p in now)
-        moved = sum(bool((p.detach() != self.magnitudes_before[name]).any()) for name, p in now)
+        fp32 = sum(tensor.dtype == torch.float32 for tensor in now.values())
+        moved = sum(bool((tensor != before[name]).any()) for name, tensor in now.items())
         return _check(len(now) > 0 and fp32 == moved == len(now), f"{len(now)} magnitude vectors, {fp32} in fp32, {moved} moved")
 
 

@@ -1,18 +1,23 @@
-"""The one training loop: batches in order, steps, validation, checkpoints, and a stop where a number is not finite."""
+"""The one training loop: steps of all runs of a pack, validation, checkpoints, and a stop where a number is not finite."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from src import device
-from src.batches import Batch, Item, collate, rows_at
 from src.config import Config
 from src.train.checkpoint import Progress
-from src.train.peft_engine import PeftEngine
+from src.train.engine import Engine, Step
 
-Log = Callable[[dict[str, float | int | None]], None]
+# Where train.checkpoint_every does not say: once a minute, or as rarely as keeps the writing to a fiftieth of the time.
+CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_SHARE = 1 / 50
+BYTES_PER_SECOND = 5e8  # of a disk; only a guess until the first checkpoint has been timed
+
+Line = dict[str, float | int | None]
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,14 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop tells the world."""
+    """What the loop tells the world. Runs are told apart by their place in the pack."""
 
-    log: Log
-    validate: Callable[[], float]
-    checkpoint: Callable[[Progress], None]
-    advance: Callable[[float], None]  # one more step is done, with this loss
+    log: Callable[[int, Line], None]
+    validate: Callable[[], Sequence[float]]  # the loss of every run
+    checkpoint: Callable[[list[int]], None]  # of these runs
+    advance: Callable[[int, list[float | None], float | None], None]  # steps done, losses, tokens per second of the pack
+    diverged: Callable[[int, Divergence], None]
+    checkpoint_bytes: int = 0  # that ``checkpoint`` writes, about
 
 
 def steps_of(config: Config, rows: int) -> int:
@@ -45,52 +52,97 @@ def steps_of(config: Config, rows: int) -> int:
     return max(1, round(config.train.epochs * rows / (config.train.batch_size * config.train.grad_accum)))
 
 
-def train(
-    engine: PeftEngine, config: Config, items: Sequence[Item], pad: int, progress: Progress, hooks: Hooks
-) -> Divergence | None:
-    """Train from ``progress`` to the last step, updating ``progress`` in place."""
-    first_of_process = progress.step
-    while progress.step < engine.steps:
-        step = progress.step
-        batches = _micro_batches(config, items, pad, step, engine)
-        device.synchronise(engine.numerics.device)
+def train(engine: Engine, config: Config, runs: Sequence[Progress], hooks: Hooks) -> None:
+    """Train from ``runs``, which stand at the same step, to the last step, updating them in place.
+
+    ``config`` is any run's: they agree on what is read here.
+    """
+    loop = _Loop(engine, config, runs, hooks)
+    while loop.step < engine.steps and loop.alive:
+        loop.chunk()
+    for run, finite in enumerate(engine.finite()):
+        if run in loop.alive and not finite:
+            hooks.diverged(run, Divergence(loop.step, "a trained weight was not finite", runs[run].loss))
+
+
+class _Loop:
+    def __init__(self, engine: Engine, config: Config, runs: Sequence[Progress], hooks: Hooks) -> None:
+        self.engine = engine
+        self.runs = runs
+        self.hooks = hooks
+        self.every = config.eval.every
+        self.checkpoint_every = config.train.checkpoint_every
+        self.step = self.first = runs[0].step
+        self.alive = list(range(len(runs)))
+        self.saved = time.monotonic()
+        self.interval = _interval(hooks.checkpoint_bytes / BYTES_PER_SECOND)
+
+    def chunk(self) -> None:
+        """The steps up to the next event, or as many as the engine likes to do at once."""
+        start, end = self.step, min(self.step + self.engine.chunk, self.engine.steps)
+        for every in filter(None, (self.every, self.checkpoint_every)):
+            end = min(end, (start // every + 1) * every)
+        rated = start > self.first
+        steps, seconds = self._advance(start, end)
+        for step in steps:
+            self._take(step, seconds / len(steps), rated)
+        rate = sum(step.tokens[run] for step in steps for run in self.alive) / seconds if rated else None
+        self.hooks.advance(self.step, [run.loss if at in self.alive else None for at, run in enumerate(self.runs)], rate)
+        if not self.alive:
+            return
+        done = self.step == self.engine.steps
+        if done or self.step % self.every == 0:
+            losses = self.hooks.validate()
+            for run in self.alive:
+                self.hooks.log(run, {"step": self.step, "val/loss": losses[run]})
+        if not done and self._checkpoint_is_due():
+            began = time.monotonic()
+            self.hooks.checkpoint(self.alive)
+            self.saved = time.monotonic()
+            self.interval = _interval(self.saved - began)
+
+    def _advance(self, start: int, end: int) -> tuple[list[Step], float]:
+        """The steps, and the seconds they took on the device."""
+        device.synchronise(self.engine.numerics.device)
         started = time.perf_counter()
-        result = engine.step(step, batches)
-        seconds = time.perf_counter() - started
-        tokens = sum(batch.tokens for batch in batches)
-        progress.step += 1
-        progress.tokens += tokens
-        progress.seconds += seconds
-        if step > first_of_process:
-            progress.rated_tokens += tokens
-            progress.rated_seconds += seconds
-        hooks.log(
-            {
-                "step": progress.step,
-                "train/loss": result.loss,
-                "train/grad_norm": result.grad_norm,
-                "train/lr": result.lr,
-                "train/tokens": progress.tokens,
-            }
-        )
-        if not result.finite:
-            what = "loss" if result.loss != result.loss or abs(result.loss) == float("inf") else "gradient norm"
-            return Divergence(progress.step, f"{what} was not finite", progress.loss)
-        progress.loss = result.loss
-        hooks.advance(result.loss)
-        last = progress.step == engine.steps
-        if last or progress.step % config.eval.every == 0:
-            hooks.log({"step": progress.step, "val/loss": hooks.validate()})
-        if not last and progress.step % config.train.checkpoint_every == 0:
-            hooks.checkpoint(progress)
-    if not engine.finite():
-        return Divergence(progress.step, "a trained weight was not finite", progress.loss)
-    return None
+        steps = self.engine.advance(start, end)
+        device.synchronise(self.engine.numerics.device)
+        return steps, time.perf_counter() - started
+
+    def _checkpoint_is_due(self) -> bool:
+        if self.checkpoint_every is not None:
+            return self.step % self.checkpoint_every == 0
+        return time.monotonic() - self.saved >= self.interval
+
+    def _take(self, step: Step, seconds: float, rated: bool) -> None:
+        """Account for one step of every run that is alive."""
+        self.step += 1
+        for run in list(self.alive):
+            progress, loss, norm = self.runs[run], step.loss[run], step.grad_norm[run]
+            progress.step = self.step
+            progress.tokens += step.tokens[run]
+            progress.seconds += seconds
+            if rated:
+                progress.rated_tokens += step.tokens[run]
+                progress.rated_seconds += seconds
+            self.hooks.log(
+                run,
+                {
+                    "step": self.step,
+                    "train/loss": loss,
+                    "train/grad_norm": norm,
+                    "train/lr": step.lr[run],
+                    "train/tokens": progress.tokens,
+                },
+            )
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                what = "gradient norm" if math.isfinite(loss) else "loss"
+                self.alive.remove(run)
+                self.hooks.diverged(run, Divergence(self.step, f"{what} was not finite", progress.loss))
+            else:
+                progress.loss = loss
 
 
-def _micro_batches(config: Config, items: Sequence[Item], pad: int, step: int, engine: PeftEngine) -> list[Batch]:
-    size, count = config.train.batch_size, config.train.grad_accum
-    rows = rows_at(step * size * count, size * count, len(items), config.data_seed)
-    return [
-        collate([items[row] for row in rows[at : at + size]], pad, engine.numerics.device) for at in range(0, size * count, size)
-    ]
+def _interval(seconds: float) -> float:
+    """Seconds between two checkpoints that take ``seconds`` each."""
+    return max(CHECKPOINT_SECONDS, seconds / CHECKPOINT_SHARE)

@@ -1,71 +1,87 @@
-"""Engine ``peft``: PEFT's own modules, one run at a time. The reference that other engines must equal."""
+"""Engine ``peft``: PEFT's own modules, one run at a time. The reference that other engines must equal.
+
+It also trains what has no adapter: full fine-tuning, and nothing at all.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from src.batches import Batch
-from src.config import TrainConfig
+from src.batches import Batch, Item, collate, rows_at
+from src.config import Config
 from src.device import Numerics
+from src.eval.score import Solo
 from src.losses import target_losses
+from src.train.engine import Step
 from src.train.schedule import lr_factor
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """``loss`` is the mean log-loss per target token of the step's rows, before the update."""
-
-    loss: float
-    grad_norm: float
-    lr: float
-
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 class PeftEngine:
     """Advances one run: AdamW on fp32 master weights, products in the run's compute format."""
 
-    def __init__(self, model: nn.Module, train: TrainConfig, steps: int, seed: int, numerics: Numerics) -> None:
-        self.model = model
-        self.train = train
-        self.steps = steps
-        self.seed = seed
-        self.numerics = numerics
-        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=train.lr, weight_decay=train.weight_decay, fused=numerics.device.type == "cuda"
-        )
+    name = "peft"
+    speed_layers = "eager"
+    chunk = 1
 
-    def step(self, step: int, micro_batches: Sequence[Batch]) -> StepResult:
+    def __init__(self, model: nn.Module, config: Config, items: Sequence[Item], pad: int, steps: int, numerics: Numerics) -> None:
+        self.network: Any = model
+        self.config = config
+        self.items = items
+        self.pad = pad
+        self.steps = steps
+        self.numerics = numerics
+        self.scored = Solo(model, numerics)
+        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if self.parameters:
+            self.optimizer = torch.optim.AdamW(
+                self.parameters.values(),
+                lr=config.train.lr,
+                weight_decay=config.train.weight_decay,
+                fused=numerics.device.type == "cuda",
+            )
+
+    def advance(self, first: int, last: int) -> list[Step]:
+        """Steps ``first`` to ``last``, 0-based and without ``last``."""
+        return [self.step(step, self._micro_batches(step)) for step in range(first, last)]
+
+    def _micro_batches(self, step: int) -> list[Batch]:
+        size, count = self.config.train.batch_size, self.config.train.grad_accum
+        rows = rows_at(step * size * count, size * count, len(self.items), self.config.data_seed)
+        return [
+            collate([self.items[row] for row in rows[at : at + size]], self.pad, self.numerics.device)
+            for at in range(0, size * count, size)
+        ]
+
+    def step(self, step: int, micro_batches: Sequence[Batch]) -> Step:
         """One optimizer step, 0-based, over ``micro_batches``. An update that is not finite is not applied."""
-        self.model.train()
-        torch.manual_seed(hash((self.seed, step)) & 0x7FFF_FFFF)  # dropout depends on the seed and the step alone
+        train = self.config.train
+        self.network.train()
+        torch.manual_seed(hash((self.config.seed, step)) & 0x7FFF_FFFF)  # dropout depends on the seed and the step alone
         targets = sum(batch.target_tokens for batch in micro_batches)
         total = torch.zeros((), device=self.numerics.device)
         for batch in micro_batches:
             with self.numerics.autocast():
-                loss = target_losses(self.model, batch)[0].sum() / targets
+                loss = target_losses(self.network, batch)[0].sum() / targets
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         parameters = list(self.parameters.values())
-        norm = nn.utils.clip_grad_norm_(parameters, self.train.clip or math.inf)
-        lr = self.train.lr * lr_factor(self.train.schedule, step, self.steps, self.train.warmup)
-        result = StepResult(total.item(), norm.item(), lr)
-        if result.finite:
+        norm = nn.utils.clip_grad_norm_(parameters, train.clip or math.inf)
+        lr = train.lr * lr_factor(train.schedule, step, self.steps, train.warmup)
+        found = Step([total.item()], [norm.item()], [lr], [sum(batch.tokens for batch in micro_batches)])
+        if math.isfinite(found.loss[0]) and math.isfinite(found.grad_norm[0]):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return result
+        return found
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self, run: int = 0) -> dict[str, torch.Tensor]:
         """Everything a checkpoint needs: trained tensors and AdamW's moments, by parameter name."""
         tensors = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
         for name, parameter in self.parameters.items():
@@ -73,7 +89,7 @@ class PeftEngine:
                 tensors[f"{key}/{name}"] = value
         return tensors
 
-    def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
+    def load_state(self, run: int, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"parameter/{name}"])
@@ -85,5 +101,22 @@ class PeftEngine:
                 if self.numerics.device.type == "cuda":  # the fused optimizer keeps its step count on the device
                     self.optimizer.state[parameter]["step"] = tensors[f"step/{name}"].to(parameter.device)
 
-    def finite(self) -> bool:
-        return all(bool(torch.isfinite(p).all()) for p in self.parameters.values())
+    def trained(self, run: int = 0) -> dict[str, torch.Tensor]:
+        """What trains, by the names of the model's parameters."""
+        return {name: p.detach() for name, p in self.parameters.items()}
+
+    def scales(self, run: int = 0) -> set[float]:
+        """The factors that PEFT's layers multiply ``B A`` with."""
+        from peft.tuners.lora import LoraLayer
+
+        layers = [module for module in self.network.modules() if isinstance(module, LoraLayer)]
+        return {float(value) for layer in layers for value in layer.scaling.values()}
+
+    def finite(self) -> list[bool]:
+        return [all(bool(torch.isfinite(p).all()) for p in self.parameters.values())]
+
+    def finish(self) -> None:
+        """Nothing is held that only training needs."""
+
+    def save_adapter(self, run: int, config: Config, folder: Path) -> None:
+        self.network.save_pretrained(folder)

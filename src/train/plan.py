@@ -1,46 +1,25 @@
-"""From the jobs of a command line to finished records: check all, skip what is done, run the rest one by one.
+"""From the jobs of a command line to checked jobs, no run twice, with what they need prepared.
 
 Everything here is light (no torch): a refusal comes at once, and before the first job starts.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from src import datasets, embedded, models
-from src.cli import Terminated
 from src.config import Config, ConfigError, resolve
 from src.progress import bar
-from src.records import ENDED, RunFolder, provenance, run_id, write_sweep
-from src.train.result import Outcome
-from src.train.result import result as record
+from src.records import RunFolder, run_id, write_sweep
+from src.train.child import environment
 from src.variants.counts import linears, targets
-
-CODE = Path(__file__).resolve().parents[2]
-
-# For every child process. One runs at a time, so it may have all cores; CUBLAS's setting makes repeated sums alike.
-CHILD_ENVIRONMENT = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    "PYTHONUNBUFFERED": "1",
-}
-
-
-class RunsFailed(Exception):
-    """Some runs of this command did not end well. Which and why has been printed."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +36,6 @@ class Job:
         rank = f" r={config.lora.r}" if config.variant.trains == "adapter" else ""
         rate = "" if config.variant.trains == "none" else f" lr={config.train.lr:g}"
         return f"{config.variant.name}{rank}{rate} seed={config.seed}"
-
-
-def run_jobs(nodes: Sequence[tuple[DictConfig, Any]]) -> None:
-    """Run the jobs of one command: (composed config, Hydra's group choices) each.
-
-    Raises:
-        ConfigError: some job cannot run; nothing was written and nothing started.
-        RunsFailed: at least one run failed or ran out of memory.
-    """
-    jobs = plan(nodes)
-    prepare(jobs)
-    outcomes = [_run(job, at, len(jobs)) for at, job in enumerate(jobs, start=1)]
-    if any(status not in ENDED for status in outcomes):
-        raise RunsFailed
 
 
 def plan(nodes: Sequence[tuple[DictConfig, Any]]) -> list[Job]:
@@ -148,83 +113,7 @@ def prepare(jobs: Sequence[Job]) -> None:
         return
     print("converting the embedded SmolLM2-135M once (about half a minute)", file=sys.stderr)
     with bar("converting"):
-        done = subprocess.run([sys.executable, "-m", "src.embedded"], env=_environment(), capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "src.embedded"], env=environment(), capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ConfigError(f"model=smollm2_135m: the conversion failed: {last}")
-
-
-def _run(job: Job, at: int, of: int) -> str:
-    """Run one job in a child process unless it has ended before; prints one line; returns its status."""
-    with _claimed(job.folder) as lock:
-        return _run_claimed(job, f"[{at}/{of}] {job.run_id} {job.label()}", lock)
-
-
-@contextmanager
-def _claimed(folder: RunFolder) -> Iterator[int]:
-    """Hold a run for this process; another command that wants it waits, and then finds it done.
-
-    The worker inherits the lock, which the system gives up when the last of both ends, however it ends.
-    """
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with open(folder.path / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder.run_id} is being trained by another process; waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
-
-
-def _run_claimed(job: Job, head: str, lock: int) -> str:
-    folder = job.folder
-    before = folder.result()
-    if before and before["status"] in ENDED and not job.config.force:
-        print(f"{head}: already done, {describe(before)}")
-        return str(before["status"])
-    folder.clear_results()
-    if job.config.force:
-        folder.clear_progress()
-    folder.write_config(job.config)
-    folder.write_json("provenance.json", provenance(sys.argv))
-    print(f"{head} ...", flush=True)
-    started = time.perf_counter()
-    code = _child(folder, lock)
-    result = folder.result()
-    if result is None:
-        reason = (
-            f"its process was killed by {signal.Signals(-code).name}" if code < 0 else f"its process ended with exit code {code}"
-        )
-        result = record(job.config, job.run_id, Outcome("failed", reason))
-        folder.write_json("result.json", result)
-    print(f"{head}: {describe(result)}, {time.perf_counter() - started:.0f} s", flush=True)
-    return str(result["status"])
-
-
-def _child(folder: RunFolder, lock: int) -> int:
-    """The worker's exit code. On Ctrl-C the worker gets the signal too; on SIGTERM it is passed on."""
-    worker = subprocess.Popen([sys.executable, "-m", "src.train.worker", str(folder.path)], env=_environment(), pass_fds=[lock])
-    try:
-        return worker.wait()
-    except KeyboardInterrupt as error:
-        if isinstance(error, Terminated):
-            worker.terminate()
-        try:
-            worker.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-        raise
-
-
-def describe(result: dict[str, Any]) -> str:
-    """A result in a few words: its status with the reason, or its test loss."""
-    if result["status"] != "ok":
-        return f"{result['status']}: {result['reason']}"
-    metrics = result["metrics"]
-    parts = [f"{key} {metrics[key]:.3f}" for key in ("test/loss", "test/exact_match") if key in metrics]
-    return ", ".join(["ok", *parts])
-
-
-def _environment() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, **CHILD_ENVIRONMENT, "PYTHONPATH": path}

@@ -17,18 +17,23 @@ MEASURED = (
     "adapter_bytes",
     "peak_memory_bytes",
     "peak_memory_kind",
+    "estimated_memory_bytes",
     "tokens_per_second",
+    "pack_tokens_per_second",
     "train_seconds",
     "train_tokens",
     "rows_cut",
     "rows_left_out",
     "wall_seconds",
+    "hold_dequantised",
+    "halved_from",
+    "speed",
 )
 
 
 @dataclass
 class Outcome:
-    """What a run came to. ``measured`` has keys of ``MEASURED``, and ``base_precision`` where it is not what was asked."""
+    """What a run came to. ``measured`` has keys of ``MEASURED``, and of ``result`` where what ran is not what was asked."""
 
     status: str = "ok"  # ok | diverged | out_of_memory | failed
     reason: str | None = None
@@ -56,7 +61,7 @@ def result(config: Config, run_id: str, outcome: Outcome) -> dict[str, Any]:
         "learning_rate": None if config.variant.trains == "none" else config.train.lr,
         "seed": config.seed,
         "data_seed": config.data_seed,
-        "engine": config.engine,
+        "engine": config.engine if adapter else "peft",
         "pack_size": 1,
         **dict.fromkeys(MEASURED),
         **outcome.measured,

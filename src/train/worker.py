@@ -1,91 +1,147 @@
-"""A child process: one run from its config.yaml to its result.json. ``python -m src.train.worker runs/<run_id>``
+"""A child process: one pack from its configs to its results. ``python -m src.train.worker runs/<id> [runs/<id> ...]``
 
-A process of its own keeps memory peaks clean, and a crash kills one run.
+A process of its own keeps memory peaks clean, and a crash ends one pack.
 """
 
 from __future__ import annotations
 
-import math
+import argparse
 import sys
-import time
-import traceback
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from src import batches, cli, datasets, device, models
+from src import batches, cli, datasets, device, models, tracking
 from src.batches import Item
-from src.config import Config, ConfigError
+from src.config import Config
 from src.device import Numerics
-from src.eval.score import UNPARSED, Scorer, TargetLoss, exact_match, macro_f1, parse_label, per_token
-from src.progress import bar
+from src.eval.score import Scorer, per_token
 from src.quiet import quiet_libraries
-from src.records import ENDED, RunFolder
-from src.tracking import Mirror
-from src.train import checkpoint
-from src.train.checkpoint import Progress
+from src.train import checkpoint, room, scoring
 from src.train.checks import LiveChecks
+from src.train.child import OUT_OF_MEMORY
+from src.train.engine import Engine
+from src.train.events import Events
 from src.train.loop import Divergence, Hooks, steps_of, train
 from src.train.peft_engine import PeftEngine
-from src.train.result import Outcome, result
+from src.train.run import Run
 from src.variants import adapters, counts, quantization
+from src.variants.counts import Linear
 
 
-class Run:
-    """One run in this process."""
+class Pack:
+    """The runs that this process trains together. ``runs`` shrinks before training if not all fit."""
 
-    def __init__(self, config: Config, folder: RunFolder, mirror: Mirror) -> None:
-        self.config = config
-        self.folder = folder
-        self.mirror = mirror
-        self.outcome = Outcome()
+    def __init__(self, runs: Sequence[Run], events: Events) -> None:
+        self.runs = room.in_slot_order(runs)
+        self.events = events
+        self.config = runs[0].config  # for what the runs agree on
+        self.has_base = False  # the base model is where it computes
 
     def execute(self) -> None:
-        """Load, train, check, score, save; fills ``self.outcome``."""
-        config = self.config
-        numerics = device.choose(config)
-        self.outcome.measured |= {"device": device.describe(numerics.device), "base_precision": _precision(config, numerics)}
-        with bar(f"loading {config.model.name}"):
-            network, self.tokenizer = models.load(config.model, numerics.base, numerics.device)
-            linears = adapters.linears_of(network)
-            total = sum(p.numel() for p in network.parameters())
-            targets = counts.targets(linears, config.lora.target_modules, config.model.name)
-            network = quantization.place(network, config.variant, numerics.device, numerics.compute)
-            model = self._adapt(network)
-        splits = datasets.load(config.dataset)
+        """Load, train, check, save, score; fills the outcomes and writes the results."""
+        self.events.phase(f"loading {self.config.model.name}")
+        numerics = device.choose(self.config)
+        if self._packs:
+            from src.train.packed.speed import prepare_to_compile
+
+            prepare_to_compile(self.config, numerics)
+        network, self.tokenizer = models.load(self.config.model, numerics.base, numerics.device)
+        linears = adapters.linears_of(network)
+        total = sum(p.numel() for p in network.parameters())
+        targets = counts.targets(linears, self.config.lora.target_modules, self.config.model.name)
+        splits = datasets.load(self.config.dataset)
         self._tokenise(splits)
-        self.outcome.measured |= {
-            "total_parameters": total,
-            "trainable_parameters": counts.trainable_parameters(config.variant, config.lora, targets, total),
-            "steps": steps_of(config, len(splits.train)),
+        for run in self.runs:
+            trainable = counts.trainable_parameters(run.config.variant, run.config.lora, targets, total)
+            run.refuse_foreign_checkpoint(trainable)
+            run.outcome.measured |= {
+                "total_parameters": total,
+                "trainable_parameters": trainable,
+                "estimated_memory_bytes": room.alone(run.config, targets, self._width),
+            }
+        self._take(numerics, targets)
+        network = quantization.place(network, self.config.variant, numerics.device, numerics.compute)
+        self.has_base = True
+        engine = self._engine(network, numerics, steps_of(self.config, len(splits.train)))
+        for run in self.runs:
+            run.outcome.measured |= self._known(numerics, engine, splits)
+        live = LiveChecks(
+            engine,
+            [run.config for run in self.runs],
+            [run.outcome.measured["trainable_parameters"] for run in self.runs],
+            sum(linear.count for linear in linears),
+        )
+        # Equal text can still be unequal tokens: library versions read one tokenizer file differently.
+        prints = {
+            "data_fingerprint": splits.fingerprint(),
+            "token_fingerprint": batches.fingerprint(self.items),
+            "base_fingerprint": live.base_before,
+        }
+        for run in self.runs:
+            known = run.folder.provenance() or {}
+            run.folder.write_json("provenance.json", known | {"device": run.outcome.measured["device"], **prints})
+            run.start()
+        device.reset_peak(numerics.device)
+        self.scorer = Scorer(engine.scored, self.config.eval.batch_size, self.tokenizer.pad_token_id)
+        if self.config.variant.trains != "none":
+            self._train(engine)
+        peak, kind = device.peak_memory(numerics.device)
+        for run in self.runs:
+            run.outcome.measured |= {"peak_memory_bytes": peak, "peak_memory_kind": kind}
+        engine.finish()
+        self._conclude(engine, live)
+
+    def _take(self, numerics: Numerics, targets: Sequence[Linear]) -> None:
+        """Keep the runs that stand at one step and fit into memory, in the order of their slots."""
+        if len(self.runs) > 1:
+            step, _ = Counter(run.progress.step for run in self.runs).most_common(1)[0]
+            self.runs = [run for run in self.runs if run.progress.step == step]
+        count, memory = room.fitting([run.config for run in self.runs], targets, self._width, numerics.device)
+        self.runs = self.runs[:count]
+        self.events.taken([run.folder.run_id for run in self.runs], memory)
+
+    @property
+    def _packs(self) -> bool:
+        return self.config.variant.trains == "adapter" and self.config.engine == "packed"
+
+    @property
+    def _width(self) -> int:
+        """Tokens of the longest training row."""
+        return max(len(item) for item in self.items["train"])
+
+    def _engine(self, network: Any, numerics: Numerics, steps: int) -> Engine:
+        """The engine of these runs: the packed one wherever there is an adapter, unless PEFT's is asked for."""
+        config, items, pad = self.config, self.items["train"], self.tokenizer.pad_token_id
+        if self._packs:
+            from src.train.packed.engine import PackedEngine
+
+            self.events.phase("building the pack")
+            return PackedEngine(network, [run.config for run in self.runs], items, pad, steps, numerics)
+        if config.variant.trains == "adapter":
+            network = adapters.attach(network, config.variant, config.lora, config.seed)
+        else:
+            network.requires_grad_(config.variant.trains == "all")
+        return PeftEngine(network, config, items, pad, steps, numerics)
+
+    def _known(self, numerics: Numerics, engine: Engine, splits: datasets.Splits) -> dict[str, Any]:
+        """What the runs' results share before a step is taken."""
+        model, variant = self.config.model, self.config.variant
+        return {
+            "device": device.describe(numerics.device),
+            "base_precision": _precision(self.config, numerics),
+            "engine": engine.name,
+            "pack_size": len(self.runs),
+            "hold_dequantised": engine.name == "packed" and model.hold_dequantised and variant.base_precision == "nf4",
+            "speed": engine.speed_layers,
+            "steps": engine.steps,
             "rows_left_out": splits.left_out,
             "rows_cut": {name: sum(item.cut for item in items) for name, items in self.items.items()},
         }
-        layers = sum(linear.count for linear in linears)
-        live = LiveChecks(model, config.variant, config.lora, self.outcome.measured["trainable_parameters"], layers)
-        self._add_provenance(data_fingerprint=splits.fingerprint(), base_fingerprint=live.base_before)
-        device.reset_peak(numerics.device)
-        self.scorer = Scorer(model, numerics, config.eval.batch_size, self.tokenizer.pad_token_id)
-        divergence = None if config.variant.trains == "none" else self._train(model, numerics)
-        peak, kind = device.peak_memory(numerics.device)
-        self.outcome.measured |= {"peak_memory_bytes": peak, "peak_memory_kind": kind}
-        if divergence is not None:
-            self.outcome.status, self.outcome.reason = "diverged", divergence.reason()
-            return
-        self.outcome.checks = live.judge()
-        self._save(model)
-        self._test()
-        failed = [name for name, check in self.outcome.checks.items() if not check["ok"]]
-        if failed:
-            details = "; ".join(f"{name}: {self.outcome.checks[name]['detail']}" for name in failed)
-            self.outcome.status, self.outcome.reason = "failed", f"live check failed: {details}"
-
-    def _adapt(self, network: Any) -> Any:
-        if self.config.variant.trains == "adapter":
-            return adapters.attach(network, self.config.variant, self.config.lora, self.config.seed)
-        return network.requires_grad_(self.config.variant.trains == "all")
 
     def _tokenise(self, splits: datasets.Splits) -> None:
         config = self.config
@@ -102,94 +158,74 @@ class Run:
         if cut:
             print(f"{cut} rows are longer than dataset.max_length={config.dataset.max_length} and were cut", file=sys.stderr)
 
-    def _train(self, model: Any, numerics: Numerics) -> Divergence | None:
-        config, measured = self.config, self.outcome.measured
-        engine = PeftEngine(model, config.train, measured["steps"], config.seed, numerics)
-        progress = Progress()
-        if self.folder.checkpoint.exists():
-            try:
-                tensors, progress = checkpoint.load(self.folder.checkpoint)
-                engine.load_state(tensors)
-            except (SafetensorError, KeyError, ValueError) as error:
-                print(f"{self.folder.checkpoint} is damaged ({_first_line(error)}); starting from step 0", file=sys.stderr)
-                self.folder.checkpoint.unlink()
-                return self._train(model, numerics)
-        self.folder.keep_metrics_until(progress.step)
-        for line in self.folder.logged():
-            self.mirror.log(line)
-            self.outcome.metrics |= {key: value for key, value in line.items() if key == "val/loss"}
-        with bar("training", engine.steps, done=progress.step) as advance:
-            hooks = Hooks(
-                log=self._log,
-                validate=lambda: per_token(self.scorer.losses(self.items["val"])),
-                checkpoint=lambda at: checkpoint.save(self.folder.checkpoint, engine.state(), at),
-                advance=lambda loss: advance(1, f"loss {loss:.3f}"),
-            )
-            divergence = train(engine, config, self.items["train"], self.tokenizer.pad_token_id, progress, hooks)
-        measured |= {"train_seconds": progress.seconds, "train_tokens": progress.tokens}
-        if progress.rated_seconds > 0:
-            measured["tokens_per_second"] = progress.rated_tokens / progress.rated_seconds
-        if divergence is None and progress.loss is not None:
-            self.outcome.metrics["train/loss"] = progress.loss
-        return divergence
+    def _train(self, engine: Engine) -> None:
+        for at, run in enumerate(self.runs):
+            if run.tensors is not None:
+                engine.load_state(at, run.tensors)
+                run.tensors = None
+        self.events.phase("warming up")
+        hooks = Hooks(
+            log=lambda at, line: self.runs[at].log(line),
+            validate=lambda: [per_token(losses) for losses in self.scorer.losses(self.items["val"])],
+            checkpoint=lambda places: self._checkpoint(engine, places),
+            advance=lambda done, losses, rate: self._advance(engine, done, losses, rate),
+            diverged=self._diverged,
+            checkpoint_bytes=sum(12 * run.outcome.measured["trainable_parameters"] for run in self.runs),
+        )
+        before = [replace(run.progress) for run in self.runs]
+        train(engine, self.config, [run.progress for run in self.runs], hooks)
+        tokens = sum(run.progress.rated_tokens - was.rated_tokens for run, was in zip(self.runs, before, strict=True))
+        seconds = max(run.progress.rated_seconds - was.rated_seconds for run, was in zip(self.runs, before, strict=True))
+        for run in self.runs:
+            if run.outcome.status == "ok":
+                run.trained()
+            run.outcome.measured["pack_tokens_per_second"] = tokens / seconds if seconds else None
 
-    def _log(self, line: dict[str, float | int | None]) -> None:
-        self.folder.log(line)
-        self.mirror.log(line)
-        if "val/loss" in line and line["val/loss"] is not None:
-            self.outcome.metrics["val/loss"] = float(line["val/loss"])
+    def _checkpoint(self, engine: Engine, places: list[int]) -> None:
+        for at in places:
+            checkpoint.save(self.runs[at].folder.checkpoint, engine.state(at), self.runs[at].progress)
 
-    def _save(self, model: Any) -> None:
-        if self.config.variant.trains == "adapter":
-            model.save_pretrained(self.folder.adapter)
-            self.outcome.measured["adapter_bytes"] = (self.folder.adapter / "adapter_model.safetensors").stat().st_size
-        elif self.config.variant.trains == "all":
-            model.save_pretrained(self.folder.model)
+    def _advance(self, engine: Engine, done: int, losses: list[float | None], rate: float | None) -> None:
+        named = {run.folder.run_id: loss for run, loss in zip(self.runs, losses, strict=True)}
+        self.events.step(done, engine.steps, named, rate)
 
-    def _test(self) -> None:
-        items = self.items["test"]
-        with bar("scoring the test split", len(items)) as advance:
-            losses = self.scorer.losses(items, advance)
-        loss = per_token(losses)
-        if not math.isfinite(loss):
-            self.outcome.status, self.outcome.reason = "diverged", "the test loss was not finite"
-            return
-        self.outcome.metrics["test/loss"] = loss
-        texts: list[str] | None = None
-        if self.config.eval.generate:
-            longest = max(len(item.target) for item in items)
-            with bar("generating answers", len(items)) as advance:
-                ids = self.scorer.generate(
-                    items, self.tokenizer.eos_token_id, self.config.eval.max_new_tokens or longest, advance
-                )
-            texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        self._write_predictions(items, losses, texts)
+    def _diverged(self, at: int, divergence: Divergence) -> None:
+        self.runs[at].diverged(divergence)
 
-    def _write_predictions(self, items: list[Item], losses: list[TargetLoss], texts: list[str] | None) -> None:
-        metrics, labels = self.outcome.metrics, self.config.dataset.labels
-        rows: list[dict[str, Any]] = [
-            {"id": item.example.id, "target": item.example.target, "log_loss": loss.nats, "tokens": loss.tokens}
-            for item, loss in zip(items, losses, strict=True)
-        ]
-        if texts is not None:
-            targets = [item.example.target for item in items]
-            correct = exact_match(texts, targets)
-            if labels:
-                parsed = [parse_label(text, labels) for text in texts]
-                gold = [parse_label(target, labels) for target in targets]
-                correct = [p == g != UNPARSED for p, g in zip(parsed, gold, strict=True)]
-                metrics["test/macro_f1"] = macro_f1(parsed, gold, labels)
-                metrics["test/parse_failures"] = sum(p == UNPARSED for p in parsed) / len(parsed)
-            metrics["test/exact_match"] = sum(correct) / len(correct)
-            for row, text, right in zip(rows, texts, correct, strict=True):
-                row |= {"prediction": text, "correct": right}
-        self.folder.write_predictions(rows)
+    def _conclude(self, engine: Engine, live: LiveChecks) -> None:
+        """Checks, adapters and scores of the runs that did not diverge; results of all."""
+        good = {at: run for at, run in enumerate(self.runs) if run.outcome.status == "ok"}
+        for at, run in good.items():
+            run.outcome.checks = live.judge(at)
+            self._save(engine, at, run)
+        if good:
+            scoring.test(good, self.scorer, self.tokenizer, self.items["test"], self.events)
+        for run in self.runs:
+            failed = [name for name, check in run.outcome.checks.items() if not check["ok"]]
+            if failed:
+                details = "; ".join(f"{name}: {run.outcome.checks[name]['detail']}" for name in failed)
+                run.outcome.status, run.outcome.reason = "failed", f"live check failed: {details}"
+            self._finish(run)
 
-    def _add_provenance(self, **fingerprints: str) -> None:
-        known = self.folder.provenance() or {}
-        # Equal text can still be unequal tokens: library versions read one tokenizer file differently.
-        more = {"device": self.outcome.measured["device"], "token_fingerprint": batches.fingerprint(self.items), **fingerprints}
-        self.folder.write_json("provenance.json", known | more)
+    def _save(self, engine: Engine, at: int, run: Run) -> None:
+        if run.config.variant.trains == "adapter":
+            engine.save_adapter(at, run.config, run.folder.adapter)
+            run.outcome.measured["adapter_bytes"] = (run.folder.adapter / "adapter_model.safetensors").stat().st_size
+        elif run.config.variant.trains == "all":
+            engine.network.save_pretrained(run.folder.model)
+
+    def _finish(self, run: Run) -> None:
+        run.finish()
+        self.events.ended(run.folder.run_id)
+
+    def fail(self, error: BaseException) -> None:
+        """Record what happened as the end of every run that has none; a run that diverged before has its own."""
+        for run in self.runs:
+            if run.ended:
+                continue
+            if run.outcome.status == "ok":
+                run.fail(error)
+            self._finish(run)
 
 
 def _precision(config: Config, numerics: Numerics) -> str:
@@ -199,43 +235,36 @@ def _precision(config: Config, numerics: Numerics) -> str:
     return config.variant.base_precision
 
 
-def run(path: Path) -> str:
-    """Run what ``path/config.yaml`` says and write its result. Returns the status."""
-    folder = RunFolder(path.name, path.parent)
-    config = folder.read_config()
-    started = time.perf_counter()
-    mirror = Mirror(config, folder.run_id, folder.path)
-    this = Run(config, folder, mirror)
+def run(paths: Sequence[Path], events: Events, halved_from: int | None = None) -> int:
+    """Run what the ``config.yaml`` files say and write the results. Returns the exit code."""
+    pack = Pack([Run(path) for path in paths], events)
+    for this in pack.runs:
+        this.outcome.measured["halved_from"] = halved_from
+        this.read_checkpoint()
     try:
-        this.execute()
+        pack.execute()
     except (torch.OutOfMemoryError, MemoryError) as error:
-        this.outcome.status, this.outcome.reason = "out_of_memory", _first_line(error)
-    except ConfigError as error:
-        this.outcome.status, this.outcome.reason = "failed", str(error)
-    except Exception as error:  # a run that fails for any reason is a row that says why; the traceback is kept
-        folder.error.write_text(traceback.format_exc(), encoding="utf-8")
-        this.outcome.status, this.outcome.reason = "failed", f"{type(error).__name__}: {_first_line(error)}"
-    this.outcome.measured["wall_seconds"] = time.perf_counter() - started
-    values = result(config, folder.run_id, this.outcome)
-    folder.write_json("result.json", values)
-    if this.outcome.status in ENDED:
-        folder.checkpoint.unlink(missing_ok=True)
-    summary = {key: value for key, value in values.items() if key not in ("metrics", "checks") and value is not None}
-    mirror.finish(summary | this.outcome.metrics, ok=this.outcome.status == "ok")
-    return this.outcome.status
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        if len(pack.runs) > 1 and pack.has_base:
+            return OUT_OF_MEMORY  # a smaller pack may do it
+        pack.fail(error)
+    except Exception as error:
+        pack.fail(error)
+    tracking.flush()
+    return 0
 
 
 def main() -> int:
     quiet_libraries()
+    parser = argparse.ArgumentParser(prog="python -m src.train.worker")
+    parser.add_argument("--events", type=int)
+    parser.add_argument("--halved-from", type=int)
+    parser.add_argument("paths", nargs="+", type=Path)
+    arguments = parser.parse_args()
     try:
-        run(Path(sys.argv[1]))
+        return run(arguments.paths, Events(arguments.events), arguments.halved_from)
     except KeyboardInterrupt:
+        tracking.abandon()
         return cli.INTERRUPTED  # the parent gets the signal too, and says so once
-    return 0
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ BACKWARD_PRODUCTS = {"none": 0, "adapter": 1, "all": 2}
 
 NF4_BLOCK, SCALE_BLOCK = 64, 256  # bitsandbytes' block sizes, as QLoRA's (arXiv 2305.14314, section 3)
 STATE_BYTES = 4 + 4 + 8  # fp32 weight, gradient and AdamW's two moments
+PACKED_STATE_BYTES = STATE_BYTES + 2  # and the bf16 copy that a pack multiplies with
+HEAD_ROWS = 4096  # labelled tokens whose logits a pack holds at a time
 
 
 @dataclass(frozen=True)
@@ -168,19 +170,50 @@ def training_bytes(
     with a fused attention; logits of every token in bf16 and fp32. Leaves out the allocator's slack, kernels'
     workspaces, and fp32 copies that an unfused adapter makes of its input.
     """
-    d, f = shape.hidden_size, shape.intermediate_size
-    q, kv = _attention_widths(shape)
-    # Per layer: two norms' inputs and outputs, q, k, v, attention's output, and the MLP's gate, up and product.
-    widths = shape.num_hidden_layers * (4 * d + 2 * q + 2 * kv + 3 * f)
-    if variant.trains == "adapter":
-        # It keeps A x for dB, and DoRA the row outputs before m for dm.
-        widths += sum(t.count * (lora.r + ROW_PARAMETERS[variant.magnitude] * t.out_features) for t in targets)
+    widths = _kept_values(shape, variant, lora, targets)
     total = total_parameters(shape)
     # With every weight training there is no frozen base beside the trained weights.
     base = 0 if variant.trains == "all" else base_bytes(shape, variant.base_precision, variant.double_quant)
     # Where nothing trains, no backward pass needs the activations.
     activations = 0 if variant.trains == "none" else tokens * (2 * widths + 6 * shape.vocab_size)
     return TrainingBytes(base, STATE_BYTES * trainable_parameters(variant, lora, targets, total), activations)
+
+
+def pack_bytes(
+    shape: Shape,
+    members: Sequence[tuple[VariantConfig, LoraSettings]],
+    targets: Sequence[Linear],
+    tokens_per_run: int,
+    hold_dequantised: bool = False,
+) -> TrainingBytes:
+    """Estimated memory of a step of runs that train over one base, each with ``tokens_per_run`` padded tokens.
+
+    The base stands there once, with ``hold_dequantised`` and the bf16 copy of its linear layers. Each run brings its
+    own states, with a bf16 copy of what trains, and its own activations, as in ``training_bytes`` but in fp32 over a
+    base of fp32. Logits are those of ``HEAD_ROWS`` labelled tokens, in bf16 and fp32. Leaves out what
+    ``training_bytes`` leaves out.
+    """
+    shared, _ = members[0]
+    base = base_bytes(shape, shared.base_precision, shared.double_quant)
+    if hold_dequantised:
+        base += 2 * sum(linear.count * linear.weights for linear in linears(shape))
+    total = total_parameters(shape)
+    trained = sum(trainable_parameters(variant, lora, targets, total) for variant, lora in members)
+    kept = sum(_kept_values(shape, variant, lora, targets) for variant, lora in members)
+    activations = tokens_per_run * (4 if shared.base_precision == "fp32" else 2) * kept
+    return TrainingBytes(base, PACKED_STATE_BYTES * trained, activations + HEAD_ROWS * 6 * shape.vocab_size)
+
+
+def _kept_values(shape: Shape, variant: VariantConfig, lora: LoraSettings, targets: Sequence[Linear]) -> int:
+    """Values per token that wait for the backward pass, without the logits."""
+    d, f = shape.hidden_size, shape.intermediate_size
+    q, kv = _attention_widths(shape)
+    # Per layer: two norms' inputs and outputs, q, k, v, attention's output, and the MLP's gate, up and product.
+    kept = shape.num_hidden_layers * (4 * d + 2 * q + 2 * kv + 3 * f)
+    if variant.trains == "adapter":
+        # It keeps A x for dB, and DoRA the row outputs before m for dm.
+        kept += sum(t.count * (lora.r + ROW_PARAMETERS[variant.magnitude] * t.out_features) for t in targets)
+    return kept
 
 
 def flops_per_token(shape: Shape, variant: VariantConfig, lora: LoraSettings, targets: Sequence[Linear], length: int) -> Flops:

@@ -73,7 +73,8 @@ def _quantise(linear: nn.Linear, variant: VariantConfig, device: torch.device, c
         layer.support_avx512bf16_for_cpu = False
     else:
         layer = bnb.nn.Linear8bitLt(*shape, bias, has_fp16_weights=False, threshold=6.0, device="meta")
-        layer.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+        # bitsandbytes quantises to int8 when a weight leaves the CPU, so one that is on the GPU already has to come back.
+        layer.weight = bnb.nn.Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
     if bias:
         layer.bias = nn.Parameter(linear.bias.data, requires_grad=False)
     placed: nn.Module = layer.to(device)

@@ -1,9 +1,10 @@
-"""One run from config to record: what it writes, how it resumes, and how it ends when something goes wrong."""
+"""A worker from configs to records: what it writes, how it goes on, and how runs end when something goes wrong."""
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,58 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import models
+from src import models, tracking
 from src.cli import compose
 from src.records import RunFolder, run_id
-from src.train import worker
 from src.train.checks import LiveChecks
-from src.train.peft_engine import PeftEngine, StepResult
-from tests.conftest import TINY, Run
+from src.train.child import OUT_OF_MEMORY
+from src.train.engine import Step
+from src.train.packed.engine import PackedEngine
+from src.train.peft_engine import PeftEngine
+from src.train.run import Run as OneRun
+from tests.conftest import TINY, Run, Trained, TrainPack, written
+
+ENGINES: dict[str, Any] = {"packed": PackedEngine, "peft": PeftEngine}
+QUICK = ("eval.generate=false",)
 
 
 def lines(record: RunFolder, key: str) -> list[Any]:
     return [line[key] for line in record.logged() if key in line]
+
+
+def adapter(record: RunFolder) -> bytes:
+    return (record.adapter / "adapter_model.safetensors").read_bytes()
+
+
+def told(trained: Trained, event: str) -> list[dict[str, Any]]:
+    return [each for each in trained.events if each["event"] == event]
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, engine: str, step: int, error: BaseException | None = None) -> None:
+    """Let the engine raise at a step, 0-based, or once more do what it does."""
+    advance = ENGINES[engine].advance
+
+    def interrupted(self: Any, first: int, last: int) -> list[Step]:
+        if first <= step < last:
+            raise error or KeyboardInterrupt
+        found: list[Step] = advance(self, first, last)
+        return found
+
+    monkeypatch.setattr(ENGINES[engine], "advance", interrupted)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, runs: tuple[int, ...], step: int) -> None:
+    """Let the weights of these runs of a pack be NaN from a step on, 0-based."""
+    advance = PackedEngine.advance
+
+    def poisoned(self: PackedEngine, first: int, last: int) -> list[Step]:
+        if first == step:
+            for run in runs:
+                bucket, row = self.model.bucket_of(run)
+                bucket.values[:, row] = math.nan
+        return advance(self, first, last)
+
+    monkeypatch.setattr(PackedEngine, "advance", poisoned)
 
 
 def test_the_record_of_a_run(run: Run) -> None:
@@ -37,12 +79,42 @@ def test_the_record_of_a_run(run: Run) -> None:
     total = sum(row["log_loss"] for row in predictions) / sum(row["tokens"] for row in predictions)
     assert result["metrics"]["test/loss"] == pytest.approx(total, rel=1e-12)
     assert result["metrics"]["train/loss"] == lines(record, "train/loss")[-1]
+    assert result["metrics"]["val/loss"] == lines(record, "val/loss")[-1]
     assert all(check["ok"] for check in result["checks"].values())
     assert result["effective_scale"] == 4.0
     assert result["adapter_bytes"] == (record.adapter / "adapter_model.safetensors").stat().st_size
     assert result["train_tokens"] == lines(record, "train/tokens")[-1]
+    assert (result["engine"], result["pack_size"], result["speed"]) == ("packed", 1, "eager")
+    assert 0 < result["train_seconds"] < result["wall_seconds"]
     saved = load_file(record.adapter / "adapter_model.safetensors")
     assert sum(tensor.numel() for tensor in saved.values()) == result["trainable_parameters"]
+
+
+def test_the_records_of_a_pack_and_what_is_said_on_the_way(train_pack: TrainPack) -> None:
+    runs = [["variant=dora", "lora.r=4"], ["variant=rslora", "lora.r=8", "data_seed=1"], ["lora.r=4", "train.lr=0.01"]]
+    trained = train_pack(*runs, halved_from=6)
+    dora, rslora, lora = trained.results
+    assert [result["status"] for result in trained.results] == ["ok"] * 3, [result["reason"] for result in trained.results]
+    assert all(check["ok"] for result in trained.results for check in result["checks"].values())
+    assert {(result["pack_size"], result["halved_from"]) for result in trained.results} == {(3, 6)}
+    assert [result["trainable_parameters"] for result in trained.results] == [9216, 16384, 8192]  # r x 2 x 1024, DoRA 2 x 512
+    assert dora["metrics"]["test/loss"] != lora["metrics"]["test/loss"] != rslora["metrics"]["test/loss"]
+    assert lora["train_tokens"] == dora["train_tokens"] != rslora["train_tokens"]  # another order of the rows
+    assert lora["pack_tokens_per_second"] == pytest.approx(sum(result["tokens_per_second"] for result in trained.results))
+    for record, result in zip(trained.records, trained.results, strict=True):
+        assert len(load_file(record.adapter / "adapter_model.safetensors")) == (42 if "dora" in result["variant"] else 28)
+        rows = [json.loads(line) for line in record.predictions.read_text().splitlines()]
+        total = sum(row["log_loss"] for row in rows) / sum(row["tokens"] for row in rows)
+        assert result["metrics"]["test/loss"] == pytest.approx(total, rel=1e-12)
+
+    ids = [record.run_id for record in trained.records]
+    (taken,) = told(trained, "taken")
+    assert sorted(taken["runs"]) == sorted(ids) == sorted(event["run"] for event in told(trained, "ended"))
+    assert taken["memory_bytes"] > 0
+    steps = told(trained, "step")
+    assert [(event["step"], event["steps"]) for event in steps] == [(1, 3), (2, 3), (3, 3)]
+    assert steps[2]["losses"] == {id: result["metrics"]["train/loss"] for id, result in zip(ids, trained.results, strict=True)}
+    assert [event["done"] for event in told(trained, "scoring")] == [0, 4, 0, 4]
 
 
 def test_controls(run: Run) -> None:
@@ -50,63 +122,98 @@ def test_controls(run: Run) -> None:
     record, full = run("variant=full", "train.lr=0.003")
     assert frozen["status"] == full["status"] == "ok"
     assert (frozen["trainable_parameters"], frozen["r"], frozen["learning_rate"]) == (0, None, None)
+    assert (frozen["engine"], full["engine"]) == ("peft", "peft")  # though the config says packed
     assert full["trainable_parameters"] == full["total_parameters"] == 98624
     assert "train/loss" not in frozen["metrics"]
     assert full["metrics"]["test/loss"] < frozen["metrics"]["test/loss"]
     assert (record.model / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("variant", ["lora", "qdora"])
-def test_an_interrupted_run_goes_on_to_the_same_bits(run: Run, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = [f"variant={variant}", "train.steps=6", "train.checkpoint_every=2", "lora.dropout=0.1", "train.grad_accum=2"]
-    record, whole = run(*settings)
-    adapter = (record.adapter / "adapter_model.safetensors").read_bytes()
-    metrics = record.metrics.read_text()
-    record.path.rename(record.path.with_name("whole"))
+@pytest.mark.parametrize(
+    ("engine", "variants"),
+    [("peft", ["lora"]), ("peft", ["qdora"]), ("packed", ["lora", "dora"]), ("packed", ["qlora", "qdora"])],
+)
+def test_interrupted_runs_go_on_to_the_same_bits(
+    train_pack: TrainPack, engine: str, variants: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [f"engine={engine}", "train.steps=6", "train.checkpoint_every=2", "lora.dropout=0.1", "train.grad_accum=2"]
+    runs = [[*settings, f"variant={variant}", f"seed={seed}"] for seed, variant in enumerate(variants)]
+    whole = train_pack(*runs)
+    adapters = [adapter(record) for record in whole.records]
+    metrics = [record.metrics.read_text() for record in whole.records]
+    results = whole.results
+    for record in whole.records:
+        shutil.rmtree(record.path)
 
-    step = PeftEngine.step
+    with monkeypatch.context() as patch:
+        interrupt(patch, engine, 5)
+        with pytest.raises(KeyboardInterrupt):
+            train_pack(*runs)
+    for record in whole.records:
+        assert record.checkpoint.exists() and record.result() is None
+        assert len(lines(record, "train/loss")) == 5  # one step more than the checkpoint has
+    again = train_pack(*runs)
+    assert [event["step"] for event in told(again, "step")] == [5, 6]
+    for at, record in enumerate(again.records):
+        assert adapter(record) == adapters[at]
+        assert record.metrics.read_text() == metrics[at]
+        assert again.results[at]["metrics"] == results[at]["metrics"]
+        assert again.results[at]["train_tokens"] == results[at]["train_tokens"]
+        assert not record.checkpoint.exists()
 
-    def killed(self: PeftEngine, at: int, batches: Any) -> StepResult:
-        if at == 5:
-            raise KeyboardInterrupt
-        return step(self, at, batches)
 
-    monkeypatch.setattr(PeftEngine, "step", killed)
-    config = compose([*TINY, *settings])
-    record.write_config(config)
-    with pytest.raises(KeyboardInterrupt):
-        worker.run(record.path)
-    assert record.checkpoint.exists() and record.result() is None
-    assert len(lines(record, "train/loss")) == 5  # one step more than the checkpoint has
-    seen = []
+@pytest.mark.parametrize("damage", ["torn", "of another rank"])
+def test_a_run_whose_checkpoint_is_of_no_use_starts_again_and_its_pack_goes_on_without_it(
+    train_pack: TrainPack, damage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [[*QUICK, "train.steps=4", "train.checkpoint_every=2", f"lora.r={r}"] for r in (4, 8, 16)]
+    with monkeypatch.context() as patch:
+        interrupt(patch, "packed", 3)
+        with pytest.raises(KeyboardInterrupt):
+            train_pack(*runs)
+    first, second, third = [RunFolder(run_id(compose([*TINY, *overrides]))) for overrides in runs]
+    if damage == "torn":
+        first.checkpoint.write_bytes(first.checkpoint.read_bytes()[:-100])
+    else:
+        shutil.copy(third.checkpoint, first.checkpoint)
+    capsys.readouterr()
+    trained = train_pack(*runs)
+    why = "is damaged (" if damage == "torn" else "holds 32,768 parameters where 8,192 train; "
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"{first.checkpoint} {why}"), said
+    assert said.endswith("; starting from step 0")
+    assert trained.code == 0 and [result and result["status"] for result in trained.results] == [None, "ok", "ok"]
+    (taken,) = told(trained, "taken")
+    assert taken["runs"] == [second.run_id, third.run_id]
+    assert [event["step"] for event in told(trained, "step")] == [3, 4]
+    assert not first.checkpoint.exists()
 
-    def resumed(self: PeftEngine, at: int, batches: Any) -> StepResult:
-        seen.append(at)
-        return step(self, at, batches)
+    alone = train_pack(runs[0])
+    assert alone.results[0]["status"] == "ok" and lines(first, "step") == [1, 2, 3, 4, 4]
 
-    monkeypatch.setattr(PeftEngine, "step", resumed)
-    record, result = run(*settings)
-    assert seen == [4, 5]
-    assert (record.adapter / "adapter_model.safetensors").read_bytes() == adapter
-    assert record.metrics.read_text() == metrics
-    assert result["metrics"] == whole["metrics"]
-    assert result["train_tokens"] == whole["train_tokens"]
-    assert not record.checkpoint.exists()
+
+def test_runs_for_which_there_is_no_room_are_left_untouched(train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.train.room._free", lambda device: 0)
+    trained = train_pack([*QUICK, "lora.r=32"], [*QUICK, "lora.r=4"])
+    larger, smaller = trained.records
+    assert [result and result["status"] for result in trained.results] == [None, "ok"]
+    assert told(trained, "taken")[0]["runs"] == [smaller.run_id]
+    assert {path.name for path in larger.path.iterdir()} == {"config.yaml"}
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_run_whose_numbers_stop_being_finite_is_diverged(run: Run, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     step = PeftEngine.step
 
-    def poisoned(self: PeftEngine, at: int, batches: Any) -> StepResult:
+    def poisoned(self: PeftEngine, at: int, batches: Any) -> Step:
         if at == 2 and what == "loss":
             with torch.no_grad():
                 next(iter(self.parameters.values())).fill_(math.nan)
-        result = step(self, at, batches)
-        return StepResult(result.loss, math.inf, result.lr) if at == 2 and what == "gradient" else result
+        found = step(self, at, batches)
+        return Step(found.loss, [math.inf], found.lr, found.tokens) if at == 2 and what == "gradient" else found
 
     monkeypatch.setattr(PeftEngine, "step", poisoned)
-    record, result = run("train.steps=5")
+    record, result = run("train.steps=5", "engine=peft")
     last = lines(record, "train/loss")[1]
     assert result["status"] == "diverged"
     assert (
@@ -118,6 +225,47 @@ def test_a_run_whose_numbers_stop_being_finite_is_diverged(run: Run, what: str, 
     assert not record.adapter.exists()
 
 
+def test_a_run_of_a_pack_that_diverges_leaves_its_neighbours_as_they_are(
+    train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In the order of their slots; the first two are multiplied together.
+    runs = [
+        [*QUICK, "train.steps=5", "train.checkpoint_every=2", *more] for more in (["lora.r=4"], ["lora.r=8"], ["variant=dora"])
+    ]
+    healthy = train_pack(*runs)
+    adapters = [adapter(record) for record in healthy.records]
+    metrics = [result["metrics"] for result in healthy.results]
+    for record in healthy.records:
+        shutil.rmtree(record.path)
+
+    poison(monkeypatch, (1,), step=2)
+    trained = train_pack(*runs)
+    first, diverged, third = trained.records
+    assert [result["status"] for result in trained.results] == ["ok", "diverged", "ok"]
+    assert (adapter(first), adapter(third)) == (adapters[0], adapters[2])
+    assert [trained.results[at]["metrics"] for at in (0, 2)] == [metrics[0], metrics[2]]
+
+    result = trained.results[1]
+    last = lines(diverged, "train/loss")[1]
+    assert result["reason"] == f"loss was not finite at step 3; last finite loss {last:.4f}"
+    assert lines(diverged, "train/loss")[2:] == [None] and lines(diverged, "val/loss") == []
+    assert result["metrics"] == {} and result["checks"] == {}
+    assert 0 < result["train_seconds"] < trained.results[0]["train_seconds"]
+    assert result["train_tokens"] == lines(first, "train/tokens")[2]
+    assert not (diverged.adapter.exists() or diverged.predictions.exists() or diverged.checkpoint.exists())
+    assert [event["losses"][diverged.run_id] is None for event in told(trained, "step")] == [False, False, True, True, True]
+
+
+def test_a_pack_whose_runs_have_all_diverged_ends_there(train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, (0, 1), step=0)
+    trained = train_pack(["train.steps=5", "seed=1"], ["train.steps=5", "seed=2"])
+    assert trained.code == 0
+    assert {(r["status"], r["reason"]) for r in trained.results} == {
+        ("diverged", "loss was not finite at step 1; no finite loss before")
+    }
+    assert [event["step"] for event in told(trained, "step")] == [1] and told(trained, "scoring") == []
+
+
 def test_a_huge_learning_rate_never_yields_a_number(run: Run) -> None:
     _, result = run("variant=full", "train.lr=100", "train.clip=0", "train.steps=40", "train.schedule=constant", "train.warmup=0")
     assert result["status"] in ("diverged", "ok")
@@ -125,53 +273,104 @@ def test_a_huge_learning_rate_never_yields_a_number(run: Run) -> None:
         assert result["metrics"]["test/loss"] > 5
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "reason"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory\nmore"), "out_of_memory", "CUDA out of memory"),
-        (MemoryError(), "out_of_memory", "MemoryError"),
-        (RuntimeError("bad luck\nsecond line"), "failed", "RuntimeError: bad luck"),
-    ],
-)  # fmt: skip
-def test_an_error_becomes_a_row_that_says_why(
-    run: Run, error: BaseException, status: str, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> StepResult:
-        raise error
+ERRORS = [
+    (torch.OutOfMemoryError("CUDA out of memory\nmore"), "out_of_memory", "CUDA out of memory"),
+    (MemoryError(), "out_of_memory", "MemoryError"),
+    (RuntimeError("bad luck\nsecond line"), "failed", "RuntimeError: bad luck"),
+]
 
-    monkeypatch.setattr(PeftEngine, "step", fail)
-    record, result = run()
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize(("error", "status", "reason"), ERRORS)
+def test_an_error_becomes_a_row_that_says_why(
+    run: Run, engine: str, error: BaseException, status: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, engine, 0, error)
+    record, result = run(f"engine={engine}")
     assert (result["status"], result["reason"]) == (status, reason)
     assert result["trainable_parameters"] > 0 and result["metrics"] == {}
     assert record.error.exists() == (status == "failed")
 
 
-@pytest.mark.parametrize("name", ["base_unchanged", "effective_scale", "magnitude", "trainable_parameters", "quantised_layers"])
-def test_a_variant_that_is_not_live_fails_its_run(run: Run, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each live check is made to see what it guards against, after the last step."""
+def test_an_error_in_a_pack_is_that_of_all_its_runs_but_one_that_had_diverged(
+    train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, (1,), step=0)
+    interrupt(monkeypatch, "packed", 1, RuntimeError("bad luck\nsecond line"))
+    trained = train_pack(["lora.r=4"], ["lora.r=8"], ["lora.r=16"])
+    assert trained.code == 0
+    assert [result["status"] for result in trained.results] == ["failed", "diverged", "failed"]
+    assert {trained.results[at]["reason"] for at in (0, 2)} == {"RuntimeError: bad luck"}
+    assert [record.error.exists() for record in trained.records] == [True, False, True]
+    assert "second line" in trained.records[0].error.read_text()
+    assert len(told(trained, "ended")) == 3
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_pack_that_runs_out_of_memory_is_tried_in_parts_from_its_checkpoints(
+    train_pack: TrainPack, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [[*QUICK, "train.checkpoint_every=1", f"lora.r={r}"] for r in (4, 8)]
+    with monkeypatch.context() as patch:
+        interrupt(patch, "packed", 2, error)
+        trained = train_pack(*runs)
+    assert trained.code == OUT_OF_MEMORY and trained.results == [None, None] and told(trained, "ended") == []
+    part = train_pack(runs[1], halved_from=2)
+    assert part.code == 0 and [event["step"] for event in told(part, "step")] == [3]
+    (result,) = part.results
+    assert (result["status"], result["pack_size"], result["halved_from"]) == ("ok", 1, 2)
+    assert lines(part.records[0], "step") == [1, 2, 3, 3]
+
+
+def test_a_base_too_large_for_memory_is_not_tried_again_with_fewer_runs(
+    train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("src.variants.quantization.place", fail)
+    trained = train_pack(["lora.r=4"], ["lora.r=8"])
+    assert trained.code == 0 and [result["status"] for result in trained.results] == ["out_of_memory"] * 2
+
+
+CHECKS = ["base_unchanged", "effective_scale", "magnitude", "trainable_parameters", "quantised_layers", "adapter_moved"]
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_variant_that_is_not_live_fails_its_run(
+    train_pack: TrainPack, engine: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each live check is made to see what it guards against, after the last step and before its verdict on one run."""
     judge = LiveChecks.judge
 
-    def sabotaged(self: LiveChecks) -> Any:
-        parameters = dict(self.model.named_parameters())
-        with torch.no_grad():
-            if name == "base_unchanged":
-                next(p for n, p in parameters.items() if "base_layer" in n).flatten()[0] += 1
+    def sabotaged(self: LiveChecks, run: int) -> Any:
+        trained = self.engine.trained
+        if name == "base_unchanged" and run == 0:  # all runs share it
+            with torch.no_grad():
+                next(p for p in self.engine.network.parameters() if not p.requires_grad).flatten()[0] += 1
+        if self.configs[run].variant.magnitude == "dora":
             if name == "magnitude":
-                for key, p in self._named("lora_magnitude_vector"):
-                    p.copy_(self.magnitudes_before[key])
+                self.magnitudes_before[run] = {key: t.clone() for key, t in trained(run).items() if "magnitude" in key}
             if name == "trainable_parameters":
-                next(p for n, p in parameters.items() if "base_layer" in n).requires_grad_(True)
-        if name == "effective_scale":
-            self.lora.alpha *= 2
-        if name == "quantised_layers":
-            self.variant.base_precision = "nf4"
-        return judge(self)
+                monkeypatch.setattr(self.engine, "trained", lambda run: trained(run) | {"one.more": torch.ones(1)})
+            if name == "adapter_moved":
+                kept = {key: t * (("lora_B" in key and "layers.1." in key) - 1) for key, t in trained(run).items()}
+                monkeypatch.setattr(self.engine, "trained", lambda run: kept)
+            if name == "effective_scale":
+                self.configs[run].lora.alpha *= 2
+            if name == "quantised_layers":
+                self.configs[run].variant.base_precision = "nf4"
+        return judge(self, run)
 
     monkeypatch.setattr(LiveChecks, "judge", sabotaged)
-    _, result = run("variant=dora")
+    runs = [[*QUICK, f"engine={engine}", f"variant={variant}"] for variant in ("lora", "dora")]
+    trained = train_pack(*(runs if engine == "packed" else runs[1:]))
+    *neighbour, result = trained.results
     assert result["status"] == "failed"
     assert result["reason"].startswith("live check failed: ") and name in result["reason"]
-    assert not result["checks"][name]["ok"]
+    assert [key for key, check in result["checks"].items() if not check["ok"]] == [name]
+    assert [each["status"] for each in neighbour] in ([], ["failed" if name == "base_unchanged" else "ok"])
 
 
 def test_label_task(run: Run, folder: Any) -> None:
@@ -254,7 +453,21 @@ def test_full_training_that_moves_nothing_is_not_live(run: Run, monkeypatch: pyt
 
 
 def test_a_test_loss_that_is_not_finite_is_diverged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.train.worker.per_token", lambda losses: math.inf)
-    _, result = run()
+    monkeypatch.setattr("src.train.scoring.per_token", lambda losses: math.inf)
+    record, result = run()
     assert (result["status"], result["reason"]) == ("diverged", "the test loss was not finite")
-    assert "test/loss" not in result["metrics"]
+    assert "test/loss" not in result["metrics"] and not record.predictions.exists()
+
+
+def test_a_validation_loss_that_was_not_finite_leaves_none(run: Run) -> None:
+    one = OneRun(written(compose(TINY)).path)
+    one.log({"step": 1, "val/loss": 2.0})
+    one.log({"step": 1, "train/loss": 3.0})
+    assert one.outcome.metrics == {"val/loss": 2.0}
+    one.log({"step": 2, "val/loss": math.nan})
+    assert one.outcome.metrics == {} and lines(one.folder, "val/loss") == [2.0, None]
+    another = OneRun(one.folder.path)
+    another.start()
+    another.progress.step = 2
+    assert another.outcome.metrics == {}
+    tracking.flush()

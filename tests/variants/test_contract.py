@@ -6,6 +6,7 @@ precision.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,34 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.utils.integrations import dequantize_module_weight
+from safetensors.torch import load_file
 from torch import nn
 
 from src import models
-from src.batches import Batch, collate, rows_at, tokenise
+from src.batches import Batch, Item, collate, rows_at, tokenise
 from src.cli import compose
 from src.config import CONF_FOLDER, Config
 from src.datasets import Example
 from src.device import Numerics
 from src.losses import target_losses
 from src.train.checks import LiveChecks, fingerprint, frozen_tensors
+from src.train.packed.engine import PackedEngine
 from src.train.peft_engine import PeftEngine
 from src.variants import adapters, counts, quantization
 
 VARIANTS = sorted(path.stem for path in (CONF_FOLDER / "variant").glob("*.yaml"))
 ADAPTERS = [name for name in VARIANTS if name not in ("full", "frozen")]
+# The engines that train a variant: PEFT's trains them all.
+BOTH = [("packed", name) for name in ADAPTERS] + [("peft", name) for name in ADAPTERS]
+ALL = [*BOTH, ("peft", "full"), ("peft", "frozen")]
+TRAINED = [*BOTH, ("peft", "full")]
 CPU = torch.device("cpu")
 FP32 = Numerics(CPU, torch.float32, None)
 EXAMPLES = [Example(str(n), f"The number after {n} is ", f"{n + 1}", str(n)) for n in range(16)]
 _, TOKENIZER = models.load(compose(["model=tiny"]).model, torch.float32, CPU)
 ITEMS = tokenise(EXAMPLES, TOKENIZER, 64, False)
+
+Engine = PackedEngine | PeftEngine
 
 
 def config_of(variant: str, *overrides: str) -> Config:
@@ -45,23 +54,30 @@ def base_of(config: Config) -> Any:
 
 
 def build(config: Config) -> Any:
+    """A variant as a model of PEFT's, or without an adapter."""
     network = base_of(config)
     if config.variant.trains == "adapter":
         return adapters.attach(network, config.variant, config.lora, config.seed)
     return network.requires_grad_(config.variant.trains == "all")
 
 
+def engine_of(name: str, config: Config, steps: int, items: Sequence[Item] = ITEMS) -> Engine:
+    if name == "packed":
+        return PackedEngine(base_of(config), [config], items, TOKENIZER.pad_token_id, steps, FP32)
+    return PeftEngine(build(config), config, items, TOKENIZER.pad_token_id, steps, FP32)
+
+
+def train(name: str, config: Config, steps: int) -> tuple[Engine, list[float]]:
+    engine = engine_of(name, config, steps)
+    return engine, [step.loss[0] for step in engine.advance(0, steps)]
+
+
 def batch_at(step: int, size: int = 4) -> Batch:
     return collate([ITEMS[row] for row in rows_at(step * size, size, len(ITEMS), 0)], TOKENIZER.pad_token_id, CPU)
 
 
-def train(config: Config, steps: int) -> tuple[Any, list[float]]:
-    model = build(config)
-    engine = PeftEngine(model, config.train, steps, config.seed, FP32)
-    return model, [engine.step(step, [batch_at(step)]).loss for step in range(steps)]
-
-
 def logits(model: nn.Module) -> torch.Tensor:
+    """Of every token of a batch."""
     model.eval()
     batch = batch_at(0)
     with torch.no_grad():
@@ -70,16 +86,27 @@ def logits(model: nn.Module) -> torch.Tensor:
     return kept
 
 
+def outputs(engine: Engine) -> torch.Tensor:
+    """Those of the engine's own model."""
+    with engine.scored.evaluating():
+        return logits(engine.network)
+
+
+def same_bits(first: Engine, second: Engine) -> bool:
+    mine, other = first.trained(0), second.trained(0)
+    return mine.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
+
+
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_output_equals_the_base_at_step_0(variant: str) -> None:
+@pytest.mark.parametrize(("name", "variant"), ALL)
+def test_the_output_equals_the_base_at_step_0(name: str, variant: str) -> None:
     config = config_of(variant)
     # LLM.int8() rounds activations, so DoRA's factor, 1 up to an fp32 rounding, can tip a value over.
     tolerance = 1e-2 if config.variant.base_precision == "int8" else 1e-6
-    assert relative(logits(build(config)), logits(base_of(config))) <= tolerance
+    assert relative(outputs(engine_of(name, config, 1)), logits(base_of(config))) <= tolerance
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -97,88 +124,104 @@ def test_only_what_the_variant_declares_gets_gradients(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ADAPTERS)
-def test_training_leaves_the_base_alone_and_the_live_checks_hold(variant: str) -> None:
+def test_both_engines_train_the_same_parameters_over_the_same_base(variant: str) -> None:
     config = config_of(variant)
-    network, _ = models.load(config.model, torch.float32, CPU)
-    linears = adapters.linears_of(network)
-    model = adapters.attach(quantization.place(network, config.variant, CPU, None), config.variant, config.lora, 0)
+    packed, peft = engine_of("packed", config, 1), engine_of("peft", config, 1)
+    wanted = peft.trained(0)
+    assert packed.trained(0).keys() == wanted.keys()
+    for key, tensor in packed.trained(0).items():  # as they start
+        # PEFT multiplies int8 rows with their scales in another order, which the magnitude's last bit shows.
+        tolerance = 3e-7 if config.variant.base_precision == "int8" and "magnitude" in key else 0.0
+        torch.testing.assert_close(tensor, wanted[key], rtol=tolerance, atol=0.0)
+    assert fingerprint(frozen_tensors(packed.network)) == fingerprint(frozen_tensors(peft.network))
+
+
+@pytest.mark.parametrize(("name", "variant"), BOTH)
+def test_training_leaves_the_base_alone_and_the_live_checks_hold(name: str, variant: str) -> None:
+    config = config_of(variant)
+    linears = adapters.linears_of(models.load(config.model, torch.float32, CPU)[0])
+    engine = engine_of(name, config, 4)
     trainable = counts.trainable_parameters(config.variant, config.lora, linears, 0)
-    live = LiveChecks(model, config.variant, config.lora, trainable, sum(linear.count for linear in linears))
-    engine = PeftEngine(model, config.train, 4, 0, FP32)
-    before = fingerprint(frozen_tensors(model))
+    live = LiveChecks(engine, [config], [trainable], sum(linear.count for linear in linears))
+    before = fingerprint(frozen_tensors(engine.network))
     for step in range(4):
-        engine.step(step, [batch_at(step)])
-        logits(model)  # an evaluation between two steps must not change the base either
-    assert fingerprint(frozen_tensors(model)) == before
-    assert {name: check["detail"] for name, check in live.judge().items() if not check["ok"]} == {}
+        engine.advance(step, step + 1)
+        outputs(engine)  # an evaluation between two steps must not change the base either
+    assert fingerprint(frozen_tensors(engine.network)) == before
+    assert {check: found["detail"] for check, found in live.judge(0).items() if not found["ok"]} == {}
 
 
-@pytest.mark.parametrize("variant", ADAPTERS)
-def test_merged_equals_unmerged(variant: str) -> None:
+@pytest.mark.parametrize(("name", "variant"), BOTH)
+def test_merged_equals_unmerged(name: str, variant: str) -> None:
     """Merged into the base that the forward really multiplies with: a quantised base's dequantised weights."""
     config = config_of(variant)
-    model, _ = train(config, 5)
-    unmerged = logits(model)
+    engine, _ = train(name, config, 5)
     plain, _ = models.load(config.model, torch.float32, CPU)
     quantised = base_of(config)
-    for name, linear in quantization.linear_layers(plain):
-        linear.weight.data = dequantize_module_weight(quantised.get_submodule(name)).float()
-    model.save_pretrained("adapter")
+    for layer, linear in quantization.linear_layers(plain):
+        linear.weight.data = dequantize_module_weight(quantised.get_submodule(layer)).float()
+    engine.save_adapter(0, config, Path("adapter"))
     merged = PeftModel.from_pretrained(plain, "adapter").merge_and_unload()
     # LLM.int8() also rounds its activations to 8 bits, which no merged weight can reproduce.
     tolerance = 3e-2 if config.variant.base_precision == "int8" else 1e-5
-    assert relative(logits(merged), unmerged) <= tolerance
+    assert relative(logits(merged), outputs(engine)) <= tolerance
 
 
-@pytest.mark.parametrize("variant", ADAPTERS)
-def test_stock_peft_loads_what_was_saved(variant: str, folder: Path) -> None:
+@pytest.mark.parametrize(("name", "variant"), BOTH)
+def test_stock_peft_loads_what_was_saved(name: str, variant: str, folder: Path) -> None:
     config = config_of(variant)
-    model, _ = train(config, 5)
-    model.save_pretrained(folder / "adapter")
+    engine, _ = train(name, config, 5)
+    engine.save_adapter(0, config, folder / "adapter")
+    assert len(load_file(folder / "adapter" / "adapter_model.safetensors")) == len(engine.trained(0))
     loaded = PeftModel.from_pretrained(base_of(config), folder / "adapter")
     if config.variant.base_precision == "int8" and config.variant.magnitude == "dora":
         adapters._keep_int8_scales(loaded)  # stock PEFT cannot run DoRA on int8 twice on a CPU; loading is what is tested
-    assert torch.equal(logits(loaded), logits(model))
+    if name == "peft":
+        assert torch.equal(logits(loaded), outputs(engine))
+        return
+    known = loaded.state_dict()
+    assert all(torch.equal(known[key], tensor) for key, tensor in engine.trained(0).items())
+    # The packed engine sums in another order, which LLM.int8() can turn into another rounding of an activation.
+    assert relative(logits(loaded), outputs(engine)) <= (1e-2 if config.variant.base_precision == "int8" else 1e-5)
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "frozen"])
-def test_one_seed_gives_the_same_bits_and_another_does_not(variant: str) -> None:
+@pytest.mark.parametrize(("name", "variant"), TRAINED)
+def test_one_seed_gives_the_same_bits_and_another_does_not(name: str, variant: str) -> None:
     config = config_of(variant, "lora.dropout=0.1" if variant != "full" else "seed=0")
-    (first, losses), (second, again) = train(config, 4), train(config, 4)
+    (first, losses), (second, again) = train(name, config, 4), train(name, config, 4)
     assert losses == again
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert same_bits(first, second)
     if config.variant.trains == "adapter":
         config.seed = 1
-        assert train(config, 4)[1] != losses
+        assert train(name, config, 4)[1] != losses
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "frozen"])
-def test_the_loss_falls(variant: str) -> None:
+@pytest.mark.parametrize(("name", "variant"), TRAINED)
+def test_the_loss_falls(name: str, variant: str) -> None:
     config = config_of(variant, "train.lr=0.02" if variant != "full" else "train.lr=0.003", "train.schedule=constant")
-    model = build(config)
-    engine = PeftEngine(model, config.train, 30, 0, FP32)
-    losses = [engine.step(step, [batch_at(0)]).loss for step in range(30)]
+    engine = engine_of(name, config, 30, ITEMS[:4])  # the same four rows at every step
+    losses = [step.loss[0] for step in engine.advance(0, 30)]
     assert losses[-1] < 0.92 * losses[0]
 
 
+@pytest.mark.parametrize("name", ["packed", "peft"])
 @pytest.mark.parametrize(("rslora", "lora"), [("rslora", "lora"), ("dora_rs", "dora"), ("rsqlora", "qlora")])
 @pytest.mark.parametrize("r", [4, 16])
-def test_rslora_at_alpha_is_lora_at_alpha_sqrt_r_to_the_bit(rslora: str, lora: str, r: int) -> None:
+def test_rslora_at_alpha_is_lora_at_alpha_sqrt_r_to_the_bit(name: str, rslora: str, lora: str, r: int) -> None:
     """alpha/sqrt(r) = (alpha sqrt(r))/r; for r = 4^k the root is exact in floating point."""
-    first, losses = train(config_of(rslora, f"lora.r={r}", "lora.alpha=8"), 4)
-    second, again = train(config_of(lora, f"lora.r={r}", f"lora.alpha={8 * int(r**0.5)}"), 4)
+    first, losses = train(name, config_of(rslora, f"lora.r={r}", "lora.alpha=8"), 4)
+    second, again = train(name, config_of(lora, f"lora.r={r}", f"lora.alpha={8 * int(r**0.5)}"), 4)
     assert losses == again
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert same_bits(first, second)
 
 
-def test_nf4_layers_train_the_same_after_an_evaluation() -> None:
+@pytest.mark.parametrize("name", ["packed", "peft"])
+def test_nf4_layers_train_the_same_after_an_evaluation(name: str) -> None:
     """bitsandbytes repacks 4-bit weights on a CPU at the first evaluation, after which no gradient would pass."""
     config = config_of("qdora")
-    plain, interrupted = build(config), build(config)
-    logits(interrupted)
-    engines = [PeftEngine(model, config.train, 3, 0, FP32) for model in (plain, interrupted)]
-    losses = [[engine.step(step, [batch_at(step)]).loss for step in range(3)] for engine in engines]
-    assert losses[0] == losses[1]
+    plain, interrupted = engine_of(name, config, 3), engine_of(name, config, 3)
+    outputs(interrupted)
+    assert [step.loss for step in plain.advance(0, 3)] == [step.loss for step in interrupted.advance(0, 3)]
 
 
 def test_adapters_are_fp32_over_a_bf16_base() -> None:

@@ -231,6 +231,29 @@ def test_training_bytes() -> None:
     assert of["full"].activations == 1000 * (30 * 2 * (4 * 576 + 2 * 576 + 2 * 192 + 3 * 1536) + 6 * 49152)
 
 
+def test_pack_bytes_by_hand() -> None:
+    # Three layers of q, o [32, 32], k, v [16, 32], gate, up [80, 32], down [32, 80]; seven norms, embedding and head [96, 32].
+    linear = 3 * (2 * 1024 + 2 * 512 + 3 * 2560)
+    total = linear + 7 * 32 + 2 * 96 * 32
+    layers = counts.targets(counts.linears(SMALL), QV, "small")
+    members = [(VARIANTS["lora"], LoraSettings(r=4)), (VARIANTS["dora"], LoraSettings(r=8))]
+    of = counts.pack_bytes(SMALL, members, layers, 100)
+    assert of.base == 2 * total
+    assert of.states == 18 * 3 * ((4 * 64 + 4 * 48) + (8 * 64 + 32 + 8 * 48 + 16))
+    kept = 4 * 32 + 2 * 32 + 2 * 16 + 3 * 80
+    head = 4096 * 96 * 6
+    assert of.activations == 100 * 2 * 3 * ((kept + 2 * 4) + (kept + 2 * 8 + 32 + 16)) + head
+
+    quantised = [(VARIANTS["qlora"], LoraSettings(r=4))] * 5
+    plain, held = (counts.pack_bytes(SMALL, quantised, layers, 100, hold_dequantised=hold) for hold in (False, True))
+    assert plain.base == counts.base_bytes(SMALL, "nf4", True) < of.base  # once, for all five
+    assert held.base - plain.base == 2 * linear
+    assert (plain.states, plain.activations) == (held.states, held.activations) == (5 * 18 * 1344, 5 * 600 * (kept + 8) + head)
+
+    single = [(replace(VARIANTS["lora"], base_precision="fp32"), LoraSettings(r=4))]
+    assert counts.pack_bytes(SMALL, single, layers, 100).activations == 1200 * (kept + 8) + head
+
+
 @pytest.mark.parametrize(
     ("model", "gigaflops"),
     # At r=16: lengths 512, 2048, 4096 (research/perf.md, section 5; DoRA's and the scaling's work is not per token).

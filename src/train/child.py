@@ -1,0 +1,123 @@
+"""A worker process and what it says: its events, one JSON object a line, through a pipe of its own.
+
+The worker inherits the locks of its runs. It goes on if its parent is killed, and then nobody listens to it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from src.cli import Terminated
+
+CODE = Path(__file__).resolve().parents[2]
+WORKER = [sys.executable, "-m", "src.train.worker"]
+OUT_OF_MEMORY = 3  # the worker's exit code where several runs together needed more memory than there is
+STDERR = 2  # file descriptor
+GRACE = 30.0  # seconds a worker gets to stop before it is killed
+
+# For every child process. One runs at a time, so it may have all cores; CUBLAS's setting makes repeated sums alike.
+ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "PYTHONUNBUFFERED": "1",
+}
+
+Event = dict[str, Any]
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}
+
+
+def run(
+    arguments: Sequence[str], locks: Sequence[int], on_event: Callable[[Event], None], on_line: Callable[[str], None] | None
+) -> int:
+    """The worker's exit code, negative if a signal ended it.
+
+    What it prints goes to our stderr, or to ``on_line`` line by line where something else is drawn there. On Ctrl-C the
+    worker gets the signal too; on SIGTERM it is passed on.
+    """
+    ours, theirs = os.pipe()
+    readers = {ours: _Lines(lambda line: _tell(line, on_event))}
+    output = STDERR
+    opened = [theirs]
+    if on_line is not None:
+        printed, output = os.pipe()
+        readers[printed] = _Lines(lambda line: on_line(line.decode(errors="replace")))
+        opened.append(output)
+    command = [*WORKER, "--events", str(theirs), *arguments]
+    worker = subprocess.Popen(command, env=environment(), pass_fds=[*locks, theirs], stdout=output, stderr=output)
+    for end in opened:
+        os.close(end)
+    try:
+        _read(worker, readers)
+        return worker.wait()
+    except KeyboardInterrupt as error:
+        if isinstance(error, Terminated):
+            worker.terminate()
+        _stop(worker, list(readers))
+        raise
+    finally:
+        if worker.poll() is None:
+            worker.kill()
+            worker.wait()
+        for end in readers:
+            os.close(end)
+
+
+def _stop(worker: subprocess.Popen[bytes], ends: Sequence[int]) -> None:
+    """Wait until the worker has stopped. Its pipes are still emptied, so that it does not hang on a full one."""
+    until = time.monotonic() + GRACE
+    _read(worker, {end: _Lines(lambda line: None) for end in ends}, until)
+    while worker.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+class _Lines:
+    """Bytes in whatever portions they come, nothing at the end; each line goes to ``take``, also the last without its end."""
+
+    def __init__(self, take: Callable[[bytes], None]) -> None:
+        self.take = take
+        self.rest = b""
+
+    def feed(self, data: bytes) -> None:
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for line in lines:
+            self.take(line)
+        if not data and self.rest:
+            self.take(self.rest)
+
+
+def _read(worker: subprocess.Popen[bytes], readers: dict[int, _Lines], until: float = float("inf")) -> None:
+    """Feed the readers until the pipes are closed, or the worker has ended and only a process of its own holds them."""
+    with selectors.DefaultSelector() as selector:
+        for end in readers:
+            selector.register(end, selectors.EVENT_READ)
+        while selector.get_map() and time.monotonic() < until:
+            ready = selector.select(timeout=0.5)
+            for key, _ in ready:
+                data = os.read(key.fd, 1 << 16)
+                readers[key.fd].feed(data)
+                if not data:
+                    selector.unregister(key.fd)
+            if not ready and worker.poll() is not None:
+                return
+
+
+def _tell(line: bytes, on_event: Callable[[Event], None]) -> None:
+    """Pass an event on. What is no event, such as a line that the worker's death cut off, is left out."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return
+    if isinstance(event, dict) and "event" in event:
+        on_event(event)

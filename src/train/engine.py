@@ -1,0 +1,85 @@
+"""What the loop, the scorer and the live checks ask of an engine."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from src.batches import Batch
+from src.config import Config
+from src.device import Numerics
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step of all runs of a pack, a value for each run.
+
+    ``loss`` is the mean log-loss per target token of the step's rows, before the update. ``tokens`` is without padding.
+    """
+
+    loss: list[float]
+    grad_norm: list[float]
+    lr: list[float]
+    tokens: list[int]
+
+
+class Scored(Protocol):
+    """Models of ``runs`` runs, which see the same rows."""
+
+    runs: int
+    numerics: Numerics
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        """Evaluation mode without gradients."""
+
+    def target_losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-losses [runs, target tokens] in fp32, and the row of the batch that each token belongs to."""
+
+    def rows_at_once(self, tokens: int) -> int:
+        """How many rows of so many tokens may be scored together, if the config leaves it open."""
+
+    def generate(self, ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Greedy continuations [runs, rows, new tokens] of left-padded prompts."""
+
+
+class Engine(Protocol):
+    """Advances the runs of a pack; a run's index is its place in the pack."""
+
+    name: str
+    network: Any
+    numerics: Numerics
+    steps: int
+    speed_layers: str  # which layers of speed are on
+    chunk: int  # steps that are best asked for at once
+
+    @property
+    def scored(self) -> Scored:
+        """The runs' models, for scoring."""
+
+    def advance(self, first: int, last: int) -> list[Step]:
+        """Steps ``first`` to ``last``, 0-based and without ``last``. An update that is not finite is not applied."""
+
+    def finite(self) -> list[bool]:
+        """Whether each run's trained numbers are."""
+
+    def state(self, run: int) -> dict[str, torch.Tensor]:
+        """What a run's checkpoint needs: trained tensors and AdamW's moments."""
+
+    def load_state(self, run: int, tensors: dict[str, torch.Tensor]) -> None:
+        """The inverse of ``state``. Raises KeyError or RuntimeError where the tensors are another run's."""
+
+    def trained(self, run: int) -> dict[str, torch.Tensor]:
+        """What trains, without padding, by PEFT's parameter names."""
+
+    def scales(self, run: int) -> set[float]:
+        """The factors that really multiply ``B A``."""
+
+    def finish(self) -> None:
+        """Give back what only training needs."""
+
+    def save_adapter(self, run: int, config: Config, folder: Path) -> None:
+        """Write a run's adapter in PEFT's format, by PEFT's own code."""

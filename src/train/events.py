@@ -1,0 +1,46 @@
+"""What a worker tells the process that started it: one JSON object a line. If nobody listens, it trains all the same."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class Events:
+    def __init__(self, descriptor: int | None) -> None:
+        self.descriptor = descriptor
+
+    def _say(self, event: str, **values: Any) -> None:
+        if self.descriptor is None:
+            return
+        try:
+            os.write(self.descriptor, (json.dumps({"event": event, **values}) + "\n").encode())
+        except OSError:  # the parent is gone
+            self.descriptor = None
+
+    def taken(self, run_ids: Sequence[str], memory_bytes: int | None) -> None:
+        """Which of the runs given this process takes."""
+        self._say("taken", runs=list(run_ids), memory_bytes=memory_bytes)
+
+    def phase(self, what: str) -> None:
+        self._say("phase", what=what)
+
+    def step(self, step: int, steps: int, losses: dict[str, float | None], tokens_per_second: float | None) -> None:
+        self._say("step", step=step, steps=steps, losses=losses, tokens_per_second=tokens_per_second)
+
+    def scoring(self, what: str, total: int) -> Callable[[int], None]:
+        """A function that counts rows done."""
+        done = 0
+
+        def advance(rows: int) -> None:
+            nonlocal done
+            done += rows
+            self._say("scoring", what=what, done=done, total=total)
+
+        advance(0)
+        return advance
+
+    def ended(self, run_id: str) -> None:
+        self._say("ended", run=run_id)

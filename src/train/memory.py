@@ -1,0 +1,113 @@
+"""What a pack needs and what the machine has, without torch: an estimate that the worker refines before it trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from src import datasets, models
+from src.config import Config, DatasetConfig
+from src.datasets import Example
+from src.train.plan import Job
+from src.variants import counts
+from src.variants.counts import Linear
+
+USABLE = 0.85  # of the memory there is: the rest is for the allocator's slack and what the estimate leaves out
+BYTES_PER_TOKEN = 3  # of text in UTF-8; a tokenizer that knows the language makes fewer tokens
+SPECIAL_TOKENS = 8
+NARROWEST = 16
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run with this ``device`` will compute."""
+
+    gpu: str | None  # its name
+    total: int | None  # bytes of the GPU, or those that the system says it can still give; None if unknown
+
+    @property
+    def usable(self) -> float:
+        return float("inf") if self.total is None else USABLE * self.total
+
+
+class Memory:
+    """Estimates for one command: each dataset is read once, and each device asked once."""
+
+    def __init__(self) -> None:
+        self._machines: dict[str, Machine] = {}
+        self._widths: dict[str, int] = {}
+
+    def machine(self, device: str) -> Machine:
+        if device not in self._machines:
+            self._machines[device] = (None if device == "cpu" else _gpu()) or Machine(None, free_memory())
+        return self._machines[device]
+
+    def need(self, jobs: Sequence[Job]) -> int | None:
+        """Bytes of a training step of these jobs together, which agree on all but their adapters; None if unknown."""
+        config = jobs[0].config
+        shape = models.find_shape(config.model)
+        if shape is None:
+            return None
+        layers = counts.targets(counts.linears(shape), config.lora.target_modules, config.model.name)
+        return estimate([job.config for job in jobs], layers, self._width(config))
+
+    def _width(self, config: Config) -> int:
+        key = json.dumps(asdict(config.dataset))
+        if key not in self._widths:
+            splits = datasets.refuse_impossible(config.dataset, config.train.batch_size)
+            self._widths[key] = config.dataset.max_length if splits is None else width(splits.train, config.dataset)
+        return self._widths[key]
+
+
+def estimate(configs: Sequence[Config], targets: Sequence[Linear], width: int) -> int | None:
+    """Bytes of a training step of these runs together, on rows of ``width`` tokens; None where the shape is unknown."""
+    config = configs[0]
+    shape = models.find_shape(config.model)
+    if shape is None:
+        return None
+    tokens = config.train.batch_size * width
+    if config.engine != "packed" or config.variant.trains != "adapter":  # stands alone
+        return counts.training_bytes(shape, config.variant, config.lora, targets, tokens).total
+    members = [(each.variant, each.lora) for each in configs]
+    held = config.model.hold_dequantised and config.variant.base_precision == "nf4"
+    return counts.pack_bytes(shape, members, targets, tokens, held).total
+
+
+def width(rows: Sequence[Example], dataset: DatasetConfig) -> int:
+    """Tokens of the longest row, from its text."""
+    longest = max(len(_text(row).encode()) for row in rows)
+    return min(max(NARROWEST, longest // BYTES_PER_TOKEN + SPECIAL_TOKENS), dataset.max_length)
+
+
+def _text(row: Example) -> str:
+    prompt = row.prompt if isinstance(row.prompt, str) else "".join(message["content"] for message in row.prompt)
+    return prompt + row.target
+
+
+def _gpu() -> Machine | None:
+    """The first GPU that CUDA shows to this process, as nvidia-smi knows it; None where there is none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = None if visible is None else visible.split(",")[0].strip()
+    if first in ("", "-1"):
+        return None
+    command = ["nvidia-smi", "--query-gpu=memory.total,name", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run([*command, *(["-i", first] if first else [])], capture_output=True, text=True, timeout=20)
+        total, name = done.stdout.splitlines()[0].split(",", 1)
+        return Machine(name.strip(), int(total) * 2**20)
+    except (OSError, subprocess.TimeoutExpired, IndexError, ValueError):
+        return None
+
+
+def free_memory(path: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes that the system can still give; None where it does not say."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return found[0] * 1024 if found else None

@@ -1,0 +1,111 @@
+"""What a command is about to do: its packs, what they need, and how long it took the last time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf.errors import OmegaConfBaseException
+
+from src.records import RUNS, RunFolder
+from src.train.memory import Machine, Memory
+from src.train.packs import Pack, step_of
+
+SHOWN = 20  # packs; runs that train alone can be thousands
+
+
+def outlook(packs: Sequence[Pack], memory: Memory) -> str:
+    """The packs as a table under one line that sums them up."""
+    config = packs[0].config
+    lines = [_summary(packs)]
+    rows = [
+        (str(at), pack.precision, pack.size, pack.variants, pack.settings, _need(pack))
+        for at, pack in enumerate(packs[:SHOWN], start=1)
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        lines.append("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    machine = memory.machine(config.device)
+    if machine.total and packs[0].memory_bytes is not None:
+        lines[1] += f" of {_bytes(machine.total)}"
+    if len(packs) > SHOWN:
+        lines.append(f"  and {len(packs) - SHOWN} more")
+    seconds = expected(packs, machine)
+    if seconds is not None:
+        lines.append(f"  training takes about {_duration(seconds)}, going by earlier runs")
+    return "\n".join(lines)
+
+
+def _summary(packs: Sequence[Pack]) -> str:
+    runs = sum(len(pack.jobs) for pack in packs)
+    configs = [pack.config for pack in packs]
+    models, datasets = ({getattr(config, group).name: None for config in configs} for group in ("model", "dataset"))
+    work: dict[str, None] = {}
+    for train in (config.train for config in configs if config.variant.trains != "none"):
+        rows = f"{train.batch_size * train.grad_accum} rows"
+        work[f"{train.steps} steps of {rows}" if train.epochs is None else f"{train.epochs:g} epochs, {rows} a step"] = None
+    counted = f"{len(packs)} pack{'s' * (len(packs) > 1)}, {runs} runs"
+    return ", ".join(filter(None, [f"{counted}: {', '.join(models)} on {', '.join(datasets)}", " or ".join(work)]))
+
+
+def _need(pack: Pack) -> str:
+    return "" if pack.memory_bytes is None else f"about {_bytes(pack.memory_bytes)}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.{int(unit == 'h')}f} {unit}"
+    return f"{max(1.0, seconds):.0f} s"
+
+
+def expected(packs: Sequence[Pack], machine: Machine) -> float | None:
+    """Seconds of training, from the speed of earlier packs of this model and data on this kind of device; None if unknown."""
+    names = {(pack.config.model.name, pack.config.dataset.name) for pack in packs}
+    if len(names) > 1 or any(pack.config.train.epochs is not None for pack in packs):
+        return None
+    known = [result for result in _results() if _is_like(result, *min(names), machine)]
+    per_row = next((tokens for result in known if (tokens := _tokens_per_row(result))), None)
+    if per_row is None:
+        return None
+    seconds = 0.0
+    speeds: dict[tuple[str, int], float] = {}
+    for pack in (pack for pack in packs if pack.config.variant.trains != "none"):
+        train, kind = pack.config.train, (pack.precision, len(pack.jobs))
+        if kind not in speeds:
+            speeds[kind] = _nearest(known, *kind)["pack_tokens_per_second"]
+        rows = (train.steps - step_of(pack.jobs[0])) * train.batch_size * train.grad_accum
+        seconds += len(pack.jobs) * rows * per_row / speeds[kind]
+    return seconds
+
+
+def _results() -> list[dict[str, Any]]:
+    found = [RunFolder(path.parent.name).result() for path in sorted(RUNS.glob("*/result.json"))]
+    return [result for result in found if result]
+
+
+def _is_like(result: dict[str, Any], model: str, dataset: str, machine: Machine) -> bool:
+    """The device's text is the GPU's name; a processor's is not known here, so any will do."""
+    device = str(result.get("device"))
+    here = device == f"cuda: {machine.gpu}" if machine.gpu else device.startswith("cpu:")
+    same = (result.get("model"), result.get("dataset")) == (model, dataset)
+    return bool(here and same and result.get("pack_tokens_per_second"))
+
+
+def _nearest(known: Sequence[dict[str, Any]], precision: str, size: int) -> dict[str, Any]:
+    """The earlier pack most like this one: of its precision if there is one, then of the nearest size."""
+    return min(known, key=lambda result: (result["base_precision"] != precision, abs(math.log(result["pack_size"] / size))))
+
+
+def _tokens_per_row(result: dict[str, Any]) -> float | None:
+    """Tokens of a training row, padding left out, from what a run counted; None where its config cannot be read any more."""
+    try:
+        train = RunFolder(result["run_id"]).read_config().train
+        return float(result["train_tokens"] / (result["steps"] * train.batch_size * train.grad_accum))
+    except (OSError, OmegaConfBaseException, TypeError, ZeroDivisionError):
+        return None

@@ -1,0 +1,195 @@
+"""Engine ``packed``: advances K runs by optimizer steps, each as it would advance alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src import models
+from src.batches import Item
+from src.config import Config
+from src.device import Numerics
+from src.train.engine import Step
+from src.train.packed import exchange, head, kernels, optimizer
+from src.train.packed.dropout import step_keys
+from src.train.packed.feed import Feed, Inputs
+from src.train.packed.members import member, slot_order
+from src.train.packed.model import PackedModel, rows_apart
+from src.train.packed.speed import Graphs, Speed, choose_speed
+from src.train.schedule import lr_factor
+from src.variants import counts
+
+BUFFERS = {"parameter": "values", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+
+
+class PackedEngine:
+    """K runs over ``network``, which it adapts. ``configs`` stand in slot order (``in_slot_order``)."""
+
+    name = "packed"
+
+    def __init__(
+        self, network: Any, configs: Sequence[Config], items: Sequence[Item], pad: int, steps: int, numerics: Numerics
+    ) -> None:
+        self.config = configs[0]
+        self.members = [member(config) for config in configs]
+        assert slot_order(self.members) == list(range(len(self.members)))
+        self.steps = steps
+        self.numerics = numerics
+        # On a GPU few shapes, or every new one would be recorded and perhaps compiled by itself.
+        self.feed = Feed(items, pad, self.members, steps, static=numerics.device.type == "cuda")
+        self.speed: Speed = choose_speed(configs[0], numerics, self._work())
+        self.speed_layers = str(self.speed)
+        self.model = PackedModel(network, configs[0], self.members, numerics, fused=self.speed.kernels)
+        self.scored = self.model
+        exchange.fill(self.model)
+        self.network = network.train()
+        self.chunk = 1 if numerics.device.type == "cpu" else 10
+        device, dtype = numerics.device, self.model.buckets[0].values.dtype
+        self.alive = torch.ones(len(configs), dtype=torch.bool, device=device)
+        self.rates = torch.zeros(len(configs), dtype=dtype, device=device)
+        self.corrections = torch.ones(2, dtype=dtype, device=device)
+        self.decay = torch.tensor([m.train.weight_decay for m in self.members], dtype=dtype, device=device)
+        self.clip = torch.tensor([m.train.clip or math.inf for m in self.members], dtype=dtype, device=device)
+        self.loss = torch.zeros(len(configs), dtype=dtype, device=device)
+        self.norm = torch.zeros_like(self.loss)
+        self.softmax = kernels.softmax_losses if self.speed.kernels else head.softmax_losses
+        self.update = kernels.adamw if self.speed.kernels else optimizer.update
+        if self.speed.compile:
+            self.model.compile()
+        self.graphs = Graphs(self._compute, enabled=self.speed.cuda_graph)
+        self._host: dict[tuple[int, str], torch.Tensor] = {}
+
+    def advance(self, first: int, last: int) -> list[Step]:
+        """Steps ``first`` to ``last``, 0-based and without ``last``. A run whose numbers are not finite stands still."""
+        self._host.clear()
+        device, dtype = self.numerics.device, self.loss.dtype
+        losses = torch.empty(last - first, len(self.members), dtype=dtype, device=device)
+        norms = torch.empty_like(losses)
+        done = []
+        for step in range(first, last):
+            inputs = self.feed.at(step)
+            rates = [m.train.lr * lr_factor(m.train.schedule, step, self.steps, m.train.warmup) for m in self.members]
+            self._place(step, rates)
+            self.graphs.run(inputs.shape, self._on_device(inputs))
+            losses[step - first].copy_(self.loss)
+            norms[step - first].copy_(self.norm)
+            done.append((rates, inputs.tokens))
+        return [
+            Step(loss, norm, rates, tokens)
+            for loss, norm, (rates, tokens) in zip(losses.tolist(), norms.tolist(), done, strict=True)
+        ]
+
+    def _work(self) -> float:
+        """FLOPs of the whole training, padding included; infinite where the model's shape is unknown."""
+        shape = models.find_shape(self.config.model)
+        if shape is None:
+            return math.inf
+        targets = counts.targets(counts.linears(shape), self.config.lora.target_modules, self.config.model.name)
+        tokens = self.feed.sequences * self.feed.width * self.feed.micro_batches * self.steps
+        each = [counts.flops_per_token(shape, self.config.variant, m.lora, targets, self.feed.width).total for m in self.members]
+        return tokens * sum(each)
+
+    def _place(self, step: int, rates: list[float]) -> None:
+        """What the step reads beside its rows, written where it reads it."""
+        self.rates.copy_(self._sent(torch.tensor(rates, dtype=self.rates.dtype)))
+        t = step + 1
+        corrections = [1 - optimizer.BETA1**t, math.sqrt(1 - optimizer.BETA2**t)]
+        self.corrections.copy_(self._sent(torch.tensor(corrections, dtype=self.corrections.dtype)))
+        self.model.context.keys.copy_(self._sent(step_keys([m.seed for m in self.members], step)))
+
+    def _on_device(self, inputs: Inputs) -> tuple[torch.Tensor, ...]:
+        weights = inputs.weights.to(self.loss.dtype)
+        found = (inputs.ids, inputs.rows, inputs.positions, inputs.labelled, inputs.targets, weights)
+        return tuple(self._sent(tensor) for tensor in found)
+
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the device, from pinned memory: a copy from other memory would wait for the steps before it."""
+        if self.numerics.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.numerics.device, non_blocking=True)
+
+    def _compute(
+        self, ids: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, labelled: torch.Tensor, targets: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Forward, backward and update of one optimizer step; leaves ``loss`` and ``norm``. Shapes as in ``Inputs``."""
+        model, context = self.model, self.model.context
+        for bucket in model.buckets:
+            bucket.grads.zero_()
+        self.loss.zero_()
+        for at in range(len(ids)):
+            context.rows, context.positions = rows[at].view(model.runs, -1), positions[at].view(model.runs, -1)
+            mask = rows_apart(rows[at], model.dtype) if self.feed.shared else None
+            hidden = model.hidden(ids[at], positions[at], mask)
+            hidden_KTd = hidden.view(model.runs, -1, hidden.shape[-1])
+            chosen = hidden_KTd.gather(1, labelled[at][..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
+            losses = head.weighted_losses(chosen, model.head_weight, targets[at].flatten(), weights[at].flatten(), self.softmax)
+            per_run = losses.view(model.runs, -1).sum(1)
+            # The sum over runs of their means: each run's gradient is that of its own loss, whatever K is.
+            per_run.sum().backward()  # type: ignore[no-untyped-call]
+            self.loss += per_run.detach()
+        with torch.no_grad():
+            self._update()
+
+    def _update(self) -> None:
+        self.norm.copy_(optimizer.gradient_norms(self.model.buckets))
+        self.alive &= torch.isfinite(self.loss) & torch.isfinite(self.norm)
+        factor = (self.clip / (self.norm + 1e-6)).clamp(max=1.0)  # torch.nn.utils.clip_grad_norm_
+        first, second = self.corrections
+        for bucket in self.model.buckets:
+            mine = slice(bucket.first, bucket.first + bucket.runs)
+            self.update(
+                bucket.values, bucket.grads, bucket.exp_avg, bucket.exp_avg_sq, factor[mine, None], self.rates[mine, None],
+                self.decay[mine, None], first, second, self.alive[mine, None],
+            )  # fmt: skip
+        self.model.norms.update()
+
+    def state(self, run: int) -> dict[str, torch.Tensor]:
+        """What a run's checkpoint needs: trained tensors and AdamW's moments, by PEFT's parameter names."""
+        return {
+            f"{kind}/{name}": tensor
+            for kind, buffer in BUFFERS.items()
+            for name, tensor in exchange.named(self.model, run, buffer, self._host).items()
+        }
+
+    @torch.no_grad()
+    def load_state(self, run: int, tensors: dict[str, torch.Tensor]) -> None:
+        bucket, row = self.model.bucket_of(run)
+        for kind, buffer in BUFFERS.items():
+            place = getattr(bucket, buffer)[:, row]
+            host = torch.zeros_like(place, device="cpu")
+            for name, at, module in self.model.blocks.modules:
+                for part in bucket.parts:
+                    stored = tensors[f"{kind}/{exchange.parameter_name(name, part)}"]
+                    bucket.of_run(host, row, at, module, part).copy_(stored)
+            place.copy_(host)
+        self.model.norms.update()
+        self._host.clear()
+
+    def trained(self, run: int) -> dict[str, torch.Tensor]:
+        """A run's adapter on the CPU, fp32, by PEFT's parameter names."""
+        return exchange.named(self.model, run, "values", self._host)
+
+    def scales(self, run: int) -> set[float]:
+        """The factors that really multiply ``B A`` in a run's layers."""
+        bucket, row = self.model.bucket_of(run)
+        return {float(bucket.scale[row])}
+
+    def finite(self) -> list[bool]:
+        found: list[bool] = torch.cat([torch.isfinite(b.values).all(dim=2).all(dim=0) for b in self.model.buckets]).tolist()
+        return found
+
+    def finish(self) -> None:
+        self.graphs.release()
+
+    def save_adapter(self, run: int, config: Config, folder: Path) -> None:
+        self.exporter.save(config, self.trained(run), folder)
+
+    @cached_property
+    def exporter(self) -> exchange.Exporter:
+        return exchange.Exporter(self.model, self.config)

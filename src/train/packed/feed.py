@@ -1,0 +1,157 @@
+"""The rows of a pack's steps as tensors: token ids, where each token stands, and which carry how much of the loss.
+
+Rows of uneven length are put end to end into sequences (first-fit decreasing, each run's rows by themselves), where
+that saves padding; a mask then keeps each row to itself. What is computed for a row does not depend on where it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from src.batches import Item, rows_at
+from src.train.packed.members import Member
+
+SURVEYED = 128  # steps that are looked at to choose a layout
+LONGEST = 1024  # of a sequence that rows share, unless a row is longer: its attention looks at all of it
+WORTH = 0.85  # of the padded tokens of one row for each sequence: rows share where less than this share is left
+MULTIPLE = 16  # kernels want sizes of it
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One optimizer step: M micro-batches, K runs, n sequences of W tokens for each run, L labelled tokens at most.
+
+    ``labelled`` index the ``n * W`` tokens of a run; ``targets`` are the tokens after them. Entries beyond a run's
+    labelled tokens have weight 0. The weights of a run's step sum to 1.
+    """
+
+    ids: torch.Tensor  # [M, K * n, W]
+    rows: torch.Tensor  # [M, K * n, W], the number of the token's row in its run's step; -1 is padding
+    positions: torch.Tensor  # [M, K * n, W], the token's place in its row
+    labelled: torch.Tensor  # [M, K, L]
+    targets: torch.Tensor  # [M, K, L]
+    weights: torch.Tensor  # [M, K, L]
+    tokens: list[int]  # of each run, without padding
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What differs between two steps of a pack: sequences, their width, labelled tokens."""
+        return self.ids.shape[1], self.ids.shape[2], self.labelled.shape[2]
+
+
+class Feed:
+    """Where ``static``, steps come in very few shapes, because each shape is compiled and captured once."""
+
+    def __init__(self, items: Sequence[Item], pad: int, members: Sequence[Member], steps: int, static: bool) -> None:
+        self.items = items
+        self.pad = pad
+        self.members = members
+        self.size = members[0].train.batch_size
+        self.micro_batches = members[0].train.grad_accum
+        self.static = static
+        self.orders = sorted({member.data_seed for member in members})
+        self.of_run = torch.tensor([self.orders.index(member.data_seed) for member in members])
+        self.ids = [np.array(item.prompt + item.target) for item in items]
+        surveyed = [rows for step in range(min(steps, SURVEYED)) for rows in self._rows(step)]
+        self._choose_layout([[len(items[row]) for row in rows] for rows in surveyed])
+        counts = [sum(len(items[row].target) for row in rows) for rows in surveyed]
+        self.labelled = _up(max(counts), 32)
+
+    def _rows(self, step: int) -> list[list[int]]:
+        """The rows of each micro-batch of each order of data: [micro-batches * orders], rows."""
+        size = self.size * self.micro_batches
+        orders = [rows_at(step * size, size, len(self.items), seed) for seed in self.orders]
+        return [order[at : at + self.size] for at in range(0, size, self.size) for order in orders]
+
+    def _choose_layout(self, batches: list[list[int]]) -> None:
+        """Whether rows share sequences, how wide those are, and how many a batch needs; ``batches`` are lengths."""
+        longest = _up(max(max(lengths) for lengths in batches), MULTIPLE)
+        best = WORTH * longest * self.size
+        self.shared, self.width, self.sequences = False, longest, self.size
+        total = _up(max(sum(lengths) for lengths in batches), MULTIPLE)
+        for width in sorted({longest, 2 * longest, 4 * longest, *(_up(-(-total // n), MULTIPLE) for n in (1, 2, 3, 4))}):
+            if longest <= width <= max(LONGEST, longest):
+                sequences = max(len(share(lengths, width)) for lengths in batches)
+                if sequences * width < best:
+                    best = sequences * width
+                    self.shared, self.width, self.sequences = True, width, sequences
+
+    def at(self, step: int) -> Inputs:
+        batches = self._rows(step)
+        layouts = [self._layout([len(self.items[row]) for row in rows]) for rows in batches]
+        sequences, width = self._size(layouts, batches)
+        labelled = max(sum(len(self.items[row].target) for row in rows) for rows in batches)
+        if self.static:
+            labelled = self.labelled * -(-labelled // self.labelled)
+        shape = (len(batches), sequences, width)
+        ids, rows, positions = np.full(shape, self.pad), np.full(shape, -1), np.zeros(shape, dtype=np.int64)
+        carrying = np.zeros((len(batches), labelled), dtype=np.int64)
+        targets, counts = np.zeros_like(carrying), np.zeros(len(batches), dtype=np.int64)
+        for at, (batch, layout) in enumerate(zip(batches, layouts, strict=True)):
+            first_row = at // len(self.orders) * self.size
+            for sequence, members in enumerate(layout):
+                start = 0
+                for place in members:
+                    item, tokens = self.items[batch[place]], self.ids[batch[place]]
+                    end = start + len(tokens)
+                    ids[at, sequence, start:end] = tokens
+                    rows[at, sequence, start:end] = first_row + place
+                    positions[at, sequence, start:end] = np.arange(len(tokens))
+                    count, more = int(counts[at]), len(item.target)
+                    before = sequence * width + end - more - 1  # the token that predicts the first target
+                    carrying[at, count : count + more] = np.arange(before, before + more)
+                    targets[at, count : count + more] = tokens[-more:]
+                    counts[at] += more
+                    start = end
+        return self._spread(ids, rows, positions, carrying, targets, counts)
+
+    def _layout(self, lengths: list[int]) -> list[list[int]]:
+        if self.shared:
+            return share(lengths, max(self.width, *lengths))
+        return [[place] for place in range(len(lengths))]
+
+    def _size(self, layouts: list[list[list[int]]], batches: list[list[int]]) -> tuple[int, int]:
+        """(sequences, width): where shapes are static, the chosen ones unless a batch needs more."""
+        needed = max(len(layout) for layout in layouts)
+        used = max(
+            sum(len(self.items[batch[place]]) for place in members)
+            for batch, layout in zip(batches, layouts, strict=True)
+            for members in layout
+        )
+        if self.static:
+            return max(self.sequences, needed), max(self.width, _up(used, MULTIPLE))
+        return needed, used
+
+    def _spread(self, *of_orders: np.ndarray[Any, np.dtype[np.int64]]) -> Inputs:
+        """From the orders of data to the runs."""
+        ids, rows, positions, carrying, targets, counts = (
+            torch.from_numpy(array).unflatten(0, (self.micro_batches, len(self.orders)))[:, self.of_run] for array in of_orders
+        )
+        tokens = (rows >= 0).sum((0, 2, 3)).tolist()
+        inside = torch.arange(carrying.shape[-1]) < counts[..., None]
+        weights = inside / counts.sum(0).double()[None, :, None]
+        return Inputs(ids.flatten(1, 2), rows.flatten(1, 2), positions.flatten(1, 2), carrying, targets, weights, tokens)
+
+
+def share(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Which rows share a sequence of at most ``capacity`` tokens: first-fit decreasing."""
+    sequences: list[list[int]] = []
+    left: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda at: (-lengths[at], at)):
+        fitting = next((at for at, room in enumerate(left) if room >= lengths[place]), None)
+        if fitting is None:
+            sequences.append([place])
+            left.append(capacity - lengths[place])
+        else:
+            sequences[fitting].append(place)
+            left[fitting] -= lengths[place]
+    return sequences
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

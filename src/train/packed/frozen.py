@@ -1,0 +1,196 @@
+"""The frozen product ``x W^T`` of an adapted layer, for every base precision, and the weight it multiplies with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from src.config import ConfigError
+from src.train.packed.kernels import dequantise_nf4
+
+
+class Frozen(nn.Module):
+    """``forward(x, rows)``: x [runs, tokens, in] to [runs, tokens, out], without the layer's bias.
+
+    ``rows`` [runs, tokens] is negative where a token is padding; only LLM.int8() asks. None: no token is.
+    """
+
+    def forward(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        raise NotImplementedError
+
+    def dense(self) -> torch.Tensor:
+        """The weight [out, in] in the format of the products."""
+        raise NotImplementedError
+
+
+class Plain(Frozen):
+    """A weight held in the format of the products: 16 or 32 bits, or a held copy of a quantised one."""
+
+    weight: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        return F.linear(x, self.weight)
+
+    def dense(self) -> torch.Tensor:
+        return self.weight
+
+
+class Nf4(Frozen):
+    """bitsandbytes' NF4, dequantised for each product, forward and backward (QLoRA, arXiv 2305.14314, equation 5)."""
+
+    packed: torch.Tensor
+    absmax: torch.Tensor
+    code: torch.Tensor
+    absmax2: torch.Tensor
+    code2: torch.Tensor
+    offset: torch.Tensor
+
+    def __init__(self, layer: Any, dtype: torch.dtype, fused: bool) -> None:
+        super().__init__()
+        state = layer.weight.quant_state
+        nothing = torch.empty(0, device=layer.weight.device)
+        tensors = {"packed": layer.weight.data, "absmax": state.absmax, "code": state.code}
+        tensors |= {
+            "absmax2": state.state2.absmax if state.nested else nothing,
+            "code2": state.state2.code if state.nested else nothing,
+            "offset": state.offset.reshape(1) if state.nested else nothing,
+        }
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self.size = (layer.out_features, layer.in_features)
+        self.dtype = dtype
+        self.fused = fused
+
+    def _state(self) -> tuple[torch.Tensor, ...]:
+        return self.packed, self.absmax, self.code, self.absmax2, self.code2, self.offset
+
+    def forward(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        found: torch.Tensor = nf4_product(x, *self._state(), self.size[0], self.fused)
+        return found
+
+    def dense(self) -> torch.Tensor:
+        return _dense(self._state(), *self.size, self.dtype, self.fused)
+
+
+class Int8(Frozen):
+    """LLM.int8() (arXiv 2208.07339), one run at a time and on real tokens only.
+
+    Its outlier columns are found over all rows it is given, so rows of another run, or padding whose amount depends on
+    the company, would change a run's numbers.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        outputs = []
+        for run in range(len(x)):
+            if rows is None:
+                outputs.append(self._product(x[run]))
+                continue
+            (real,) = (rows[run] >= 0).nonzero(as_tuple=True)
+            y = self._product(x[run].index_select(0, real))
+            outputs.append(y.new_zeros(x.shape[1], y.shape[1]).index_copy(0, real, y))
+        return torch.stack(outputs)
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer's own forward, without its bias, which DoRA must not scale."""
+        from bitsandbytes import matmul
+
+        self.layer.state.is_training = self.training
+        if self.layer.weight.CB is not None:
+            self.layer.init_8bit_state()
+        y: torch.Tensor = matmul(x, self.layer.weight, state=self.layer.state)
+        self.layer.weight.data = self.layer.state.CB
+        return y
+
+    def dense(self) -> torch.Tensor:
+        weight, state = self.layer.weight, self.layer.state
+        scales = state.SCB if state.SCB is not None else weight.SCB
+        found: torch.Tensor = weight.data.float() * (scales.view(-1, 1) / 127)
+        return found
+
+
+def frozen(layer: Any, dtype: torch.dtype, hold: bool, fused: bool) -> Frozen:
+    """The product of a base layer, which has been quantised or not.
+
+    Raises:
+        ConfigError: a layer of a kind that does not pack.
+    """
+    kind = type(layer).__name__
+    if kind == "Linear4bit":
+        quantised = Nf4(layer, dtype, fused)
+        return Plain(quantised.dense()) if hold else quantised
+    if kind == "Linear8bitLt":
+        return Int8(layer)
+    if isinstance(layer, nn.Linear):
+        return Plain(layer.weight.data)
+    raise ConfigError(f"engine=packed: a {kind} cannot be packed; use engine=peft")
+
+
+def _dense(state: tuple[torch.Tensor, ...], rows: int, columns: int, dtype: torch.dtype, fused: bool) -> torch.Tensor:
+    packed, absmax, code, absmax2, code2, offset = state
+    if fused:
+        return dequantise_nf4(packed, absmax, code, absmax2, code2, offset, rows, columns, dtype)
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    nested = None
+    if len(absmax2):
+        nested = QuantState(absmax=absmax2, code=code2, blocksize=256, dtype=torch.float32)
+    whole = QuantState(
+        absmax=absmax, shape=torch.Size((rows, columns)), code=code, blocksize=64, quant_type="nf4", dtype=dtype,
+        offset=offset[0] if len(offset) else None, state2=nested,
+    )  # fmt: skip
+    weight: torch.Tensor = dequantize_4bit(packed, whole)
+    return weight
+
+
+# Operators of their own, so that no compiler sees the dequantised weight and keeps it for the backward pass.
+@torch.library.custom_op("lora_assay::nf4_product", mutates_args=())
+def nf4_product(
+    x: torch.Tensor, packed: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, absmax2: torch.Tensor,
+    code2: torch.Tensor, offset: torch.Tensor, out_features: int, fused: bool,
+) -> torch.Tensor:  # fmt: skip
+    weight = _dense((packed, absmax, code, absmax2, code2, offset), out_features, x.shape[-1], x.dtype, fused)
+    return F.linear(x, weight)
+
+
+@nf4_product.register_fake
+def _(x, packed, absmax, code, absmax2, code2, offset, out_features, fused):  # type: ignore[no-untyped-def]
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+@torch.library.custom_op("lora_assay::nf4_product_backward", mutates_args=())
+def nf4_product_backward(
+    grad: torch.Tensor, packed: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, absmax2: torch.Tensor,
+    code2: torch.Tensor, offset: torch.Tensor, in_features: int, fused: bool,
+) -> torch.Tensor:  # fmt: skip
+    weight = _dense((packed, absmax, code, absmax2, code2, offset), grad.shape[-1], in_features, grad.dtype, fused)
+    return grad @ weight
+
+
+@nf4_product_backward.register_fake
+def _(grad, packed, absmax, code, absmax2, code2, offset, in_features, fused):  # type: ignore[no-untyped-def]
+    return grad.new_empty(*grad.shape[:-1], in_features)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, *state, _, fused = inputs
+    ctx.save_for_backward(*state)
+    ctx.in_features, ctx.fused = x.shape[-1], fused
+
+
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    found = nf4_product_backward(grad.contiguous(), *ctx.saved_tensors, ctx.in_features, ctx.fused)
+    return found, None, None, None, None, None, None, None, None
+
+
+nf4_product.register_autograd(_backward, setup_context=_save)

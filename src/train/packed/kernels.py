@@ -1,0 +1,123 @@
+"""Triton kernels, each kept because a profile said so (benchmarks/LOG.md). Without Triton nothing here can be called."""
+
+from __future__ import annotations
+
+import torch
+
+from src.train.packed.optimizer import BETA1, BETA2, EPS
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # CPU builds of torch come without it
+    triton = None
+
+AVAILABLE = triton is not None
+BYTES = 1024  # packed bytes that one program dequantises
+
+
+def dequantise_nf4(
+    packed: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, absmax2: torch.Tensor, code2: torch.Tensor,
+    offset: torch.Tensor, rows: int, columns: int, dtype: torch.dtype,
+) -> torch.Tensor:  # fmt: skip
+    """The weight [rows, columns] of an NF4 layer in one pass, to the bit as bitsandbytes' two passes give it.
+
+    packed: two 4-bit indices per byte, the first in the high bits; absmax: one scale for 64 weights, fp32, or with
+    double quantisation an index into ``code2`` [256] times ``absmax2`` (one for 256 scales) plus ``offset``.
+    """
+    weight = torch.empty(rows, columns, dtype=dtype, device=packed.device)
+    size = rows * columns // 2
+    _dequantise_nf4[(triton.cdiv(size, BYTES),)](
+        packed, absmax, code, absmax2, code2, offset, weight, size,
+        NESTED=len(absmax2) > 0, BYTES=BYTES, enable_fp_fusion=False,
+    )  # fmt: skip
+    return weight
+
+
+def softmax_losses(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``head.softmax_losses``, in two readings of the logits; the gradient takes the logits' place."""
+    rows, columns = logits.shape
+    losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    _softmax_losses[(rows,)](logits, targets, weights, losses, columns, BLOCK=4096, num_warps=8)
+    return losses, logits
+
+
+def adamw(
+    values: torch.Tensor, grads: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor, factor: torch.Tensor,
+    lr: torch.Tensor, decay: torch.Tensor, correction1: torch.Tensor, correction2: torch.Tensor, alive: torch.Tensor,
+) -> None:  # fmt: skip
+    """As ``optimizer.update``, each number read once and written once."""
+    layers, runs, size = values.shape
+    _adamw[(triton.cdiv(size, 2048), layers * runs)](
+        values, grads, exp_avg, exp_avg_sq, factor, lr, decay, correction1, correction2, alive, runs, size,
+        BETA1=BETA1, BETA2=BETA2, EPS=EPS, BLOCK=2048,
+    )  # fmt: skip
+
+
+if triton is not None:
+
+    @triton.jit
+    def _adamw(
+        values, grads, exp_avg, exp_avg_sq, factor, lr, decay, correction1, correction2, alive, runs, size,
+        BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        row = tl.program_id(1)
+        run = row % runs
+        if tl.load(alive + run) != 0:
+            column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+            inside = column < size
+            at = row.to(tl.int64) * size + column
+            rate = tl.load(lr + run)
+            old = tl.load(values + at, mask=inside)
+            grad = tl.load(grads + at, mask=inside) * tl.load(factor + run)
+            first = tl.load(exp_avg + at, mask=inside)
+            first = first + (1 - BETA1) * (grad - first)
+            second = tl.load(exp_avg_sq + at, mask=inside) * BETA2 + (1 - BETA2) * grad * grad
+            change = rate / tl.load(correction1) * (first / (tl.sqrt(second) / tl.load(correction2) + EPS))
+            tl.store(values + at, old * (1 - rate * tl.load(decay + run)) - change, mask=inside)
+            tl.store(exp_avg + at, first, mask=inside)
+            tl.store(exp_avg_sq + at, second, mask=inside)
+
+    @triton.jit
+    def _dequantise_nf4(
+        packed, absmax, code, absmax2, code2, offset, weight, size,
+        NESTED: tl.constexpr, BYTES: tl.constexpr,
+    ):  # fmt: skip
+        start = tl.program_id(0).to(tl.int64) * BYTES
+        at = start + tl.arange(0, BYTES)
+        inside = at < size
+        byte = tl.load(packed + at, mask=inside, other=0).to(tl.int32)
+        block = at // 32
+        if NESTED:
+            index = tl.load(absmax + block, mask=inside, other=0).to(tl.int32)
+            scale = tl.load(code2 + index) * tl.load(absmax2 + block // 256, mask=inside, other=0.0) + tl.load(offset)
+        else:
+            scale = tl.load(absmax + block, mask=inside, other=0.0)
+        both = tl.interleave(tl.load(code + (byte >> 4)) * scale, tl.load(code + (byte & 15)) * scale)
+        to = start * 2 + tl.arange(0, 2 * BYTES)
+        tl.store(weight + to, both.to(weight.dtype.element_ty), mask=to < 2 * size)
+
+    @triton.jit
+    def _softmax_losses(logits, targets, weights, losses, columns, BLOCK: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        line = logits + row * columns
+        target = tl.load(targets + row)
+        weight = tl.load(weights + row)
+        wanted = tl.load(line + target).to(tl.float32)
+        highest = -float("inf")
+        total = 0.0
+        for start in range(0, columns, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            x = tl.load(line + at, mask=at < columns, other=-float("inf")).to(tl.float32)
+            new = tl.maximum(highest, tl.max(x, 0))
+            total = total * tl.exp(highest - new) + tl.sum(tl.exp(x - new), 0)
+            highest = new
+        log_total = highest + tl.log(total)
+        tl.store(losses + row, (log_total - wanted) * weight)
+        tl.debug_barrier()  # ``wanted`` must be read before its place is written
+        for start in range(0, columns, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            x = tl.load(line + at, mask=at < columns, other=-float("inf")).to(tl.float32)
+            gradient = tl.exp(x - log_total) * weight
+            gradient = tl.where(at == target, gradient - weight, gradient)
+            tl.store(line + at, gradient.to(logits.dtype.element_ty), mask=at < columns)

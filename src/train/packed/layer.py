@@ -1,0 +1,167 @@
+"""Linear modules that K runs adapt at once: one frozen product for all, one pair of batched products per bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from src.train.packed.buffers import Bucket, Kind
+from src.train.packed.dropout import drop, layer_key
+from src.train.packed.frozen import Frozen
+from src.train.packed.magnitude import RowNorms, apply_gain
+
+
+@dataclass
+class StepContext:
+    """What changes from step to step and is the same for all layers; ``keys`` stays where it is."""
+
+    runs: int
+    keys: torch.Tensor  # [runs] of the dropout
+    rows: torch.Tensor  # [runs, tokens], the token's row in its run's step; -1 is padding
+    positions: torch.Tensor  # [runs, tokens], the token's place in its row
+
+
+class Slots(nn.Module):
+    """The adapters of one bucket in one decoder layer: a single trained tensor, cut into its pieces for each pass.
+
+    The scale is multiplied in before rounding: by itself a factor such as 16/sqrt(8) is inexact in bf16.
+    """
+
+    factor: torch.Tensor
+    p: torch.Tensor
+    A: list[torch.Tensor]  # of each group [runs, modules * R, in]
+    B: dict[str, torch.Tensor]  # of each module [runs, out, R]
+    m: dict[str, torch.Tensor]  # [runs, out]
+    shrunk: dict[int, tuple[torch.Tensor, torch.Tensor]]  # an input and its product with A of a group
+
+    def __init__(self, bucket: Bucket, at: int) -> None:
+        super().__init__()
+        self.first, self.runs, self.rank, self.magnitude = bucket.first, bucket.runs, bucket.rank, bucket.magnitude
+        self.trained = nn.Parameter(bucket.values[at])
+        self.trained.grad = bucket.grads[at]  # gradients are summed where the optimizer reads them
+        kinds, device, dtype = bucket.blocks.kinds, bucket.values.device, bucket.values.dtype
+        self.groups = {
+            kind.name: (number, place) for number, group in enumerate(bucket.blocks.groups) for place, kind in enumerate(group)
+        }
+        self.group_shapes = [(len(group) * bucket.rank, group[0].in_features) for group in bucket.blocks.groups]
+        self.names = [kind.name for kind in kinds]
+        self.outs = [kind.out_features for kind in kinds]
+        self.sizes = [rows * columns for rows, columns in self.group_shapes] + [out * bucket.rank for out in self.outs]
+        self.register_buffer("factor", bucket.factor, persistent=False)
+        rates = [member.lora.dropout for member in bucket.members]
+        self.dropout = any(rates)
+        self.register_buffer("p", torch.tensor(rates, device=device, dtype=dtype), persistent=False)
+        self.close()
+
+    def open(self, dtype: torch.dtype) -> None:
+        """Cut the trained tensor."""
+        # A dict made here and not one from before: a compiler would keep what an older one holds as further outputs.
+        self.shrunk = {}
+        products, rest = torch.split(self.trained, [sum(self.sizes), self.trained.shape[1] - sum(self.sizes)], dim=1)
+        pieces = torch.split((products * self.factor).to(dtype), self.sizes, dim=1)
+        count = len(self.group_shapes)
+        self.A = [piece.unflatten(1, shape) for piece, shape in zip(pieces[:count], self.group_shapes, strict=True)]
+        self.B = {
+            name: piece.unflatten(1, (out, self.rank))
+            for name, out, piece in zip(self.names, self.outs, pieces[count:], strict=True)
+        }
+        if self.magnitude:
+            self.m = dict(zip(self.names, torch.split(rest, self.outs, dim=1), strict=True))
+
+    def close(self) -> None:
+        self.A, self.B, self.m, self.shrunk = [], {}, {}, {}
+
+    def shrink(self, name: str, x: torch.Tensor, x_KTi: torch.Tensor) -> torch.Tensor:
+        """``x A^T`` [runs, tokens, R] of a module. Modules that read the same ``x`` share one product."""
+        group, place = self.groups[name]
+        if group not in self.shrunk or self.shrunk[group][0] is not x:
+            self.shrunk[group] = (x, torch.bmm(x_KTi, self.A[group].transpose(1, 2)))
+        return self.shrunk[group][1].narrow(2, place * self.rank, self.rank)
+
+    def shrink_alone(self, name: str, x_KTi: torch.Tensor) -> torch.Tensor:
+        """The same for an ``x`` that only this module sees, as after dropout."""
+        group, place = self.groups[name]
+        return torch.bmm(x_KTi, self.A[group].narrow(1, place * self.rank, self.rank).transpose(1, 2))
+
+
+class PackedBlock(nn.Module):
+    """Takes a decoder layer's place, and holds what its adapted modules share."""
+
+    def __init__(self, layer: nn.Module, buckets: Sequence[Bucket], at: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = layer
+        self.slots = [Slots(bucket, at) for bucket in buckets]
+        self.owned = nn.ModuleList(self.slots)
+        self.dtype = dtype
+
+    def forward(self, x: torch.Tensor, **options: Any) -> torch.Tensor:
+        for slots in self.slots:
+            slots.open(self.dtype)
+        y: torch.Tensor = self.layer(x, **options)
+        for slots in self.slots:
+            slots.close()
+        return y
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)  # the decoder asks its layers for their kind
+
+
+class PackedLinear(nn.Module):
+    """Takes a linear module's place: ``y + s B A x``, and for DoRA ``m / ||W + s B A||`` times that.
+
+    Rows are run-major: x [runs * rows, positions, in]. LoRA: Hu et al. 2021, arXiv 2106.09685, equation 3. DoRA: Liu et
+    al. 2024, arXiv 2402.09353, equation 5; dropout acts on the low-rank branch alone.
+    """
+
+    key: torch.Tensor
+
+    def __init__(
+        self, base_layer: Any, frozen: Frozen, block: PackedBlock, kind: Kind, name: str, at: int, norms: RowNorms,
+        buckets: Sequence[Bucket], context: StepContext,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.base_layer = base_layer
+        self.frozen = frozen
+        self.shared = block.slots  # a plain list: the block owns them
+        self.kind = kind.name
+        self.inverse_norms = [norms.inverse[bucket.first, kind][at] if bucket.magnitude else None for bucket in buckets]
+        self.sizes = [bucket.runs for bucket in buckets]
+        self.context = context
+        self.bias: torch.Tensor | None = base_layer.bias
+        self.register_buffer("key", torch.tensor(layer_key(name), device=buckets[0].values.device), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x_KTi = x.reshape(self.context.runs, -1, x.shape[-1])
+        y_KTo = self.frozen(x_KTi, self.context.rows if self.training else None)
+        parts = [
+            self._adapt(x, x_part, y_part, slots, inverse_norm)
+            for x_part, y_part, slots, inverse_norm in zip(
+                torch.split(x_KTi, self.sizes), torch.split(y_KTo, self.sizes), self.shared, self.inverse_norms, strict=True
+            )
+        ]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _adapt(
+        self, x: torch.Tensor, x_KTi: torch.Tensor, y_KTo: torch.Tensor, slots: Slots, inverse_norm: torch.Tensor | None
+    ) -> torch.Tensor:
+        if slots.dropout and self.training:
+            mine, context = slice(slots.first, slots.first + slots.runs), self.context
+            dropped = drop(x_KTi, slots.p, context.keys[mine], self.key, context.rows[mine], context.positions[mine])
+            low_KTR = slots.shrink_alone(self.kind, dropped)
+        else:
+            low_KTR = slots.shrink(self.kind, x, x_KTi)
+        # Not baddbmm: as an addition of its own it disappears into whatever reads y next.
+        y_KTo = y_KTo + torch.bmm(low_KTR, slots.B[self.kind].transpose(1, 2))
+        if inverse_norm is None:
+            return y_KTo
+        return apply_gain(y_KTo, slots.m[self.kind] * inverse_norm)

@@ -1,0 +1,43 @@
+"""What a pack must know of each of its runs, and the slot each one gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from src.config import Config, ConfigError, LoraSettings, TrainConfig
+from src.variants.scaling import effective_scale
+
+# Ranks up to an edge share a bucket; above the last one, ranks within a factor of 4 do.
+RANK_EDGES = (16, 64, 256, 1024, 4096, 16384, 65536)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a pack, reduced to numbers."""
+
+    r: int
+    scale: float
+    magnitude: bool  # trains DoRA's magnitude
+    seed: int
+    data_seed: int
+    lora: LoraSettings
+    train: TrainConfig
+
+    @property
+    def bucket(self) -> tuple[int, bool]:
+        """Runs with equal buckets are multiplied together: their ranks are zero-padded to the largest of them."""
+        return next(edge for edge in RANK_EDGES if self.r <= edge), self.magnitude
+
+
+def member(config: Config) -> Member:
+    variant, lora = config.variant, config.lora
+    if variant.trains != "adapter":
+        raise ConfigError(f"engine=packed: variant={variant.name} has no adapter to pack")
+    scale = effective_scale(variant.scaling, lora.alpha, lora.r)
+    return Member(lora.r, scale, variant.magnitude == "dora", config.seed, config.data_seed, lora, config.train)
+
+
+def slot_order(members: Sequence[Member]) -> list[int]:
+    """Indices of ``members`` in the order of their slots: the runs of a bucket stand side by side."""
+    return sorted(range(len(members)), key=lambda at: (members[at].bucket, at))

@@ -1,0 +1,167 @@
+"""A base model whose adapted layers carry K runs, and what can be asked of it: hidden states, losses, continuations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from src.batches import IGNORE, Batch
+from src.config import ALL_LINEAR, Config, ConfigError
+from src.device import Numerics
+from src.eval.score import ROWS_AT_ONCE
+from src.models import FAMILIES
+from src.train.packed import head
+from src.train.packed.buffers import Blocks, Bucket, Kind, buckets_of
+from src.train.packed.frozen import Frozen, frozen
+from src.train.packed.layer import PackedBlock, PackedLinear, StepContext
+from src.train.packed.magnitude import RowNorms
+from src.train.packed.members import Member
+from src.variants.quantization import linear_layers
+
+EVALUATION_SHARE = 0.4  # of the free memory
+
+
+class PackedModel:
+    """``network`` with its targeted linear layers replaced. All rows are run-major: K times n rows are K blocks of n.
+
+    Raises:
+        ConfigError: a model whose forward pass is not known to be that of ``FAMILIES``.
+    """
+
+    def __init__(self, network: Any, config: Config, members: Sequence[Member], numerics: Numerics, fused: bool) -> None:
+        if network.config.model_type not in FAMILIES:
+            raise ConfigError(
+                f"engine=packed: knows the families {', '.join(FAMILIES)}, not {network.config.model_type}; use engine=peft"
+            )
+        self.network = network
+        self.decoder = network.model
+        self.numerics = numerics
+        self.compiled = False
+        self.runs = len(members)
+        self.int8 = config.variant.base_precision == "int8"
+        self.members = list(members)
+        device = numerics.device
+        self.dtype = numerics.compute or numerics.base
+        blocks, adapted = adapted_modules(network, config)
+        trained = torch.promote_types(numerics.base, torch.float32)
+        self.buckets = buckets_of(members, blocks, 8 if device.type == "cuda" else 1, trained, device)
+        nothing = torch.zeros(self.runs, 0, dtype=torch.int64, device=device)
+        self.context = StepContext(self.runs, nothing.sum(1), nothing, nothing)
+        products: dict[str, Frozen] = {
+            name: frozen(layer, self.dtype, config.model.hold_dequantised, fused) for name, layer in adapted.items()
+        }
+        self.norms = RowNorms(self.buckets, blocks, lambda name: products[name].dense())
+        self.blocks = blocks
+        placed = [PackedBlock(layer, self.buckets, at, self.dtype) for at, layer in enumerate(self.decoder.layers)]
+        for name, at, kind in blocks.modules:
+            packed = PackedLinear(
+                adapted[name], products[name], placed[at], kind, name, at, self.norms, self.buckets, self.context
+            )
+            setattr(network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], packed)
+        self.decoder.layers = torch.nn.ModuleList(placed)
+
+    def compile(self) -> None:
+        """Compile one decoder layer; the others, alike, use what was compiled."""
+        self.compiled = True
+        for layer in self.decoder.layers:
+            layer.compile(dynamic=False)
+
+    def hidden(
+        self, ids: torch.Tensor, position_ids: torch.Tensor | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Final hidden states [sequences, tokens, d]. Without a mask, padding is on the right, where no token looks.
+
+        ``mask`` [sequences, 1, tokens, tokens] is added to the attention's scores.
+        """
+        window = getattr(self.decoder.config, "sliding_window", None)
+        if window is not None and window < ids.shape[1]:
+            raise ConfigError(f"engine=packed: sequences of {ids.shape[1]} tokens exceed the sliding window; use engine=peft")
+        x = self.decoder.embed_tokens(ids)
+        if self.compiled and torch.is_grad_enabled():
+            x.requires_grad_()  # or the first layer, whose input needs no gradient, would be compiled for itself
+        if position_ids is None:
+            position_ids = torch.arange(ids.shape[1], device=ids.device)[None]
+        # Not the decoder's own forward: with no mask it looks whether rows hold several sequences, which waits for the
+        # device, and inside a CUDA graph builds a mask that turns the fast attention off.
+        rotary = self.decoder.rotary_emb(x, position_ids)
+        for layer in self.decoder.layers:
+            x = layer(x, attention_mask=mask, position_ids=position_ids, position_embeddings=rotary, use_cache=False)
+        found: torch.Tensor = self.decoder.norm(x)
+        return found
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        weight: torch.Tensor = self.network.get_output_embeddings().weight
+        return weight
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        self.network.eval()
+        with torch.no_grad(), torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+            yield
+        self.network.train()
+
+    def rows_at_once(self, tokens: int) -> int:
+        """Where there is a GPU, as many rows as a share of its free memory holds; eager decoding is bound by launches.
+
+        LLM.int8() looks at all rows of a batch, so there their number must not depend on the memory or the company.
+        """
+        device = self.numerics.device
+        if device.type != "cuda" or self.int8:
+            return ROWS_AT_ONCE
+        config = self.network.config
+        heads = config.num_key_value_heads or config.num_attention_heads
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        cache = 2 * config.num_hidden_layers * heads * head
+        passing = 4 * config.hidden_size + 3 * config.intermediate_size  # of one decoder layer at a time
+        row = tokens * (cache + passing) * self.dtype.itemsize + 10 * config.vocab_size
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        return max(1, int(EVALUATION_SHARE * free / (row * self.runs)))
+
+    def target_losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-losses [K, target tokens] of the same rows under each run, and the row each belongs to."""
+        hidden = self.hidden(batch.input_ids.repeat(self.runs, 1))[:, :-1]
+        labels = batch.labels[:, 1:]
+        carries = labels != IGNORE
+        chosen = hidden[carries.repeat(self.runs, 1)]
+        found = head.losses(chosen, self.head_weight, labels[carries].repeat(self.runs))
+        return found.view(self.runs, -1), carries.nonzero()[:, 0]
+
+    def generate(self, ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Continuations of the same prompts by each run, [K, rows, new tokens]."""
+        ids_Kn, mask_Kn = ids.repeat(self.runs, 1), mask.repeat(self.runs, 1)
+        output = self.network.generate(input_ids=ids_Kn, attention_mask=mask_Kn, do_sample=False, use_cache=True, **options)
+        found: torch.Tensor = output[:, ids.shape[1] :].view(self.runs, len(ids), -1)
+        return found
+
+    def bucket_of(self, run: int) -> tuple[Bucket, int]:
+        """The bucket that holds a run, and the run's row in it."""
+        bucket = next(b for b in self.buckets if b.first <= run < b.first + b.runs)
+        return bucket, run - bucket.first
+
+
+def rows_apart(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask [sequences, 1, W, W] of ``rows`` [sequences, W]: a token sees what is before it in its own row, and itself."""
+    width = rows.shape[1]
+    earlier = torch.ones(width, width, dtype=torch.bool, device=rows.device).tril()
+    seen = (rows[:, None, :, None] == rows[:, None, None, :]) & earlier
+    return torch.zeros(seen.shape, dtype=dtype, device=rows.device).masked_fill_(~seen, -torch.inf)
+
+
+def adapted_modules(network: Any, config: Config) -> tuple[Blocks, dict[str, Any]]:
+    """The modules that get an adapter: as blocks, and the layers by name."""
+    wanted = config.lora.target_modules
+    layers = {name: layer for name, layer in linear_layers(network) if wanted == ALL_LINEAR or name.rpartition(".")[2] in wanted}
+    prefixes = tuple(f"model.layers.{at}" for at in range(len(network.model.layers)))
+    kinds = tuple(
+        Kind(name.removeprefix(f"{prefixes[0]}."), layer.in_features, layer.out_features)
+        for name, layer in layers.items()
+        if name.startswith(f"{prefixes[0]}.")
+    )
+    blocks = Blocks(prefixes, kinds)
+    assert [name for name, _, _ in blocks.modules] == list(layers), "decoder layers that are not alike"
+    return blocks, layers

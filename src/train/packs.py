@@ -1,0 +1,122 @@
+"""Which runs train together: those that share base, data, batch shape and steps, as many as memory holds.
+
+Written the safe way round: ``MAY_DIFFER`` lists what may differ within a pack, so a new field of the config keeps runs
+apart until someone has made sure that a pack can hold both its values.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+from src.config import Config
+from src.train import checkpoint
+from src.train.memory import Memory
+from src.train.plan import Job
+
+MAY_DIFFER = (
+    *("model.name", "model.note", "dataset.name"),
+    *("variant.name", "variant.scaling", "variant.magnitude"),
+    *("lora.r", "lora.alpha", "lora.dropout", "lora.init"),
+    *("train.lr", "train.schedule", "train.warmup", "train.weight_decay", "train.clip"),
+    *("seed", "data_seed", "tracking", "sweep", "force"),
+)
+# A pack saves a GPU from idling between small kernels. A processor is busy with a few runs already, and more of them
+# only make each wait longer for its result.
+RUNS_ON_A_CPU = 32
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Runs for one worker process, ordered by rank."""
+
+    jobs: tuple[Job, ...]
+    memory_bytes: int | None = None  # estimated; None where the model's shape is unknown
+
+    @property
+    def config(self) -> Config:
+        """Any of its configs, for what they agree on."""
+        return self.jobs[0].config
+
+    @property
+    def precision(self) -> str:
+        return self.config.variant.base_precision
+
+    @property
+    def size(self) -> str:
+        return f"{len(self.jobs)} run{'s' * (len(self.jobs) > 1)}"
+
+    @property
+    def variants(self) -> str:
+        return ", ".join(dict.fromkeys(job.config.variant.name for job in self.jobs))
+
+    @property
+    def settings(self) -> str:
+        """What varies beside the variant: ``r 4-256, 3 rates, 2 seeds``."""
+        configs = [job.config for job in self.jobs]
+        parts = []
+        if self.config.variant.trains == "adapter":
+            ranks = [config.lora.r for config in configs]
+            parts.append(f"r {min(ranks)}" + (f"-{max(ranks)}" if max(ranks) > min(ranks) else ""))
+        for name, found in (("rates", {c.train.lr for c in configs}), ("seeds", {c.seed for c in configs})):
+            if len(found) > 1:
+                parts.append(f"{len(found)} {name}")
+        return ", ".join(parts)
+
+    def describe(self) -> str:
+        return f"{self.precision}, {self.size}: {', '.join(filter(None, [self.variants, self.settings]))}"
+
+
+def group(jobs: Sequence[Job], memory: Memory, limit: int | None = None) -> list[Pack]:
+    """The jobs in packs of at most ``limit`` runs, in the order in which each kind first appears."""
+    kinds: dict[str, list[Job]] = {}
+    for job in jobs:
+        kinds.setdefault(agreement(job), []).append(job)
+    return [pack for kind in kinds.values() for pack in _fit(kind, memory, limit)]
+
+
+def agreement(job: Job) -> str:
+    """Equal for jobs that can train together."""
+    config = job.config
+    if config.engine != "packed" or config.variant.trains != "adapter":
+        return job.run_id
+    fields = asdict(config)
+    for key in MAY_DIFFER:
+        *path, last = key.split(".")
+        node = fields
+        for part in path:
+            node = node[part]
+        del node[last]
+    return json.dumps([fields, step_of(job)], sort_keys=True)
+
+
+def step_of(job: Job) -> int:
+    """The step that the run goes on from: runs of a pack take every step together."""
+    return 0 if job.config.force else checkpoint.step_of(job.folder.checkpoint)
+
+
+def _fit(jobs: list[Job], memory: Memory, limit: int | None) -> list[Pack]:
+    """Jobs of one kind in the fewest packs of equal size that memory holds; a run too big even alone stands alone."""
+    if len(jobs) == 1:
+        return [Pack(tuple(jobs), memory.need(jobs))]
+    jobs = sorted(jobs, key=lambda job: job.config.lora.r)
+    config, machine = jobs[0].config, memory.machine(jobs[0].config.device)
+    cap = config.pack.max_runs or (len(jobs) if machine.gpu else RUNS_ON_A_CPU)
+    most = min(cap, limit or cap, len(jobs))
+    for count in range(math.ceil(len(jobs) / most), len(jobs)):
+        parts = split(jobs, count)
+        # The last part has the highest ranks, so it is the one that most likely does not fit.
+        if all((memory.need(part) or 0) <= machine.usable for part in reversed(parts)):
+            break
+    else:
+        parts = split(jobs, len(jobs))
+    return [Pack(tuple(part), memory.need(part)) for part in parts]
+
+
+def split(jobs: Sequence[Job], count: int) -> list[list[Job]]:
+    """``count`` parts in order, their sizes at most one apart; the first, of lower ranks, are the larger ones."""
+    ends = [math.ceil(len(jobs) * part / count) for part in range(count + 1)]
+    return [list(jobs[start:end]) for start, end in pairwise(ends)]
