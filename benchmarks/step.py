@@ -1,4 +1,4 @@
-"""``python -m benchmarks.step [CASE ...]``: one optimizer step, PEFT eager and compiled beside ours, solo and packed.
+"""``python -m benchmarks.step [CASE ...]``: one optimizer step, PEFT beside ours, solo and packed.
 
 Every token but a row's first is labelled, so the head works on all of them: the worst case for us, the usual one in
 published figures. A run's rows are as long as the case says, without padding. Cases: python -m benchmarks.step --help
@@ -37,10 +37,6 @@ class Case:
     r: int = 16
     overrides: tuple[str, ...] = ()
     steps: int = 5  # in one timing, as the loop asks for several at once
-
-
-def _engines(case: Case) -> list[Case]:
-    return [case, replace(case, engine="peft", runs=1), replace(case, engine="peft compiled", runs=1)]
 
 
 SMOL = Case("smollm2_135m", "lora", 16, 8, 128)

@@ -60,7 +60,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         _, sample = command(Path(folder), [*SAMPLE, *[e for e in extra if not e.startswith(("pack.", "train."))]])
     per_step = [r["train_seconds"] / r["steps"] for r in sample]
-    rate = sum(r["tokens_per_second"] for r in sample) / len(sample)
+    rate = len(sample) / sum(1 / r["tokens_per_second"] for r in sample)  # of equal work at each rank
     tokens = sum(r["train_tokens"] for r in results)
     rows.append(
         {

@@ -120,7 +120,7 @@ def collate(items: Sequence[Item], pad: int, device: torch.device) -> Batch:
     return Batch(ids.to(device), mask.to(device), labels.to(device))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=256)  # a pack asks for the orders of all its seeds at every step
 def _permutation(rows: int, data_seed: int, epoch: int) -> tuple[int, ...]:
     order = list(range(rows))
     random.Random(f"{data_seed}/{epoch}").shuffle(order)

@@ -11,6 +11,8 @@ import torch
 
 from src.config import Config, ConfigError
 
+OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+
 
 @dataclass(frozen=True)
 class Numerics:
@@ -67,6 +69,18 @@ def peak_memory(device: torch.device) -> tuple[int, str]:
         return torch.cuda.max_memory_allocated(device), "cuda_allocated"
     unit = 1 if os.uname().sysname == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process_rss"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out. Torch has a type for it only on a GPU, and there some libraries raise another, or wrap it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(seen, RuntimeError) and any(sign in str(seen) for sign in OUT_OF_MEMORY_SIGNS):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def synchronise(device: torch.device) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from src.config import ConfigError
+from src.device import is_out_of_memory
 from src.records import ENDED, RunFolder
 from src.tracking import Mirror
 from src.train import checkpoint
@@ -94,7 +95,7 @@ class Run:
 
     def fail(self, error: BaseException) -> None:
         """A run that fails for any reason is a row that says why; the traceback of a surprise is kept."""
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if is_out_of_memory(error):
             self.outcome.status, self.outcome.reason = "out_of_memory", first_line(error)
         elif isinstance(error, ConfigError):
             self.outcome.status, self.outcome.reason = "failed", str(error)

@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from src import batches, cli, datasets, device, models, tracking
 from src.batches import Item
 from src.config import Config
@@ -243,11 +241,9 @@ def run(paths: Sequence[Path], events: Events, halved_from: int | None = None) -
         this.read_checkpoint()
     try:
         pack.execute()
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        if len(pack.runs) > 1 and pack.has_base:
-            return OUT_OF_MEMORY  # a smaller pack may do it
-        pack.fail(error)
     except Exception as error:
+        if device.is_out_of_memory(error) and len(pack.runs) > 1 and pack.has_base:
+            return OUT_OF_MEMORY  # a smaller pack may do it
         pack.fail(error)
     tracking.flush()
     return 0

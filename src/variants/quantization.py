@@ -42,9 +42,10 @@ def place(model: PreTrainedModel, variant: VariantConfig, device: torch.device, 
     """
     if variant.base_precision in BITS:
         _probe(variant, device, compute or torch.float32)
-        for name, linear in linear_layers(model):
-            parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], _quantise(linear, variant, device, compute or torch.float32))
+        for name in [name for name, _ in linear_layers(model)]:  # names alone: a layer must go when its successor stands
+            parent, _, leaf = name.rpartition(".")
+            owner = model.get_submodule(parent)
+            setattr(owner, leaf, _quantise(getattr(owner, leaf), variant, device, compute or torch.float32))
         # PEFT picks its layer classes by these flags; transformers sets them when it quantises while loading.
         setattr(model, f"is_loaded_in_{BITS[variant.base_precision]}bit", True)
     model.to(device)

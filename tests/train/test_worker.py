@@ -276,6 +276,7 @@ def test_a_huge_learning_rate_never_yields_a_number(run: Run) -> None:
 ERRORS = [
     (torch.OutOfMemoryError("CUDA out of memory\nmore"), "out_of_memory", "CUDA out of memory"),
     (MemoryError(), "out_of_memory", "MemoryError"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory", "DefaultCPUAllocator: can't allocate memory"),
     (RuntimeError("bad luck\nsecond line"), "failed", "RuntimeError: bad luck"),
 ]
 
@@ -306,7 +307,9 @@ def test_an_error_in_a_pack_is_that_of_all_its_runs_but_one_that_had_diverged(
     assert len(told(trained, "ended")) == 3
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
+)
 def test_a_pack_that_runs_out_of_memory_is_tried_in_parts_from_its_checkpoints(
     train_pack: TrainPack, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,8 +118,9 @@ class PackedModel:
         cache = 2 * config.num_hidden_layers * heads * head
         passing = 4 * config.hidden_size + 3 * config.intermediate_size  # of one decoder layer at a time
         row = tokens * (cache + passing) * self.dtype.itemsize + 10 * config.vocab_size
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + unused
+        # What a CUDA graph keeps for itself counts as reserved and is of no use here.
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info(device)[0]
         return max(1, int(EVALUATION_SHARE * free / (row * self.runs)))
 
     def target_losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
