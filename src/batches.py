@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from src.config import ConfigError
+from src.config import ConfigError, TrainConfig
 from src.datasets import Example
 
 if TYPE_CHECKING:
@@ -134,3 +134,10 @@ def rows_at(first: int, count: int, rows: int, data_seed: int) -> list[int]:
     whether the run was interrupted. Each epoch uses each row once; a batch may span two epochs.
     """
     return [_permutation(rows, data_seed, at // rows)[at % rows] for at in range(first, first + count)]
+
+
+def micro_batches(step: int, train: TrainConfig, rows: int, data_seed: int) -> list[list[int]]:
+    """The rows of each micro-batch of a 0-based optimizer step."""
+    size = train.batch_size * train.grad_accum
+    taken = rows_at(step * size, size, rows, data_seed)
+    return [taken[at : at + train.batch_size] for at in range(0, size, train.batch_size)]

@@ -283,6 +283,11 @@ def _target_modules(value: Any) -> str | list[str]:
     return sorted(names)
 
 
+def packs(config: Config) -> bool:
+    """Whether the packed engine trains this run; what has no adapter, or asks for PEFT's engine, stands alone."""
+    return config.engine == "packed" and config.variant.trains == "adapter"
+
+
 Axes = tuple[str, str, str, str]
 
 

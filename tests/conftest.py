@@ -124,3 +124,18 @@ def rows(folder: Path) -> Path:
     path = folder / "rows.jsonl"
     path.write_text("".join(f'{{"context": "What is {n} plus one? ", "target": "{n + 1}"}}\n' for n in range(40)))
     return path
+
+
+def shown_on(terminal: int) -> str:
+    """What was written to a pseudo-terminal until its other side was closed; closes this side."""
+    shown = b""
+    while True:
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:  # how Linux says that the other side is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(terminal)
+    return shown.decode()

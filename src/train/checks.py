@@ -16,6 +16,7 @@ from src.variants.quantization import BITS, quantised_layers
 from src.variants.scaling import effective_scale
 
 Check = dict[str, Any]  # {"ok": bool, "detail": str}
+Tensors = dict[str, torch.Tensor]
 
 
 def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
@@ -43,7 +44,7 @@ class LiveChecks:
         self.all_train = configs[0].variant.trains == "all"
         self.base_before = fingerprint(self._base_tensors())
         self.magnitudes_before = [
-            {name: tensor.clone() for name, tensor in self._parts(run, "lora_magnitude_vector").items()}
+            {name: tensor.clone() for name, tensor in _parts(engine.trained(run), "lora_magnitude_vector").items()}
             for run in range(len(configs))
         ]
 
@@ -56,21 +57,18 @@ class LiveChecks:
         network = self.engine.network
         return list(network.parameters()) if self.all_train else frozen_tensors(network)
 
-    def _parts(self, run: int, part: str) -> dict[str, torch.Tensor]:
-        return {name: tensor for name, tensor in self.engine.trained(run).items() if part in name}
-
     def judge(self, run: int) -> dict[str, Check]:
-        variant = self.configs[run].variant
-        checks = {"trainable_parameters": self._trainable(run), "quantised_layers": self._layers(run)}
+        variant, trained = self.configs[run].variant, self.engine.trained(run)
+        checks = {"trainable_parameters": self._trainable(run, trained), "quantised_layers": self._layers(run)}
         checks["weights_moved" if self.all_train else "base_unchanged"] = self._base()
         if variant.trains == "adapter":
             checks["effective_scale"] = self._scale(run)
-            checks["adapter_moved"] = self._moved(run)
-            checks["magnitude"] = self._magnitude(run)
+            checks["adapter_moved"] = self._moved(trained)
+            checks["magnitude"] = self._magnitude(run, trained)
         return checks
 
-    def _trainable(self, run: int) -> Check:
-        found = sum(tensor.numel() for tensor in self.engine.trained(run).values())
+    def _trainable(self, run: int, trained: Tensors) -> Check:
+        found = sum(tensor.numel() for tensor in trained.values())
         wanted = self.expected_trainable[run]
         return _check(found == wanted, f"{found:,} parameters train; the closed form says {wanted:,}")
 
@@ -92,17 +90,21 @@ class LiveChecks:
         ok = bool(found) and all(math.isclose(value, wanted, rel_tol=1e-7) for value in found)
         return _check(ok, f"scale {sorted(found)}; the formula says {wanted}")
 
-    def _moved(self, run: int) -> Check:
-        moved = [bool(tensor.any()) for tensor in self._parts(run, "lora_B").values()]
+    def _moved(self, trained: Tensors) -> Check:
+        moved = [bool(tensor.any()) for tensor in _parts(trained, "lora_B").values()]
         return _check(bool(moved) and all(moved), f"{sum(moved)} of {len(moved)} B matrices are no longer zero")
 
-    def _magnitude(self, run: int) -> Check:
-        now, before = self._parts(run, "lora_magnitude_vector"), self.magnitudes_before[run]
+    def _magnitude(self, run: int, trained: Tensors) -> Check:
+        now, before = _parts(trained, "lora_magnitude_vector"), self.magnitudes_before[run]
         if self.configs[run].variant.magnitude == "none":
             return _check(not now, f"{len(now)} magnitude vectors, none wanted")
         fp32 = sum(tensor.dtype == torch.float32 for tensor in now.values())
         moved = sum(bool((tensor != before[name]).any()) for name, tensor in now.items())
         return _check(len(now) > 0 and fp32 == moved == len(now), f"{len(now)} magnitude vectors, {fp32} in fp32, {moved} moved")
+
+
+def _parts(trained: Tensors, part: str) -> Tensors:
+    return {name: tensor for name, tensor in trained.items() if part in name}
 
 
 def _check(ok: bool, detail: str) -> Check:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from src import datasets, models
-from src.config import Config, DatasetConfig
+from src.config import Config, DatasetConfig, packs
 from src.datasets import Example
 from src.train.plan import Job
 from src.variants import counts
@@ -70,7 +70,7 @@ def estimate(configs: Sequence[Config], targets: Sequence[Linear], width: int) -
     if shape is None:
         return None
     tokens = config.train.batch_size * width
-    if config.engine != "packed" or config.variant.trains != "adapter":  # stands alone
+    if not packs(config):
         return counts.training_bytes(shape, config.variant, config.lora, targets, tokens).total
     members = [(each.variant, each.lora) for each in configs]
     held = config.model.hold_dequantised and config.variant.base_precision == "nf4"

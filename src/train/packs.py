@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
-from src.config import Config
+from src.config import Config, packs
 from src.train import checkpoint
 from src.train.memory import Memory
 from src.train.plan import Job
@@ -81,7 +81,7 @@ def group(jobs: Sequence[Job], memory: Memory, limit: int | None = None) -> list
 def agreement(job: Job) -> str:
     """Equal for jobs that can train together."""
     config = job.config
-    if config.engine != "packed" or config.variant.trains != "adapter":
+    if not packs(config):
         return job.run_id
     fields = asdict(config)
     for key in MAY_DIFFER:

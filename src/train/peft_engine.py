@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from src.batches import Batch, Item, collate, rows_at
+from src.batches import Batch, Item, collate, micro_batches
 from src.config import Config
 from src.device import Numerics
 from src.eval.score import Solo
@@ -51,12 +51,8 @@ class PeftEngine:
         return [self.step(step, self._micro_batches(step)) for step in range(first, last)]
 
     def _micro_batches(self, step: int) -> list[Batch]:
-        size, count = self.config.train.batch_size, self.config.train.grad_accum
-        rows = rows_at(step * size * count, size * count, len(self.items), self.config.data_seed)
-        return [
-            collate([self.items[row] for row in rows[at : at + size]], self.pad, self.numerics.device)
-            for at in range(0, size * count, size)
-        ]
+        batches = micro_batches(step, self.config.train, len(self.items), self.config.data_seed)
+        return [collate([self.items[row] for row in rows], self.pad, self.numerics.device) for rows in batches]
 
     def step(self, step: int, micro_batches: Sequence[Batch]) -> Step:
         """One optimizer step, 0-based, over ``micro_batches``. An update that is not finite is not applied."""

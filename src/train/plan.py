@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from src import datasets, embedded, models
 from src.config import Config, ConfigError, resolve
-from src.progress import bar
+from src.progress import spinner
 from src.records import RunFolder, run_id, write_sweep
 from src.train.child import environment
 from src.variants.counts import linears, targets
@@ -112,7 +112,7 @@ def prepare(jobs: Sequence[Job]) -> None:
     if embedded.is_ready():
         return
     print("converting the embedded SmolLM2-135M once (about half a minute)", file=sys.stderr)
-    with bar("converting"):
+    with spinner("converting"):
         done = subprocess.run([sys.executable, "-m", "src.embedded"], env=environment(), capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

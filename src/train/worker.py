@@ -10,12 +10,13 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from src import batches, cli, datasets, device, models, tracking
 from src.batches import Item
-from src.config import Config
+from src.config import Config, packs
 from src.device import Numerics
 from src.eval.score import Scorer, per_token
 from src.quiet import quiet_libraries
@@ -44,7 +45,7 @@ class Pack:
         """Load, train, check, save, score; fills the outcomes and writes the results."""
         self.events.phase(f"loading {self.config.model.name}")
         numerics = device.choose(self.config)
-        if self._packs:
+        if packs(self.config):
             from src.train.packed.speed import prepare_to_compile
 
             prepare_to_compile(self.config, numerics)
@@ -103,11 +104,7 @@ class Pack:
         self.runs = self.runs[:count]
         self.events.taken([run.folder.run_id for run in self.runs], memory)
 
-    @property
-    def _packs(self) -> bool:
-        return self.config.variant.trains == "adapter" and self.config.engine == "packed"
-
-    @property
+    @cached_property
     def _width(self) -> int:
         """Tokens of the longest training row."""
         return max(len(item) for item in self.items["train"])
@@ -115,7 +112,7 @@ class Pack:
     def _engine(self, network: Any, numerics: Numerics, steps: int) -> Engine:
         """The engine of these runs: the packed one wherever there is an adapter, unless PEFT's is asked for."""
         config, items, pad = self.config, self.items["train"], self.tokenizer.pad_token_id
-        if self._packs:
+        if packs(self.config):
             from src.train.packed.engine import PackedEngine
 
             self.events.phase("building the pack")

@@ -15,6 +15,7 @@ import pytest
 
 from src.eval.__main__ import main
 from src.records import RUNS, write_sweep
+from tests.conftest import shown_on
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"PYTHONPATH": str(ROOT)}
@@ -69,18 +70,9 @@ def test_table_fits_the_terminal(make, width) -> None:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     process = subprocess.Popen([sys.executable, "-m", "src.eval"], stdout=theirs, stderr=theirs, env=ENVIRONMENT)
     os.close(theirs)
-    text = b""
-    while True:
-        try:
-            part = os.read(ours, 65536)
-        except OSError:  # how Linux says that the other end is closed
-            break
-        if not part:
-            break
-        text += part
-    os.close(ours)
+    text = shown_on(ours)
     assert process.wait(60) == 0
-    lines = text.decode().replace("\r", "").splitlines()
+    lines = text.replace("\r", "").splitlines()
     table = lines[: next(index for index, line in enumerate(lines) if line.startswith("smollm2_135m on"))]
     assert max(len(line) for line in table) <= width
     assert "status" in "".join(table) and "…" not in "".join(table)

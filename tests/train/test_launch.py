@@ -28,7 +28,7 @@ from src.train.launch import RunsFailed
 from src.train.memory import Machine, Memory
 from src.train.packs import group
 from src.train.plan import Job
-from tests.conftest import CODE, TINY
+from tests.conftest import CODE, TINY, shown_on
 
 WORKER = """
 import json, os, signal, subprocess, sys, time
@@ -335,18 +335,8 @@ def test_on_a_terminal_there_are_bars_and_the_lines_stay_whole() -> None:
     play(seconds=0.3)
     process = command(1, 2, stderr=theirs)
     os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            data = os.read(ours, 4096)
-        except OSError:  # how Linux says that the other side is closed
-            break
-        if not data:
-            break
-        shown += data
+    text = shown_on(ours)
     out = process.communicate(timeout=60)[0]
-    os.close(ours)
     assert process.returncode == 0
     assert [line[:5] for line in out.splitlines()[-2:]] == ["[1/2]", "[2/2]"]  # stdout was no terminal
-    text = shown.decode()
     assert "1,234 tokens/s" in text and "0/2 runs" in text and "a word from the worker" in text

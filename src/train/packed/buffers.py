@@ -7,8 +7,10 @@ their A side by side, and work over all layers of a module is one batched produc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -74,11 +76,10 @@ class Bucket:
         self.blocks = blocks
         self.parts = PARTS if self.magnitude else PARTS[:2]
         order = [(kind, part) for part in self.parts for kind in blocks.kinds]
-        self.pieces = [(kind, part, self._shape(kind, part)) for kind, part in order]
-        self.sizes = [int(torch.Size(shape).numel()) for _, _, shape in self.pieces]
-        starts = [sum(self.sizes[:at]) for at in range(len(order))]
+        sizes = [math.prod(self._shape(kind, part)) for kind, part in order]
+        starts = accumulate(sizes[:-1], initial=0)
         self._start = dict(zip(order, starts, strict=True))
-        shape = (len(blocks.prefixes), self.runs, sum(self.sizes))
+        shape = (len(blocks.prefixes), self.runs, sum(sizes))
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.grads = torch.zeros_like(self.values)
         self.exp_avg = torch.zeros_like(self.values)
@@ -88,7 +89,7 @@ class Bucket:
         # keeps the pass over both a single kernel.
         rows = [
             (self.scale if part == "B" else torch.ones_like(self.scale))[:, None].expand(-1, size)
-            for (_, part, _), size in zip(self.pieces, self.sizes, strict=True)
+            for (_, part), size in zip(order, sizes, strict=True)
             if part != "m"
         ]
         self.factor = torch.cat(rows, dim=1)
@@ -99,7 +100,7 @@ class Bucket:
     def all_layers(self, buffer: torch.Tensor, kind: Kind, part: str) -> torch.Tensor:
         """A view [layers, runs, ...] of one part of one module of all decoder layers."""
         shape, start = self._shape(kind, part), self._start[kind, part]
-        return buffer[:, :, start : start + int(torch.Size(shape).numel())].unflatten(2, shape)
+        return buffer[:, :, start : start + math.prod(shape)].unflatten(2, shape)
 
     def of_run(self, row: torch.Tensor, run: int, at: int, kind: Kind, part: str) -> torch.Tensor:
         """A view of one run's own part of a module, without padding: A [r, in], B [out, r], m [out].
@@ -108,7 +109,7 @@ class Bucket:
         """
         start = self._start[kind, part]
         shape = self._shape(kind, part)
-        own = row[at, start : start + int(torch.Size(shape).numel())].unflatten(0, shape)
+        own = row[at, start : start + math.prod(shape)].unflatten(0, shape)
         r = self.members[run].r
         return {"A": own[:r], "B": own[..., :r], "m": own}[part]
 

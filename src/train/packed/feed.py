@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from src.batches import Item, rows_at
+from src.batches import Item, micro_batches
 from src.train.packed.members import Member
 
 SURVEYED = 128  # steps that are looked at to choose a layout
@@ -64,9 +64,8 @@ class Feed:
 
     def _rows(self, step: int) -> list[list[int]]:
         """The rows of each micro-batch of each order of data: [micro-batches * orders], rows."""
-        size = self.size * self.micro_batches
-        orders = [rows_at(step * size, size, len(self.items), seed) for seed in self.orders]
-        return [order[at : at + self.size] for at in range(0, size, self.size) for order in orders]
+        orders = [micro_batches(step, self.members[0].train, len(self.items), seed) for seed in self.orders]
+        return [rows for of_orders in zip(*orders, strict=True) for rows in of_orders]
 
     def _choose_layout(self, batches: list[list[int]]) -> None:
         """Whether rows share sequences, how wide those are, and how many a batch needs; ``batches`` are lengths."""

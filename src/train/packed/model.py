@@ -48,8 +48,8 @@ class PackedModel:
         blocks, adapted = adapted_modules(network, config)
         trained = torch.promote_types(numerics.base, torch.float32)
         self.buckets = buckets_of(members, blocks, 8 if device.type == "cuda" else 1, trained, device)
-        nothing = torch.zeros(self.runs, 0, dtype=torch.int64, device=device)
-        self.context = StepContext(self.runs, nothing.sum(1), nothing, nothing)
+        keys = torch.zeros(self.runs, dtype=torch.int64, device=device)
+        self.context = StepContext(self.runs, keys, rows=keys[:, None], positions=keys[:, None])
         products: dict[str, Frozen] = {
             name: frozen(layer, self.dtype, config.model.hold_dequantised, fused) for name, layer in adapted.items()
         }
