@@ -57,8 +57,13 @@ def median_seconds(step: Callable[[], Any], repeats: int) -> tuple[float, float]
 
 def free() -> None:
     """Give everything of the last case back, so that its memory and compiled code do not count for the next."""
-    gc.collect()
     torch._dynamo.reset()
+    free_unused()
+
+
+def free_unused() -> None:
+    """Give back what nothing holds, and count the peak of memory from here."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,12 +15,13 @@ from src.train.packed.kernels import dequantise_nf4
 
 
 class Frozen(nn.Module):
-    """``forward(x, rows)``: x [runs, tokens, in] to [runs, tokens, out], without the layer's bias.
+    """``forward(x, rows, read)``: x [runs, tokens, in] to [runs, tokens, out], without the layer's bias.
 
-    ``rows`` [runs, tokens] is negative where a token is padding; only LLM.int8() asks. None: no token is.
+    ``rows`` [runs, tokens] is negative where a token is padding; only LLM.int8() asks. None: no token is. ``read`` is
+    what the module was called on: modules called on one and the same tensor may share a product.
     """
 
-    def forward(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rows: torch.Tensor | None, read: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
 
     def dense(self) -> torch.Tensor:
@@ -35,11 +38,51 @@ class Plain(Frozen):
         super().__init__()
         self.register_buffer("weight", weight, persistent=False)
 
-    def forward(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rows: torch.Tensor | None, read: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight)
 
     def dense(self) -> torch.Tensor:
         return self.weight
+
+
+class Joint(nn.Module):
+    """The weights of modules that read one input, one under the other: a single product serves all of them."""
+
+    weight: torch.Tensor
+
+    def __init__(self, products: Sequence[Plain]) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.cat([product.weight for product in products]), persistent=False)
+        self.close()
+
+    def close(self) -> None:
+        self.last: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def product(self, x: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+        if self.last is None or self.last[0] is not read:
+            self.last = (read, F.linear(x, self.weight))
+        return self.last[1]
+
+
+class Part(Frozen):
+    """One module's share of a joint product: its rows ``start`` to ``start + out``."""
+
+    def __init__(self, joint: Joint, start: int, out: int) -> None:
+        super().__init__()
+        self.joint, self.start, self.out = joint, start, out
+
+    def forward(self, x: torch.Tensor, rows: torch.Tensor | None, read: torch.Tensor) -> torch.Tensor:
+        return self.joint.product(x, read).narrow(2, self.start, self.out)
+
+    def dense(self) -> torch.Tensor:
+        return self.joint.weight.narrow(0, self.start, self.out)
+
+
+def join(products: Sequence[Plain]) -> list[Part]:
+    """The same products as parts of one. The weights are copied; whoever holds the old ones should take the new."""
+    joint = Joint(products)
+    outs = [len(product.weight) for product in products]
+    return [Part(joint, start, out) for start, out in zip(accumulate(outs, initial=0), outs, strict=False)]
 
 
 class Nf4(Frozen):
@@ -71,7 +114,7 @@ class Nf4(Frozen):
     def _state(self) -> tuple[torch.Tensor, ...]:
         return self.packed, self.absmax, self.code, self.absmax2, self.code2, self.offset
 
-    def forward(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rows: torch.Tensor | None, read: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = nf4_product(x, *self._state(), self.size[0], self.fused)
         return found
 
@@ -90,7 +133,7 @@ class Int8(Frozen):
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rows: torch.Tensor | None, read: torch.Tensor) -> torch.Tensor:
         outputs = []
         for run in range(len(x)):
             if rows is None:

@@ -96,14 +96,15 @@ class PackedBlock(nn.Module):
         self.layer = layer
         self.slots = [Slots(bucket, at) for bucket in buckets]
         self.owned = nn.ModuleList(self.slots)
+        self.joints = nn.ModuleList()
         self.dtype = dtype
 
     def forward(self, x: torch.Tensor, **options: Any) -> torch.Tensor:
         for slots in self.slots:
             slots.open(self.dtype)
         y: torch.Tensor = self.layer(x, **options)
-        for slots in self.slots:
-            slots.close()
+        for shared in (*self.slots, *self.joints):
+            shared.close()
         return y
 
     def __getattr__(self, name: str) -> Any:
@@ -139,7 +140,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x_KTi = x.reshape(self.context.runs, -1, x.shape[-1])
-        y_KTo = self.frozen(x_KTi, self.context.rows if self.training else None)
+        y_KTo = self.frozen(x_KTi, self.context.rows if self.training else None, x)
         parts = [
             self._adapt(x, x_part, y_part, slots, inverse_norm)
             for x_part, y_part, slots, inverse_norm in zip(

@@ -15,7 +15,7 @@ from src.eval.score import ROWS_AT_ONCE
 from src.models import FAMILIES
 from src.train.packed import head
 from src.train.packed.buffers import Blocks, Bucket, Kind, buckets_of
-from src.train.packed.frozen import Frozen, frozen
+from src.train.packed.frozen import Frozen, Plain, frozen, join
 from src.train.packed.layer import PackedBlock, PackedLinear, StepContext
 from src.train.packed.magnitude import RowNorms
 from src.train.packed.members import Member
@@ -56,6 +56,7 @@ class PackedModel:
         self.norms = RowNorms(self.buckets, blocks, lambda name: products[name].dense())
         self.blocks = blocks
         placed = [PackedBlock(layer, self.buckets, at, self.dtype) for at, layer in enumerate(self.decoder.layers)]
+        _join(blocks, placed, products, adapted)
         for name, at, kind in blocks.modules:
             packed = PackedLinear(
                 adapted[name], products[name], placed[at], kind, name, at, self.norms, self.buckets, self.context
@@ -143,6 +144,21 @@ class PackedModel:
         """The bucket that holds a run, and the run's row in it."""
         bucket = next(b for b in self.buckets if b.first <= run < b.first + b.runs)
         return bucket, run - bucket.first
+
+
+def _join(blocks: Blocks, placed: Sequence[PackedBlock], products: dict[str, Frozen], adapted: dict[str, Any]) -> None:
+    """Let modules that read one input share a product, wherever their weights are not quantised."""
+    for prefix, block in zip(blocks.prefixes, placed, strict=True):
+        for group in blocks.groups:
+            names = [f"{prefix}.{kind.name}" for kind in group]
+            plain = [product for name in names if isinstance(product := products[name], Plain)]
+            if len(plain) < len(names) or len(names) == 1:
+                continue
+            for name, part in zip(names, join(plain), strict=True):
+                products[name] = part
+                if isinstance(adapted[name], torch.nn.Linear) and not hasattr(adapted[name].weight, "quant_state"):
+                    adapted[name].weight.data = part.dense()  # or the weights would lie in memory twice
+            block.joints.append(part.joint)
 
 
 def rows_apart(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
