@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
 
 from src import cli
-from src.config import Config, ConfigError, Shape
+from src.config import RANGES, Config, ConfigError, Shape
 from src.variants import counts
+from src.variants.match import matching_rank
 from src.variants.scaling import effective_scale
 
 USAGE = """\
@@ -23,10 +27,17 @@ training memory, FLOPs. Nothing is downloaded or loaded.
   lora.r=16 lora.alpha=16    rank and alpha
   lora.target_modules=[q_proj,v_proj]   default: all-linear
   train.batch_size=16 dataset.max_length=512   the tokens that the memory estimate assumes
+  match=4.88M  match=lora:16   instead: the rank of the variant that trains as many parameters, or as many as
+                               another variant at a rank
 
-example: python -m src.variants model=llama_3_1_70b variant=lora lora.r=4 lora.target_modules=[q_proj,k_proj,v_proj]"""
+examples: python -m src.variants model=llama_3_1_70b variant=lora lora.r=4 lora.target_modules=[q_proj,k_proj,v_proj]
+          python -m src.variants variant=dora match=lora:16"""
 
 BASES = (("bf16", "bf16", True), ("int8", "int8", True), ("nf4", "nf4", False), ("nf4 + double quantisation", "nf4", True))
+
+
+MATCH = "match="
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
 def main() -> int:
@@ -34,8 +45,12 @@ def main() -> int:
     if "--help" in arguments or "-h" in arguments:
         print(USAGE)
         return 0
-    config = cli.compose(arguments)
-    show(rows(config, shape_of(config)))
+    asked = [argument.removeprefix(MATCH) for argument in arguments if argument.startswith(MATCH)]
+    overrides = [argument for argument in arguments if not argument.startswith(MATCH)]
+    config = cli.compose(overrides)
+    if len(asked) > 1:
+        raise ConfigError("match: takes one budget")
+    show(matched(config, shape_of(config), asked[0], overrides) if asked else rows(config, shape_of(config)))
     return 0
 
 
@@ -93,6 +108,47 @@ def rows(config: Config, shape: Shape) -> list[tuple[str, str]]:
     split = f"{flops.forward:.4g} forward, {flops.backward:.4g} backward"
     table.append((f"FLOPs per token at length {length}", f"{flops.total:.4g} ({split})"))
     return table
+
+
+def matched(config: Config, shape: Shape, asked: str, overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """The rank of the config's variant that is nearest to the budget ``asked`` for, its neighbours, and how to order it.
+
+    Raises:
+        ConfigError: ``asked`` is no budget, or no rank of the variant comes near it.
+    """
+    variant, lora = config.variant, config.lora
+    chosen = counts.targets(counts.linears(shape), lora.target_modules, config.model.name)
+    total = counts.total_parameters(shape)
+    budget, source = budget_of(asked, overrides, chosen, total)
+    try:
+        match = matching_rank(variant, lora, chosen, total, budget)
+    except ConfigError as error:
+        raise ConfigError(f"{MATCH}{asked}: {budget:,} parameters cannot be matched: {error}") from error
+
+    def trained(r: int) -> str:
+        count = counts.trainable_parameters(variant, replace(lora, r=r), chosen, total)
+        return f"{count:,} ({100 * (count / budget - 1):+.2f} %)"
+
+    ordered = [override for override in overrides if re.match(r"variant[=.]", override)] or [f"variant={variant.name}"]
+    table = [("model", config.model.name), ("variant", variant.name), ("budget", f"{budget:,}{source}")]
+    table += [("nearest rank", str(match.r)), ("trainable parameters", trained(match.r))]
+    lowest, highest, _ = RANGES["lora.r"]
+    table += [(f"  at rank {r}", trained(r)) for r in (match.r - 1, match.r + 1) if lowest <= r <= highest]
+    table.append(("use", " ".join([*ordered, f"lora.r={match.r}"])))
+    return table
+
+
+def budget_of(asked: str, overrides: Sequence[str], chosen: Sequence[counts.Linear], total: int) -> tuple[int, str]:
+    """(trainable parameters, where they come from): a number such as 4_884_480 or 4.88M, or those of VARIANT:RANK."""
+    if number := re.fullmatch(r"(\d+(?:[_,]\d+)*(?:\.\d+)?(?:e\d{1,2})?)([kmb]?)", asked, re.IGNORECASE):
+        return round(float(number[1].replace(",", "")) * UNITS[number[2].lower()]), ""
+    if reference := re.fullmatch(r"(\w+):(\d+)", asked):
+        others = [override for override in overrides if not re.match(r"variant[=.]|lora\.r=", override)]
+        other = cli.compose([*others, f"variant={reference[1]}", f"lora.r={reference[2]}"])
+        return counts.trainable_parameters(other.variant, other.lora, chosen, total), f" ({reference[1]} at rank {reference[2]})"
+    raise ConfigError(
+        f"{MATCH}{asked}: needs a number of parameters, such as 4_884_480 or 4.88M, or VARIANT:RANK, such as lora:16"
+    )
 
 
 def size(count: int) -> str:

@@ -85,9 +85,50 @@ def test_a_local_folder_is_read_for_its_shape(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: model=path: no shape to count from; choose ")
 
 
+def test_the_rank_that_matches_another_variant() -> None:
+    assert table("variant=dora", "match=lora:16") == {
+        "model": "smollm2_135m",
+        "variant": "dora",
+        "budget": "4,884,480 (lora at rank 16)",
+        "nearest rank": "15",
+        "trainable parameters": "4,734,720 (-3.07 %)",
+        "at rank 14": "4,429,440 (-9.32 %)",
+        "at rank 16": "5,040,000 (+3.18 %)",
+        "use": "variant=dora lora.r=15",
+    }
+
+
+@pytest.mark.parametrize("asked", ["4884480", "4_884_480", "4,884,480", "4.88448M", "4884.48k", "0.00488448b", "4.88448e6"])
+def test_a_budget_as_a_number(asked: str) -> None:
+    config = cli.compose([])
+    shown = dict(command.matched(config, command.shape_of(config), asked, []))
+    assert (shown["budget"], shown["nearest rank"], shown["use"]) == ("4,884,480", "16", "variant=lora lora.r=16")
+
+
+def test_what_to_use_is_as_it_was_asked_for() -> None:
+    """On the same target modules, with the variant's axes as they were written; rank 1 has no neighbour below."""
+    overrides = ["variant.magnitude=dora", "variant.scaling=alpha_over_sqrt_r", "lora.target_modules=[q_proj]"]
+    config = cli.compose(overrides)
+    shown = dict(command.matched(config, command.shape_of(config), "lora:2", overrides))
+    assert shown["budget"] == "69,120 (lora at rank 2)"  # 30 layers of 2 x (576 + 576)
+    assert (shown["nearest rank"], shown["trainable parameters"]) == ("2", "86,400 (+25.00 %)")
+    assert shown["  at rank 1"] == "51,840 (-25.00 %)"  # 0.75 is further from 1 than 1.25
+    shown = dict(command.matched(config, command.shape_of(config), "60k", overrides))
+    assert shown["nearest rank"] == "1" and "  at rank 0" not in shown
+    assert shown["use"] == "variant.magnitude=dora variant.scaling=alpha_over_sqrt_r lora.r=1"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["match=lora"], "error: match=lora: needs a number of parameters, such as 4_884_480 or 4.88M, or VARIANT:RANK, "),
+        (["match=12_"], "error: match=12_: needs a number"),
+        (["match=1k"], "error: match=1k: 1,000 parameters cannot be matched: lora trains 305,280 parameters at its lowest rank"),
+        (["match=lorra:16"], "error: variant=lorra: no such variant (did you mean lora?)"),
+        (["match=lora:0"], "error: lora.r=0: needs a whole number from 1"),
+        (["match=frozen:4"], "error: match=frozen:4: 0 parameters cannot be matched"),
+        (["match=1M", "variant=full"], "error: match=1M: 1,000,000 parameters cannot be matched: full has no rank to choose"),
+        (["match=1M", "match=2M"], "error: match: takes one budget"),
         (["variant=lorra"], "error: variant=lorra: no such variant (did you mean lora?); choose one of "),
         (["lora.r=0"], "error: lora.r=0: needs a whole number from 1 "),
         (["lora.target_modules=[qproj]"], "error: lora.target_modules=[qproj]: matches no linear layer of smollm2_135m; choose "),
