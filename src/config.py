@@ -119,6 +119,14 @@ class EvalConfig:
 
 
 @dataclass
+class ForgettingConfig:
+    """Held-out prose whose log-loss is measured before and after training (Biderman et al., arXiv 2405.09673)."""
+
+    path: str | None = None  # a text in UTF-8; default: documentation that scikit-learn ships
+    tokens: int = 4096  # that are scored, at most; 0: nothing is measured
+
+
+@dataclass
 class PackConfig:
     """How runs train together over one base. It decides time and memory, and no result beyond rounding.
 
@@ -146,6 +154,7 @@ class Config:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     pack: PackConfig = field(default_factory=PackConfig)
     engine: str = "packed"  # packed | peft; what has no adapter trains in the peft engine always
@@ -194,6 +203,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "eval.test_examples": (1, 10**9, True),
     "eval.batch_size": (1, 65536, True),
     "eval.max_new_tokens": (1, 65536, True),
+    "forgetting.tokens": (0, 10**9, True),
     "pack.max_runs": (1, 65536, True),
     "seed": (0, 2**31 - 1, True),
     "data_seed": (0, 2**31 - 1, True),

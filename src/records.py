@@ -25,7 +25,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from src.config import Config
+from src.config import Config, ForgettingConfig
 
 RUNS = Path("runs")
 # A run with one of these is over: the same command would only give the same again.
@@ -46,6 +46,9 @@ def identity(config: Config) -> dict[str, Any]:
     for key in ("name",):
         del fields["variant"][key]
     del fields["dataset"]["name"]
+    # It came later than the first records and decides no weight: where it is the default, their ids stay.
+    if config.forgetting == ForgettingConfig():
+        del fields["forgetting"]
     if config.variant.base_precision != "nf4":
         del fields["model"]["hold_dequantised"]
     if config.variant.trains != "adapter":

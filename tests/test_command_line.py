@@ -152,7 +152,8 @@ def test_two_commands_for_one_run_train_it_once(folder: Path) -> None:
     assert [process.returncode for process in both] == [0, 0]
     assert sum("already done" in text for text in said) == 1
     (metrics,) = (folder / "runs").glob("*/metrics.jsonl")
-    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 3]  # step 3 is validated too
+    # Step 0 is the prose before training, and step 3 is validated too.
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [0, 1, 2, 3, 3]
 
 
 def test_sigterm_stops_the_worker_too_and_the_same_command_goes_on(command: Command, folder: Path) -> None:

@@ -72,10 +72,16 @@ def test_where_and_how_a_run_is_watched_is_not_its_identity(override: str) -> No
 @pytest.mark.parametrize(
     "override",
     ["seed=1", "data_seed=1", "lora.r=8", "lora.alpha=8", "train.lr=0.01", "variant=dora", "model=tiny", "engine=peft",
-     "train.steps=301", "eval.test_examples=8", "dataset.max_length=64", "model.weights=random"],
+     "train.steps=301", "eval.test_examples=8", "dataset.max_length=64", "model.weights=random", "forgetting.tokens=0",
+     "forgetting.path=x.txt"],
 )  # fmt: skip
 def test_everything_else_is(override: str) -> None:
     assert run_id(compose([override])) != run_id(compose([]))
+
+
+def test_the_default_prose_leaves_the_ids_of_records_from_before_it() -> None:
+    assert run_id(compose(["forgetting.tokens=4096", "forgetting.path=null"])) == "0eed806141"
+    assert run_id(compose(["variant=frozen", "forgetting.tokens=64"])) != run_id(compose(["variant=frozen"]))
 
 
 def test_a_held_copy_is_the_identity_of_a_4_bit_run_alone() -> None:
@@ -135,6 +141,7 @@ def test_target_modules() -> None:
         ("train.schedule=step", "train.schedule=step", "linear, cosine, constant"),
         ("train=3", "train", "TrainConfig"),
         ("engine=magic", "engine=magic", "packed, peft"),
+        ("forgetting.tokens=-1", "forgetting.tokens=-1", "whole number from 0"),
         ("pack.max_runs=0", "pack.max_runs=0", "whole number from 1"),
         ("seed=-1", "seed=-1", "from 0"),
         ("sweep=../../escape", "sweep='../../escape'", "letters"),

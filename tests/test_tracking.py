@@ -48,7 +48,7 @@ def test_the_offline_file_holds_every_metric_and_count_of_the_record(run: Run) -
     for line in record.logged():
         history.setdefault(line["step"], {}).update(line)
     steps = {item["item"]["step"]: item["item"] for item in entries["history"]}
-    assert set(steps) == set(history) == {1, 2, 3, 4}
+    assert set(steps) == set(history) == {0, 1, 2, 3, 4}
     for step, line in history.items():
         for key, value in line.items():
             assert steps[step][key] == pytest.approx(value, rel=1e-6), (step, key)

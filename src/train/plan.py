@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from src import datasets, embedded, models
+from src import datasets, embedded, models, prose
 from src.config import Config, ConfigError, resolve
 from src.progress import spinner
 from src.records import RunFolder, run_id, write_sweep
@@ -88,21 +88,26 @@ def refuse(jobs: Sequence[Job]) -> None:
     shape = models.find_shape(config.model)
     if shape is not None:
         targets(linears(shape), config.lora.target_modules, config.model.name)
+    asked = {job.config.forgetting.path: job.config.forgetting for job in jobs if job.config.forgetting.tokens}
+    read = {path: prose.load(forgetting).fingerprint() for path, forgetting in asked.items() if path is not None}
+    for job in jobs:
+        path = job.config.forgetting.path
+        _refuse_other_contents(job, "forgetting.path", "prose_fingerprint", None if path is None else read.get(path))
     splits = datasets.refuse_impossible(config.dataset, config.train.batch_size)
     if splits is None:
         return
     now = splits.fingerprint()
     for job in jobs:
-        result, known = job.folder.result(), job.folder.provenance()
-        if (
-            not job.config.force
-            and (result or job.folder.checkpoint.exists())
-            and known
-            and known.get("data_fingerprint") not in (None, now)
-        ):
-            raise ConfigError(
-                f"dataset: run {job.run_id} was trained on other contents of the same files; use force=true to repeat it"
-            )
+        _refuse_other_contents(job, "dataset", "data_fingerprint", now)
+
+
+def _refuse_other_contents(job: Job, key: str, fingerprint: str, now: str | None) -> None:
+    """Raise ConfigError where a record, finished or begun, is of other contents of a file than those of ``now``."""
+    known = job.folder.provenance() or {}
+    if job.config.force or now is None or known.get(fingerprint) in (None, now):
+        return
+    if job.folder.result() or job.folder.checkpoint.exists():
+        raise ConfigError(f"{key}: run {job.run_id} has read other contents of the same files; use force=true to repeat it")
 
 
 def prepare(jobs: Sequence[Job]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from src.config import Config
+from src.records import identity
 from src.variants.scaling import effective_scale
 
 # Known only once measured; null in the result until then.
@@ -24,6 +25,7 @@ MEASURED = (
     "train_tokens",
     "rows_cut",
     "rows_left_out",
+    "prose",
     "wall_seconds",
     "hold_dequantised",
     "halved_from",
@@ -50,6 +52,7 @@ def result(config: Config, run_id: str, outcome: Outcome) -> dict[str, Any]:
         "status": outcome.status,
         "reason": outcome.reason,
         "sweep": config.sweep,
+        "identity": identity(config),  # what the id is a hash of, so that tables need no config.yaml
         "model": config.model.name,
         "model_note": config.model.note if config.model.weights == "pretrained" else "random weights",
         "dataset": config.dataset.name,

@@ -1,4 +1,4 @@
-"""The test split, for all runs of a pack together: losses, generated answers, metrics, predictions."""
+"""What is scored beside validation, for all runs of a pack together: the test split, and held-out prose."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 from src.batches import Item
 from src.eval.score import UNPARSED, Scorer, TargetLoss, exact_match, macro_f1, parse_label, per_token
+from src.train.engine import Scored
 from src.train.events import Events
 from src.train.run import Run
 
 Row = dict[str, Any]  # of predictions.jsonl
+BEFORE, AFTER = "forgetting/before", "forgetting/after"
 
 
 def test(runs: dict[int, Run], scorer: Scorer, tokenizer: Any, items: list[Item], events: Events) -> None:
@@ -64,3 +66,47 @@ def _judge(run: Run, items: Sequence[Item], texts: list[str]) -> list[bool]:
         metrics["test/parse_failures"] = sum(p == UNPARSED for p in parsed) / len(parsed)
     metrics["test/exact_match"] = sum(correct) / len(correct)
     return correct
+
+
+class Forgetting:
+    """Mean log-loss per token of held-out prose, in nats, with the fresh adapters and with the trained ones.
+
+    A fresh adapter adds nothing, so ``BEFORE`` is the frozen base's. Every run scores it by itself all the same: where
+    both numbers come from the same kernels, a run that learned nothing has forgotten exactly nothing.
+    """
+
+    def __init__(self, scored: Scored, items: list[Item], pad: int, events: Events) -> None:
+        # A row at a time: every token of it has logits, and what they take must stay below the peak of training.
+        self.scorer = Scorer(scored, 1, pad)
+        self.items = items  # none: nothing is measured
+        self.events = events
+
+    def before(self, runs: Sequence[Run]) -> None:
+        """Measure runs that stand at step 0, before their first step. A later one has it in its metrics.jsonl."""
+        fresh = {at: run for at, run in enumerate(runs) if run.progress.step == 0}
+        for at, loss in self._losses(fresh).items():
+            fresh[at].folder.keep_metrics_until(-1)  # an attempt that left no checkpoint may have left its line
+            fresh[at].log({"step": 0, BEFORE: loss})
+        for run in runs:
+            known = [line[BEFORE] for line in run.folder.logged() if line.get(BEFORE) is not None]
+            if self.items and known:
+                run.outcome.metrics[BEFORE] = known[-1]
+
+    def after(self, runs: dict[int, Run]) -> None:
+        """Measure ``runs``, by their place in the pack, as they are now; what trains nothing is what it was."""
+        untrained = [run for run in runs.values() if run.config.variant.trains == "none"]
+        self.before(untrained)  # only now, for its peak memory is that of loading; it is a pack of its own
+        for run in untrained:
+            if BEFORE in run.outcome.metrics:
+                run.outcome.metrics[AFTER] = run.outcome.metrics[BEFORE]
+        # A record that was begun without the first number has nothing to compare the second with.
+        trained = {at: run for at, run in runs.items() if run not in untrained and BEFORE in run.outcome.metrics}
+        for at, loss in self._losses(trained).items():
+            if math.isfinite(loss):
+                trained[at].outcome.metrics[AFTER] = loss
+
+    def _losses(self, runs: dict[int, Run]) -> dict[int, float]:
+        if not self.items or not runs:
+            return {}
+        found = self.scorer.losses(self.items, self.events.scoring("scoring held-out prose", len(self.items)))
+        return {at: per_token(found[at]) for at in runs}

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from src import batches, cli, datasets, device, models, tracking
+from src import batches, cli, datasets, device, models, prose, tracking
 from src.batches import Item
 from src.config import Config, packs
 from src.device import Numerics
@@ -55,6 +55,7 @@ class Pack:
         targets = counts.targets(linears, self.config.lora.target_modules, self.config.model.name)
         splits = datasets.load(self.config.dataset)
         self._tokenise(splits)
+        self._read_prose()
         for run in self.runs:
             trainable = counts.trainable_parameters(run.config.variant, run.config.lora, targets, total)
             run.refuse_foreign_checkpoint(trainable)
@@ -80,14 +81,19 @@ class Pack:
             "data_fingerprint": splits.fingerprint(),
             "token_fingerprint": batches.fingerprint(self.items),
             "base_fingerprint": live.base_before,
+            "prose_fingerprint": self.prose_read and self.prose_read["fingerprint"],
         }
         for run in self.runs:
             known = run.folder.provenance() or {}
             run.folder.write_json("provenance.json", known | {"device": run.outcome.measured["device"], **prints})
             run.start()
+        pad, trains = self.tokenizer.pad_token_id, self.config.variant.trains != "none"
+        self.scorer = Scorer(engine.scored, self.config.eval.batch_size, pad)
+        self.forgetting = scoring.Forgetting(engine.scored, self.prose, pad, self.events)
+        if trains:
+            self.forgetting.before(self.runs)
         device.reset_peak(numerics.device)
-        self.scorer = Scorer(engine.scored, self.config.eval.batch_size, self.tokenizer.pad_token_id)
-        if self.config.variant.trains != "none":
+        if trains:
             self._train(engine)
         peak, kind = device.peak_memory(numerics.device)
         for run in self.runs:
@@ -136,6 +142,7 @@ class Pack:
             "steps": engine.steps,
             "rows_left_out": splits.left_out,
             "rows_cut": {name: sum(item.cut for item in items) for name, items in self.items.items()},
+            "prose": self.prose_read,
         }
 
     def _tokenise(self, splits: datasets.Splits) -> None:
@@ -152,6 +159,17 @@ class Pack:
         cut = sum(item.cut for items in self.items.values() for item in items)
         if cut:
             print(f"{cut} rows are longer than dataset.max_length={config.dataset.max_length} and were cut", file=sys.stderr)
+
+    def _read_prose(self) -> None:
+        """The rows that show what was forgotten, and what the record says of them; none where nothing is asked for."""
+        forgetting, longest = self.config.forgetting, min(prose.WINDOW, self.config.dataset.max_length)
+        self.prose: list[Item] = []
+        self.prose_read: dict[str, Any] | None = None
+        if forgetting.tokens:
+            text = prose.load(forgetting)
+            self.prose = prose.windows(text, self.tokenizer, forgetting.tokens, longest)
+            tokens = sum(len(item.target) for item in self.prose)
+            self.prose_read = {"source": text.source, "fingerprint": text.fingerprint(), "tokens": tokens}
 
     def _train(self, engine: Engine) -> None:
         for at, run in enumerate(self.runs):
@@ -195,6 +213,7 @@ class Pack:
             self._save(engine, at, run)
         if good:
             scoring.test(good, self.scorer, self.tokenizer, self.items["test"], self.events)
+            self.forgetting.after({at: run for at, run in good.items() if run.outcome.status == "ok"})
         for run in self.runs:
             failed = [name for name, check in run.outcome.checks.items() if not check["ok"]]
             if failed:

@@ -114,7 +114,8 @@ def test_the_records_of_a_pack_and_what_is_said_on_the_way(train_pack: TrainPack
     steps = told(trained, "step")
     assert [(event["step"], event["steps"]) for event in steps] == [(1, 3), (2, 3), (3, 3)]
     assert steps[2]["losses"] == {id: result["metrics"]["train/loss"] for id, result in zip(ids, trained.results, strict=True)}
-    assert [event["done"] for event in told(trained, "scoring")] == [0, 4, 0, 4]
+    scored = [(event["what"], event["done"]) for event in told(trained, "scoring") if "prose" not in event["what"]]
+    assert scored == [(what, done) for what in ("scoring the test split", "generating answers") for done in (0, 4)]
 
 
 def test_controls(run: Run) -> None:
@@ -189,7 +190,7 @@ def test_a_run_whose_checkpoint_is_of_no_use_starts_again_and_its_pack_goes_on_w
     assert not first.checkpoint.exists()
 
     alone = train_pack(runs[0])
-    assert alone.results[0]["status"] == "ok" and lines(first, "step") == [1, 2, 3, 4, 4]
+    assert alone.results[0]["status"] == "ok" and lines(first, "step") == [0, 1, 2, 3, 4, 4]
 
 
 def test_runs_for_which_there_is_no_room_are_left_untouched(train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +250,7 @@ def test_a_run_of_a_pack_that_diverges_leaves_its_neighbours_as_they_are(
     last = lines(diverged, "train/loss")[1]
     assert result["reason"] == f"loss was not finite at step 3; last finite loss {last:.4f}"
     assert lines(diverged, "train/loss")[2:] == [None] and lines(diverged, "val/loss") == []
-    assert result["metrics"] == {} and result["checks"] == {}
+    assert set(result["metrics"]) == {"forgetting/before"} and result["checks"] == {}
     assert 0 < result["train_seconds"] < trained.results[0]["train_seconds"]
     assert result["train_tokens"] == lines(first, "train/tokens")[2]
     assert not (diverged.adapter.exists() or diverged.predictions.exists() or diverged.checkpoint.exists())
@@ -263,7 +264,8 @@ def test_a_pack_whose_runs_have_all_diverged_ends_there(train_pack: TrainPack, m
     assert {(r["status"], r["reason"]) for r in trained.results} == {
         ("diverged", "loss was not finite at step 1; no finite loss before")
     }
-    assert [event["step"] for event in told(trained, "step")] == [1] and told(trained, "scoring") == []
+    assert [event["step"] for event in told(trained, "step")] == [1]
+    assert {event["what"] for event in told(trained, "scoring")} == {"scoring held-out prose"}
 
 
 def test_a_huge_learning_rate_never_yields_a_number(run: Run) -> None:
@@ -289,7 +291,7 @@ def test_an_error_becomes_a_row_that_says_why(
     interrupt(monkeypatch, engine, 0, error)
     record, result = run(f"engine={engine}")
     assert (result["status"], result["reason"]) == (status, reason)
-    assert result["trainable_parameters"] > 0 and result["metrics"] == {}
+    assert result["trainable_parameters"] > 0 and set(result["metrics"]) == {"forgetting/before"}
     assert record.error.exists() == (status == "failed")
 
 
@@ -322,7 +324,7 @@ def test_a_pack_that_runs_out_of_memory_is_tried_in_parts_from_its_checkpoints(
     assert part.code == 0 and [event["step"] for event in told(part, "step")] == [3]
     (result,) = part.results
     assert (result["status"], result["pack_size"], result["halved_from"]) == ("ok", 1, 2)
-    assert lines(part.records[0], "step") == [1, 2, 3, 3]
+    assert lines(part.records[0], "step") == [0, 1, 2, 3, 3]
 
 
 def test_a_base_too_large_for_memory_is_not_tried_again_with_fewer_runs(
