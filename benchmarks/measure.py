@@ -82,19 +82,55 @@ def machine() -> dict[str, str]:
 
 
 def write(name: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS, show: bool = True) -> None:
-    """``name``.csv with every column and ``name``.md, the table that ``show`` prints."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    """``name``.csv with every column and ``name``.md, the table that ``show`` prints.
+
+    Rows of other cases that stand there from the same kind of machine and the same versions stay, each with its commit: a
+    lease of a GPU is shorter than all cases.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     about = machine()
+    fresh = [{**row, **about} for row in rows]
+    kept = [
+        row
+        for row in _written(folder / f"{name}.csv")
+        if _alike(row, about) and row.get("case") not in {r.get("case") for r in rows}
+    ]
+    every = [*kept, *fresh]
+    columns = list(dict.fromkeys(key for row in every for key in row if key not in about))
     with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*columns, *about])
         writer.writeheader()
-        writer.writerows({**row, **about} for row in rows)
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_text(row.get(column)) for column in columns) + " |" for row in rows]
-    (folder / f"{name}.md").write_text("\n".join([*lines, "", _said(about), ""]), encoding="utf-8")
+        writer.writerows(every)
+    shown = [*columns, "commit"]
+    lines = ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
+    lines += ["| " + " | ".join(_text(row.get(column)) for column in shown) + " |" for row in every]
+    same = {key: value for key, value in about.items() if key != "commit"}
+    (folder / f"{name}.md").write_text("\n".join([*lines, "", _said(same), ""]), encoding="utf-8")
     if show:
         print_table(rows)
+
+
+def _written(path: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier table, numbers as numbers."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{key: _value(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(text: str) -> Any:
+    if not text:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _alike(row: dict[str, Any], about: dict[str, str]) -> bool:
+    return all(str(row.get(key)) == value for key, value in about.items() if key != "commit")
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -210,10 +211,17 @@ class Pack:
         good = {at: run for at, run in enumerate(self.runs) if run.outcome.status == "ok"}
         for at, run in good.items():
             run.outcome.checks = live.judge(at)
-            self._save(engine, at, run)
-        if good:
-            scoring.test(good, self.scorer, self.tokenizer, self.items["test"], self.events)
-            self.forgetting.after({at: run for at, run in good.items() if run.outcome.status == "ok"})
+        # Writing is work for the disk, so it goes on beside the scoring; what has not begun is dropped where that fails.
+        writing = ThreadPoolExecutor(max_workers=1)
+        try:
+            saved = [writing.submit(self._save, engine, at, run) for at, run in good.items()]
+            if good:
+                scoring.test(good, self.scorer, self.tokenizer, self.items["test"], self.events)
+                self.forgetting.after({at: run for at, run in good.items() if run.outcome.status == "ok"})
+            for one in saved:
+                one.result()
+        finally:
+            writing.shutdown(cancel_futures=True)
         for run in self.runs:
             failed = [name for name, check in run.outcome.checks.items() if not check["ok"]]
             if failed:
