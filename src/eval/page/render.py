@@ -1,0 +1,100 @@
+"""A comparison as one HTML page that works from disk, with no network and nothing beside it.
+
+Python writes every sentence and table, so the page can be read without JavaScript; page.js makes the tables sortable and
+draws the plots from the same data. The names in a report are hostile until shown otherwise: here they are escaped for HTML
+and for JSON inside HTML, and a policy (CSP) that knows our scripts by their hashes lets no other script run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import plotly.offline
+
+from src.eval.page import sections
+from src.eval.text import clean
+
+HERE = Path(__file__).parent
+SCRIPTS = ("tables.js", "filters.js", "panels.js", "axes.js", "figures.js", "page.js")  # one scope, in this order
+# What the scripts read; the sentences are in the page already.
+DATA = ("metric", "validation", "reference", "columns", "rows", "views", "arms", "styles")
+# What could end the script element that carries the JSON, or a line of it.
+UNSAFE_IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
+
+
+def page(report: dict[str, Any]) -> str:
+    """The whole HTML text of a report.
+
+    Args:
+        report: what JSON can hold, with the keys that the tests of this module list. Numbers that are not finite count as
+            absent. Control characters and marks that turn the direction of writing are taken out of every text.
+
+    Raises:
+        KeyError: a key is missing.
+    """
+    report = _cleaned(report)
+    script = _script()
+    bundle = plotly.offline.get_plotlyjs().replace("\r\n", "\n")
+    return Template(_read("page.html")).substitute(
+        title=escape(report["title"]),
+        policy=_policy(script, bundle),
+        css=_read("page.css"),
+        header=sections.header(report),
+        progress=sections.progress(report["progress"]),
+        findings=sections.findings(report["findings"]),
+        audit=sections.audit(report["audit"]),
+        flags=sections.flags(report["flags"]),
+        caption=sections.sentence(report["caption"]),
+        table=sections.table("main", report["title"], report["columns"], report["rows"]),
+        views=sections.views(report["views"]),
+        notes=sections.notes(report["notes"]),
+        data=embedded_json({key: report[key] for key in DATA}),
+        script=script,
+        plotly=bundle,
+    )
+
+
+def embedded_json(value: Any) -> str:
+    """JSON that stays inside its ``<script>`` element whatever the texts in it say.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).translate(UNSAFE_IN_SCRIPT)
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {clean(str(key)): _cleaned(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cleaned(held) for held in value]
+    return value
+
+
+def _read(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _script() -> str:
+    return '(() => {\n"use strict";\n' + "\n".join(_read(name) for name in SCRIPTS) + "})();"
+
+
+def _policy(*scripts: str) -> str:
+    """Content-Security-Policy, level 2: these scripts and no others, styles inline (Plotly sets them), nothing fetched."""
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
