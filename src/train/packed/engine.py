@@ -61,6 +61,8 @@ class PackedEngine:
         self.update = kernels.adamw if self.speed.kernels else optimizer.update
         if self.speed.compile:
             self.model.compile()
+        if self.speed.cuda_graph:
+            self.model.record_decoding()
         self.graphs = Graphs(self._compute, enabled=self.speed.cuda_graph)
         self._host: dict[tuple[int, str], torch.Tensor] = {}
 

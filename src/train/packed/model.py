@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -15,6 +16,7 @@ from src.eval.score import ROWS_AT_ONCE
 from src.models import FAMILIES
 from src.train.packed import head
 from src.train.packed.buffers import Blocks, Bucket, Kind, buckets_of
+from src.train.packed.decode import SLOTS, GreedyDecoder, KeyValues
 from src.train.packed.frozen import Frozen, Plain, frozen, join
 from src.train.packed.layer import PackedBlock, PackedLinear, StepContext
 from src.train.packed.magnitude import RowNorms
@@ -40,6 +42,7 @@ class PackedModel:
         self.decoder = network.model
         self.numerics = numerics
         self.compiled = False
+        self.greedy: GreedyDecoder | None = None
         self.runs = len(members)
         self.int8 = config.variant.base_precision == "int8"
         self.members = list(members)
@@ -70,15 +73,19 @@ class PackedModel:
         for layer in self.decoder.layers:
             layer.compile(dynamic=False)
 
+    def record_decoding(self) -> None:
+        """Generate by a CUDA graph of one token's step: eagerly, a token costs the launches of a whole forward pass."""
+        self.greedy = GreedyDecoder(self, recorded=True)
+
     def hidden(
-        self, ids: torch.Tensor, position_ids: torch.Tensor | None = None, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, ids: torch.Tensor, position_ids: torch.Tensor | None = None, mask: torch.Tensor | None = None,
+        cache: KeyValues | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Final hidden states [sequences, tokens, d]. Without a mask, padding is on the right, where no token looks.
 
-        ``mask`` [sequences, 1, tokens, tokens] is added to the attention's scores.
+        ``mask`` [sequences, 1, tokens, slots] is added to the attention's scores; without a ``cache`` the tokens are the slots.
         """
-        window = getattr(self.decoder.config, "sliding_window", None)
-        if window is not None and window < ids.shape[1]:
+        if not self._in_window(ids.shape[1]):
             raise ConfigError(f"engine=packed: sequences of {ids.shape[1]} tokens exceed the sliding window; use engine=peft")
         x = self.decoder.embed_tokens(ids)
         if self.compiled and torch.is_grad_enabled():
@@ -89,9 +96,22 @@ class PackedModel:
         # device, and inside a CUDA graph builds a mask that turns the fast attention off.
         rotary = self.decoder.rotary_emb(x, position_ids)
         for layer in self.decoder.layers:
-            x = layer(x, attention_mask=mask, position_ids=position_ids, position_embeddings=rotary, use_cache=False)
+            x = layer(x, attention_mask=mask, position_ids=position_ids, position_embeddings=rotary, past_key_values=cache)
         found: torch.Tensor = self.decoder.norm(x)
         return found
+
+    def _in_window(self, tokens: int) -> bool:
+        """Whether each of so many tokens sees all before it."""
+        window = getattr(self.decoder.config, "sliding_window", None)
+        return window is None or tokens <= window
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """(decoder layers, heads of keys and values, numbers in each) of what attention keeps of a token."""
+        config = self.network.config
+        heads = config.num_key_value_heads or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return config.num_hidden_layers, heads, head_dim
 
     @property
     def head_weight(self) -> torch.Tensor:
@@ -101,24 +121,29 @@ class PackedModel:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         self.network.eval()
-        with torch.no_grad(), torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
-            yield
-        self.network.train()
+        try:
+            with torch.no_grad(), torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+                yield
+        finally:
+            self.network.train()
+            if self.greedy is not None:
+                self.greedy.release()
 
     def rows_at_once(self, tokens: int) -> int:
         """Where there is a GPU, as many rows as a share of its free memory holds; eager decoding is bound by launches.
 
+        A row is taken to need its keys and values once, in all slots that decoding rounds up to; what one decoder layer
+        makes of all its tokens; the mask; and, held by a recorded step all the while, one layer's keys and values repeated
+        for each head of the queries, and the logits of one token. What the estimate forgets, the share leaves room for.
         LLM.int8() looks at all rows of a batch, so there their number must not depend on the memory or the company.
         """
         device = self.numerics.device
         if device.type != "cuda" or self.int8:
             return ROWS_AT_ONCE
         config = self.network.config
-        heads = config.num_key_value_heads or config.num_attention_heads
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        cache = 2 * config.num_hidden_layers * heads * head
-        passing = 4 * config.hidden_size + 3 * config.intermediate_size  # of one decoder layer at a time
-        row = tokens * (cache + passing) * self.dtype.itemsize + 10 * config.vocab_size
+        cache = 2 * math.prod(self.cache_shape)
+        passing = 6 * config.hidden_size + 3 * config.intermediate_size  # of one decoder layer at a time
+        row = ((tokens + SLOTS) * cache + tokens * (passing + tokens)) * self.dtype.itemsize + 10 * config.vocab_size
         # What a CUDA graph keeps for itself counts as reserved and is of no use here.
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(device)[0]
@@ -135,6 +160,8 @@ class PackedModel:
 
     def generate(self, ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
         """Continuations of the same prompts by each run, [K, rows, new tokens]."""
+        if self.greedy is not None and self._in_window(ids.shape[1] + options["max_new_tokens"]):
+            return self.greedy.generate(ids, mask, **options)
         ids_Kn, mask_Kn = ids.repeat(self.runs, 1), mask.repeat(self.runs, 1)
         output = self.network.generate(input_ids=ids_Kn, attention_mask=mask_Kn, do_sample=False, use_cache=True, **options)
         found: torch.Tensor = output[:, ids.shape[1] :].view(self.runs, len(ids), -1)

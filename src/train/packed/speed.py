@@ -92,7 +92,8 @@ class Graphs:
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
         pool = next((g.pool() for g, _ in self.recorded.values()), None)
-        with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+        # Other threads of the process may use the device meanwhile: what they do is none of this recording.
+        with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
             self.function(*held)
         self.recorded[shape] = (graph, held)
 

@@ -12,11 +12,13 @@ import torch
 from src.config import Config, VariantConfig
 from src.device import Numerics
 from src.train.packed import head, kernels, optimizer
+from src.train.packed.decode import GreedyDecoder
 from src.train.packed.dropout import drop, layer_key, step_keys
 from src.train.packed.feed import Feed
 from src.train.packed.frozen import Nf4
 from src.variants import quantization
-from tests.train.packed.conftest import config_of, in_slots, pack_of, peft_of, rows, trace
+from tests.train.packed.conftest import PAD, config_of, in_slots, moved, pack_of, peft_of, rows, trace
+from tests.train.packed.test_decode import NO_TOKEN, left_padded, token_within
 from tests.train.packed.test_equals_solo import padding
 from tests.train.packed.test_isolation import build, configs_of, with_noise
 
@@ -237,6 +239,41 @@ def test_a_dropout_mask_is_the_same_on_every_device_and_compiled() -> None:
         found = function(*on_gpu).cpu()
         assert torch.equal(found == 0, wanted == 0), name
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("variants", [["lora", "rslora", "dora"], ["qlora", "qdora"]], ids="-".join)
+@pytest.mark.parametrize("numerics", [FP32, BF16], ids=["fp32", "bf16"])
+def test_one_graph_decodes_several_batches(variants: list[str], numerics: Numerics) -> None:
+    """In fp32 the tokens are those of transformers. In bf16 two logits may tie, but a recording repeats the same kernels."""
+    configs = [config_of(name, *SHAPE, f"lora.r={4 + 4 * at}", f"seed={at}", NO_COMPILE) for at, name in enumerate(variants)]
+    engine = pack_of(configs, numerics, 8, ITEMS)
+    for run in range(len(configs)):
+        engine.load_state(run, moved(engine.state(run), seed=run))
+    trace(engine)
+    engine.finish()
+    model, by_graph = engine.model, engine.model.greedy
+    assert by_graph is not None
+    reference = None if numerics is FP32 else GreedyDecoder(model, recorded=False)
+    batches = [left_padded([item.prompt for item in part]) for part in (ITEMS[:9], ITEMS[9:18], ITEMS[18:23])]
+
+    def answers(greedy: GreedyDecoder | None, eos: int) -> list[list[list[int]]]:
+        """Of all runs one after the other, a list for each batch; what follows ``eos`` is cut off."""
+        model.greedy, found = greedy, []
+        for ids, mask in batches:
+            tokens = model.generate(ids.to(GPU), mask.to(GPU), max_new_tokens=24, pad_token_id=PAD, eos_token_id=eos)
+            found.append([row[: row.index(eos)] if eos in row else row for row in tokens.flatten(0, 1).tolist()])
+        return found
+
+    with model.evaluating():
+        wanted = answers(reference, NO_TOKEN)
+        eos = token_within(wanted)
+        ending = answers(reference, eos)
+        if reference is not None:
+            reference.release()
+        assert answers(by_graph, NO_TOKEN) == wanted
+        assert answers(by_graph, eos) == ending != wanted
+        assert len(by_graph.graphs.recorded) == 1
+    assert by_graph.held is None and not by_graph.graphs.recorded
 
 
 @pytest.mark.parametrize("nested", [True, False])
