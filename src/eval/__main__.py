@@ -1,76 +1,150 @@
-"""``python -m src.eval``: the records of a sweep -> a comparison table and figures under reports/."""
+"""``python -m src.eval``: the records of a sweep -> a comparison table, figures and a page under reports/."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from src.config import ConfigError
 from src.eval.frame import Gathered, gather, known_sweeps, run_ids
-from src.records import RUNS, read_sweep
+from src.eval.pair import compare_pair
+from src.eval.text import clean
+from src.records import RUNS, read_sweep, write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from src.eval.columns import Cells
     from src.eval.comparison import Comparison
-    from src.eval.writers import Cells
 
 BAD_INPUT = 2
 INTERRUPTED = 130
 REPORTS = Path("reports")
 EVERYTHING = "all"
 PIPED_WIDTH = 200
-DEFAULTS = {"sweep": "", "metric": "test/loss"}
 USAGE = """\
-usage: python -m src.eval [sweep=NAME] [metric=NAME]
+usage: python -m src.eval [sweep=NAME] [reference=lora] [metric=NAME] [tune=0,1,2] [margin=0.01] [strict=true]
+       python -m src.eval pair=ID,ID [sweep=NAME]
 
-Reads runs/*/ in this folder, prints a comparison table and writes it with figures to reports/<sweep>/.
+Reads runs/*/ in this folder, gives each variant at each rank its own best learning rate, prints the comparison and writes
+tables, figures and a page to reports/<sweep>/. It can be run while the sweep still trains, and says what is missing.
 
-  sweep=NAME    only the runs of this sweep (runs/sweeps/NAME.json); without it all runs, to reports/all/
-  metric=NAME   what is compared: test/loss (default), val/loss, test/exact_match, ...
+  sweep=NAME       only the runs of this sweep (runs/sweeps/NAME.json); without it all runs, to reports/all/
+  reference=NAME   the variant that the others are paired with, seed by seed (default: lora)
+  metric=NAME      what is reported: test/loss (default), val/loss, test/exact_match, ...
+  tune=SEEDS       the seeds that choose the learning rates, by val/loss; the others report. Default: a third, the lowest
+  margin=NUMBER    differences up to this count as none in the test of equivalence (default: 0.01 nats, or 0.01 of a share)
+  strict=true      compared rows that differ in more than the variant are an error
+  pair=ID,ID       two runs, test example by test example: McNemar's test and the difference in log-loss
 """
 
 
-def read_arguments(arguments: list[str]) -> dict[str, str]:
-    """``key=value`` words as a dict.
+@dataclass(frozen=True)
+class Arguments:
+    sweep: str | None = None
+    reference: str = "lora"
+    metric: str = "test/loss"
+    tune: tuple[int, ...] | None = None
+    margin: float | None = None
+    strict: bool = False
+    pair: tuple[str, str] | None = None
+    given: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        return REPORTS / (self.sweep or EVERYTHING)
+
+
+def read_arguments(words: list[str]) -> Arguments:
+    """``key=value`` words, checked.
 
     Raises:
-        ConfigError: a word is none, or its key is unknown, empty or given twice.
+        ConfigError: a word is none, or its key is unknown, empty or given twice, or its value is of the wrong kind.
     """
-    given: dict[str, str] = {}
-    for word in arguments:
+    readers: dict[str, Callable[[str], Any]] = {
+        "sweep": str, "reference": str, "metric": str, "tune": _seeds, "margin": _margin, "strict": _strict, "pair": _pair,
+    }  # fmt: skip
+    given: dict[str, Any] = {}
+    for word in words:
         key, equals, value = word.partition("=")
-        if key not in DEFAULTS:
-            raise ConfigError(f"{word!r}: no such key; choose from sweep=NAME, metric=NAME, --help")
+        if key not in readers:
+            raise ConfigError(f"{word!r}: no such key; choose from {', '.join(f'{name}=' for name in readers)} or --help")
         if not equals or not value:
-            raise ConfigError(f"{key}: needs a value, such as {key}={DEFAULTS[key] or 'NAME'}")
+            raise ConfigError(f"{key}: needs a value, such as {EXAMPLES[key]}")
         if key in given:
             raise ConfigError(f"{key}: given twice")
-        given[key] = value
-    return given
+        try:
+            given[key] = readers[key](value)
+        except ValueError as error:
+            raise ConfigError(f"{word}: needs {error}, such as {EXAMPLES[key]}") from error
+    return Arguments(**given, given=tuple(words))
 
 
-def read_runs(given: dict[str, str]) -> Gathered:
+EXAMPLES = {
+    "sweep": "sweep=NAME", "reference": "reference=lora", "metric": "metric=test/loss", "tune": "tune=0,1,2",
+    "margin": "margin=0.01", "strict": "strict=true", "pair": "pair=0eed806141,87a53e1b0f",
+}  # fmt: skip
+
+
+def _seeds(value: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{1,10}(,\d{1,10})*", value):
+        raise ValueError("seeds")
+    return tuple(int(seed) for seed in value.split(","))
+
+
+def _margin(value: str) -> float:
+    try:
+        margin = float(value)
+    except ValueError:
+        margin = -1.0
+    if not 0 < margin < float("inf"):
+        raise ValueError("a number above 0")
+    return margin
+
+
+def _strict(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ValueError("true or false")
+    return value == "true"
+
+
+def _pair(value: str) -> tuple[str, str]:
+    ids = value.split(",")
+    if len(ids) != 2 or not all(re.fullmatch(r"[0-9a-f]{10}", run) for run in ids) or ids[0] == ids[1]:
+        raise ValueError("the ids of two runs")
+    return ids[0], ids[1]
+
+
+def read_runs(arguments: Arguments) -> Gathered:
     """The runs that the command line asks for.
 
     Raises:
-        ConfigError: there is no such sweep, no run, or no run that has the metric.
+        ConfigError: there is no such sweep, no run, or no run that has the metric, is of the reference or has a seed of ``tune``.
     """
-    sweep = given.get("sweep")
-    ids = run_ids() if sweep is None else _runs_of(sweep)
-    found = gather(ids)
+    sweep = arguments.sweep
+    found = gather(run_ids() if sweep is None else _runs_of(sweep))
     for problem in found.problems:
-        print(f"warning: {' '.join(problem.split())}", file=sys.stderr)
+        print(f"warning: {clean(problem)}", file=sys.stderr)
     if not found.rows:
         where = f"runs of sweep {sweep}" if sweep else f"runs in {RUNS.absolute()}"
         raise ConfigError(f"no {where} to compare; python -m src.train makes them")
     measured = found.measured()
-    if "metric" in given and measured and given["metric"] not in measured:
-        raise ConfigError(f"metric={given['metric']}: no finished run has it; measured are {', '.join(measured)}")
+    if arguments.metric != Arguments.metric and measured and arguments.metric not in measured:
+        raise ConfigError(f"metric={arguments.metric}: no finished run has it; measured are {', '.join(measured)}")
+    variants = sorted({row["variant"] for row in found.rows})
+    if arguments.reference != Arguments.reference and arguments.reference not in variants:
+        raise ConfigError(f"reference={arguments.reference}: no run is of this variant; there are {', '.join(variants)}")
+    seeds = sorted({row["seed"] for row in found.rows})
+    if arguments.tune is not None and not set(seeds) & set(arguments.tune):
+        wanted = ",".join(map(str, arguments.tune))
+        raise ConfigError(f"tune={wanted}: no run has such a seed; there are {', '.join(map(str, seeds[:20]))}")
     return found
 
 
@@ -86,23 +160,52 @@ def _runs_of(sweep: str) -> list[str]:
     return list(dict.fromkeys(run for run in ids or [] if isinstance(run, str) and Path(run).name == run))
 
 
-def report(found: Gathered, metric: str, folder: Path) -> None:
-    """Write tables and figures into ``folder`` and print the table."""
-    from src.eval import figures, writers
-    from src.eval.comparison import compare
+def report(found: Gathered, arguments: Arguments) -> None:
+    """Write tables, figures and the page, and print the table.
 
-    comparison = compare(found.frame(), metric, found.expected, tuple(found.absent))
-    written = writers.write(comparison, folder) + figures.write(comparison, found.curve_frame(), folder)
+    Raises:
+        ConfigError: ``strict``, and compared rows differ in more than the variant. Then nothing is written.
+    """
+    from src.eval import figures, logs, writers
+    from src.eval.assay import READ_AT_MOST, assay, at_fixed_rates
+    from src.eval.findings import method
+    from src.eval.page.render import page
+    from src.eval.report import report as as_dict
+
+    result = assay(found, arguments.metric, arguments.reference, arguments.tune, arguments.margin)
+    if arguments.strict and not result.audit.clean:
+        lines = "; ".join(f"{line.field} ({line.text})" for line in result.audit.confounds)
+        raise ConfigError(f"strict=true: compared rows differ in more than the variant: {lines}")
+    fixed = at_fixed_rates(result)
+    comparison = replace(result.comparison, notes=[*method(result), *result.comparison.notes])
+    ok = comparison.runs[comparison.runs["status"] == "ok"]
+    drawn = list(ok["run_id"][:READ_AT_MOST])
+    if len(ok) > len(drawn):
+        comparison.notes.append(f"Loss curves are of the first {len(drawn):,} of {len(ok):,} runs.")
+    curves = logs.curves(drawn)
+    for problem in curves.problems:
+        print(f"warning: {clean(problem)}", file=sys.stderr)
+    command = " ".join(["python -m src.eval", *arguments.given])
+    data = as_dict(replace(result, comparison=comparison), fixed, curves.frame, command)
+    folder = arguments.folder
+    written = writers.write(comparison, result.rates, folder) + figures.write(comparison, curves.frame, folder, result.rates)
+    write_atomically(folder / "report.html", page(data))
+    for finding in data["findings"]:
+        print(clean(finding))
+    print(clean(result.audit.summary))
+    for line in result.audit.lines:
+        print(clean(f"- {line.severity}: {line.field}: {line.text}"))
+    print()
     show(comparison)
-    for path in written:
-        print(path)
+    for path in [*written, folder / "report.html"]:
+        print(clean(str(path)))
 
 
 def show(comparison: Comparison) -> None:
     """Print the table, its caption and notes: as wide as the terminal, and never cut where there is none."""
     from rich.console import Console
 
-    from src.eval.writers import cells, clean
+    from src.eval.columns import cells
 
     shown = cells(comparison)
     names = list(range(shown.naming))
@@ -164,18 +267,19 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         given = read_arguments(arguments)
-        folder = REPORTS / given.get("sweep", EVERYTHING)
-        found = read_runs(given)
         try:
-            report(found, given.get("metric", DEFAULTS["metric"]), folder)
+            if given.pair is not None:
+                compare_pair(*given.pair)
+            else:
+                report(read_runs(given), given)
             sys.stdout.flush()
         except BrokenPipeError:
             # The reader, such as head, has seen enough. What is left in the buffer must not fail again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
-            raise ConfigError(f"{folder}: cannot be written: {error}") from error
+            raise ConfigError(f"{given.folder}: cannot be written: {error}") from error
     except ConfigError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {clean(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

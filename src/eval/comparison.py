@@ -69,7 +69,7 @@ def compare(
         expected: how many runs the sweep has; the number of rows if not given.
         absent: ids of the sweep without a record.
     """
-    runs = _in_order(_told_apart_by_facts(runs))
+    runs = _in_order(runs if "facts" in runs else told_apart_by_facts(runs))
     runs["row"] = pd.factorize(runs["group"])[0]
     grouped = [group for _, group in runs.groupby("row", sort=True)]
     fields: list[dict[str, Any]] = [group["fields"].iloc[0] for group in grouped]
@@ -111,23 +111,23 @@ def _tells_apart(names: list[str], things: list[str]) -> bool:
     return len(pairs) == len(set(names)) == len(set(things))
 
 
-def _told_apart_by_facts(runs: pd.DataFrame) -> pd.DataFrame:
+def told_apart_by_facts(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs of one config on a CPU and on a GPU are two groups: their memory, speed and rounding are not alike.
 
     So are runs whose records name different engines, or of which only some held a copy of the base, against the config.
+    A run without a record, or that died before it had a device, is alike to its group if the group knows one value.
     """
     runs = runs.copy()
     runs["device_type"] = runs["device"].str.split(":").str[0] if runs["device"].notna().any() else None
     recorded = ~runs["status"].isin([MISSING, UNREADABLE])
-    for _, group in runs.groupby("group"):
-        for fact in FACTS:
-            known = group[fact][recorded[group.index]].dropna()
-            # A run without a record, or that died before it had a device, is alike to its group if the group knows one.
-            value = known.iloc[0] if known.nunique() == 1 else None
-            unsure = group[fact].isna() | ~recorded[group.index]
-            runs.loc[group.index, fact] = group[fact].mask(unsure, value) if value is not None else group[fact]
-        facts = runs.loc[group.index, list(FACTS)].astype(object).fillna("unknown").astype(str)
-        runs.loc[group.index, "group"] = group["group"] + " " + facts.agg(" ".join, axis=1)
+    for fact in FACTS:
+        values = runs[fact].astype(object)
+        known = values.where(recorded).groupby(runs["group"])
+        unsure = (values.isna() | ~recorded) & (known.transform("nunique") == 1)
+        runs[fact] = values.mask(unsure, known.transform("first"))
+    facts = [runs[fact].where(runs[fact].notna(), "unknown").astype(str) for fact in FACTS]
+    runs["facts"] = facts[0].str.cat(facts[1:], sep=" ")
+    runs["group"] = runs["group"] + " " + runs["facts"]
     return runs
 
 

@@ -1,4 +1,4 @@
-"""Three figures of a comparison, as PNG and as SVG that is the same for the same records.
+"""The figures of a comparison, as PNG and as SVG that is the same for the same records.
 
 Only finished runs are drawn; a line under each figure says which are not. A colour and a marker stand for one variant
 in every figure. Drawn with matplotlib's Agg through its object interface, so no display and no global state is touched.
@@ -6,7 +6,9 @@ in every figure. Drawn with matplotlib's Agg through its object interface, so no
 
 from __future__ import annotations
 
+import io
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +43,41 @@ SETTINGS: dict[Any, Any] = {
 }
 SIZE = (7.2, 4.4)  # inches
 PANELS_FROM = 5  # so many lines (variants x ranks) and the loss curves get a panel for each rank
+MOST_TICKS = 8
+RING: dict[str, Any] = {"ls": "", "marker": "o", "mfc": "none", "mew": 1.2}
 SMOOTH_FROM = 40  # so many logged points and a running mean is drawn over them
 
 
-def write(comparison: Comparison, curves: pd.DataFrame, folder: Path) -> list[Path]:
-    """Draw the three figures into ``folder``: PNG and SVG each."""
+def write(comparison: Comparison, curves: pd.DataFrame, folder: Path, rates: pd.DataFrame | None = None) -> list[Path]:
+    """Draw the figures into ``folder``: PNG and SVG each. ``rates`` is the grid of learning rates, where there is one."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with matplotlib.rc_context(SETTINGS):
-        for name, figure in (
-            ("quality_vs_rank", quality_vs_rank(comparison)),
-            ("loss_curves", loss_curves(comparison, curves)),
-            ("quality_vs_parameters", quality_vs_parameters(comparison)),
-        ):
+        figures = {
+            "quality_vs_rank": quality_vs_rank(comparison),
+            "loss_curves": loss_curves(comparison, curves),
+            "quality_vs_parameters": quality_vs_parameters(comparison),
+        }
+        if rates is not None and rates.groupby("row")["learning_rate"].nunique().gt(1).any():
+            figures["learning_rates"] = learning_rates(comparison, rates)
+        for name, figure in figures.items():
             FigureCanvasAgg(figure)
             _settle(figure)
             figure.savefig(folder / f"{name}.png")
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             paths += [folder / f"{name}.png", folder / f"{name}.svg"]
     return paths
+
+
+def png(draw: Callable[..., Figure], *arguments: Any) -> bytes:
+    """One figure as PNG, for a notebook: ``png(quality_vs_rank, comparison)``."""
+    with matplotlib.rc_context(SETTINGS):
+        figure = draw(*arguments)
+        FigureCanvasAgg(figure)
+        _settle(figure)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def _settle(figure: Figure) -> None:
@@ -109,15 +127,51 @@ def quality_vs_parameters(comparison: Comparison) -> Figure:
         return _nothing(figure, comparison, f"No finished run has {comparison.metrics[0]} and a count of trained parameters.")
     if lines:
         axes.set_xscale("log")
-        for one in lines:
-            _line(axes, comparison, one, counts, beside=0.0)
         seen = counts[[row for one in lines for row in one.rows]]
         room = max(1.25, (seen.max() / seen.min()) ** 0.06)
-        axes.set_xlim(seen.min() / room, seen.max() * room)
+        axes.set_xlim(seen.min() / room, seen.max() * room)  # before the lines: matplotlib warns of a range of one number
+        for one in lines:
+            _line(axes, comparison, one, counts, beside=0.0)
         _log_ticks(axes, seen.max() / seen.min() * room**2)
     axes.set(xlabel="trainable parameters")
     entries = [one.entry() for one in lines] + controls
     return _finish(figure, comparison, entries, f"{_title(comparison.metrics[0])} by trained parameters")
+
+
+def learning_rates(comparison: Comparison, rates: pd.DataFrame) -> Figure:
+    """Validation loss against learning rate, a panel for each rank: the picture that shows why each variant needs its own.
+
+    ``rates`` is ``assay.rates``. A ring marks the rate that was chosen; a ring at the end of a line is on the grid's edge.
+    """
+    figure = Figure(figsize=SIZE, layout="constrained")
+    tried = rates[rates["validation"].notna()]
+    lines = series(comparison, sorted(tried["row"].unique()))
+    rank_of = comparison.table["r"].astype(float)
+    panels = sorted({rank for one in lines for row in one.rows if pd.notna(rank := rank_of[row])}) or [float("nan")]
+    grid = _grid(figure, len(panels), "learning rate")
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        for one in lines:
+            for row in one.rows:
+                if pd.isna(rank_of[row]) or rank_of[row] == panel:
+                    mine = tried[tried["row"] == row].sort_values("learning_rate")
+                    axes.plot(mine["learning_rate"], mine["validation"], zorder=3, **one.look)
+                    chosen = mine[mine["chosen"]]
+                    axes.plot(chosen["learning_rate"], chosen["validation"], color=one.color, ms=12, zorder=4, **RING)
+        axes.set_xscale("log")
+        ticks = sorted(tried["learning_rate"].unique())
+        if len(ticks) <= MOST_TICKS:
+            axes.xaxis.set_major_locator(FixedLocator(ticks))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        else:
+            _log_ticks(axes, ticks[-1] / ticks[0])
+        if len(panels) > 1:
+            axes.set_title(f"r = {panel:g}", fontsize=9.5)
+    figure.supylabel(metric_label("val/loss"), fontsize=9.5)
+    ring = Line2D([], [], color="#555555", ms=10, label="the chosen rate", **RING)
+    return _finish(
+        figure, comparison, [*(one.entry() for one in lines), ring], "Validation loss of the tuning seeds by learning rate"
+    )
 
 
 def loss_curves(comparison: Comparison, curves: pd.DataFrame) -> Figure:
@@ -135,7 +189,7 @@ def loss_curves(comparison: Comparison, curves: pd.DataFrame) -> Figure:
     # Line style can say the rank or which line of a variant it is, not both; many lines need room besides.
     apart = len(ranks) > 1 and (len(of_row) >= PANELS_FROM or any(one.turn for one in lines))
     panels = [*ranks] if apart else [0]
-    grid = _grid(figure, len(panels))
+    grid = _grid(figure, len(panels), "optimizer step")
     window = _window(training)
     for axes, panel in zip(grid.flat, panels, strict=False):
         for row, one in of_row.items():
@@ -164,7 +218,7 @@ def loss_curves(comparison: Comparison, curves: pd.DataFrame) -> Figure:
     return _finish(figure, comparison, entries, "Training loss")
 
 
-def _grid(figure: Figure, count: int) -> np.ndarray:
+def _grid(figure: Figure, count: int, xlabel: str) -> np.ndarray:
     """``count`` axes with common scales, in rows of at most three."""
     across = 2 if count == 4 else min(count, 3)
     down = -(-count // across)
@@ -175,7 +229,7 @@ def _grid(figure: Figure, count: int) -> np.ndarray:
         axes.set_visible(False)
     for axes in grid.flat[max(0, count - across) : count]:
         axes.tick_params(labelbottom=True)
-        axes.set_xlabel("optimizer step")
+        axes.set_xlabel(xlabel)
     return grid
 
 
@@ -251,7 +305,13 @@ def _line(axes: Axes, comparison: Comparison, one: Series, x: pd.Series, beside:
             at = [x[row]] * len(values)
             axes.plot(at, values, color=one.color, marker="o", ms=3, mew=0, alpha=0.5, ls="", zorder=2.5, transform=shifted)
             axes.update_datalim(np.column_stack([at, values]))  # matplotlib leaves shifted points out of the axis' range
-    axes.plot(x[one.rows], comparison.table[f"{column(comparison.metrics[0])}_mean"][one.rows], zorder=3, **one.look)
+    means = comparison.table[f"{column(comparison.metrics[0])}_mean"][one.rows]
+    if "interval_low" in comparison.table:
+        low, high = (comparison.table[f"interval_{end}"][one.rows].fillna(means) for end in ("low", "high"))
+        axes.errorbar(
+            x[one.rows], means, yerr=[means - low, high - means], fmt="none", ecolor=one.color, elinewidth=1.2, capsize=2.5
+        )
+    axes.plot(x[one.rows], means, zorder=3, **one.look)
 
 
 def _curve(axes: Axes, logged: pd.DataFrame, one: Series, style: Any, window: int) -> None:
@@ -306,7 +366,7 @@ def _finish(figure: Figure, comparison: Comparison, entries: list[Line2D], what:
         figure.legend(handles=entries, loc="outside right center")
     undrawn = comparison.runs[comparison.runs["status"] != "ok"]
     if len(undrawn):
-        kinds = ", ".join(f"{count} {safe(status)}" for status, count in undrawn["status"].value_counts().items())
+        kinds = ", ".join(f"{count} {safe(status)[:40]}" for status, count in undrawn["status"].value_counts().items())
         figure.text(0.01, 0.008, f"Runs not drawn: {kinds}.", fontsize=8, color="#555555", va="bottom")
         low = 0.25 / figure.get_size_inches()[1]
         figure.get_layout_engine().set(rect=(0, low, 1, 1 - low))  # type: ignore[union-attr,call-arg]

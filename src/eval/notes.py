@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -39,7 +38,6 @@ def footnotes(groups: Groups, expected: int, absent: tuple[str, ...]) -> tuple[s
         *_unlike(groups),
         *_memory(groups.table),
         *_packs(groups.runs),
-        *_learning_rates(groups),
         *_checks(groups.runs),
     ]
     return caption(groups), notes
@@ -185,27 +183,6 @@ def _packs(runs: pd.DataFrame) -> list[str]:
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _learning_rates(groups: Groups) -> list[str]:
-    """Which learning rates each variant got at each rank: a ranking is about variants only if each got its best."""
-    grids: dict[str, set[float]] = defaultdict(set)
-    for fields in groups.fields:
-        if "train.lr" in fields:
-            point = {key: value for key, value in fields.items() if key.startswith("variant.") or key == "lora.r"}
-            grids[json.dumps(point, sort_keys=True)].add(fields["train.lr"])
-    rates = set().union(*grids.values())
-    if len(grids) < 2:
-        return []
-    if len(rates) == 1:
-        rate = f"{rates.pop():g}"
-        return [f"One learning rate for all rows ({rate}): a ranking at one rate is not a ranking of variants."]
-    if any(grid != rates for grid in grids.values()):
-        return ["Learning rates were not tuned over one grid for all variants and ranks: a difference may be the rate's."]
-    return [
-        f"Each variant and rank has a row at each of {len(rates)} learning rates: "
-        "choose among them by val/loss, since the best of several test numbers flatters."
-    ]
 
 
 def _checks(runs: pd.DataFrame) -> list[str]:

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from src.eval.comparison import Comparison, column
-from src.eval.writers import clean
+from src.eval.text import clean
 
 # Okabe and Ito's palette for the variants met most often, Tol's "muted" for the rest; markers tell them apart as well.
 STYLES = {
@@ -85,7 +85,13 @@ def series(comparison: Comparison, drawn: list[int] | None = None) -> list[Serie
     return joined
 
 
+def _is_tuned(comparison: Comparison) -> bool:
+    """Whether each row has a rate of its own choice, so that the rate tells no lines apart."""
+    return "rates_tried" in comparison.table
+
+
 def _without(comparison: Comparison, row: int, keys: tuple[str, ...]) -> str:
+    keys = (*keys, "train.lr") if _is_tuned(comparison) else keys
     kept = {key: value for key, value in comparison.fields[row].items() if key not in keys}
     found = [str(comparison.table.get(name, {}).get(row)) for name in ("device", "engine", "hold_dequantised")]
     return json.dumps([kept, found], sort_keys=True)
@@ -96,7 +102,7 @@ def _label(comparison: Comparison, row: int, by_alpha: bool) -> str:
     table = comparison.table
     parts = [f"{key.split('.')[-1] if key.split('.')[-1] != 'name' else key.split('.')[0]} {table[key][row]}"
              for key in comparison.differing if pd.notna(table[key][row])]  # fmt: skip
-    if table["learning_rate"].nunique() > 1 and pd.notna(table["learning_rate"][row]):
+    if not _is_tuned(comparison) and table["learning_rate"].nunique() > 1 and pd.notna(table["learning_rate"][row]):
         parts.insert(0, f"lr {table['learning_rate'][row]:g}")
     if by_alpha:
         parts.insert(0, f"alpha {table['alpha'][row]:g}")

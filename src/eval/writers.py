@@ -1,4 +1,4 @@
-"""A comparison as text: CSV with every digit, Markdown, TeX (booktabs), and the cells that the terminal shows.
+"""A comparison as text: CSV with every digit, Markdown, TeX (booktabs).
 
 Names, reasons and notes come from files that anyone may have edited, so each format escapes them its own way.
 """
@@ -8,18 +8,19 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
 
 import pandas as pd
 
-from src.eval.comparison import Comparison, column
-from src.eval.notes import own_peak
+from src.eval.audit import few
+from src.eval.columns import ABSENT, cells
+from src.eval.comparison import Comparison
+from src.eval.text import clean
 from src.records import write_atomically
 
-ABSENT = "-"
+NOT_IN_TEX = ("sd", "detectable", "train s", "adapter", "tuning runs", "Pareto front", "flags")
+LONGEST_CAPTION, LONGEST_CELL = 1000, 200  # characters
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run, after OWASP "CSV injection"
 MARKDOWN = re.compile(r"[\\|`*\[\]#$~{}!]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is harmless
 HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -42,93 +43,12 @@ TEX_BEGIN = r"""% Compiles alone, and as \input{comparison} in a document that l
 """
 
 
-@dataclass(frozen=True)
-class Cells:
-    """A table as text: headings, whether a column holds numbers (right-aligned), how many columns name the row, rows."""
-
-    headings: list[str]
-    numeric: list[bool]
-    naming: int
-    rows: list[list[str]]
-
-
-def clean(value: str) -> str:
-    """One line without control characters, invisible direction marks or halves of surrogate pairs."""
-    return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in value)).strip()
-
-
-def cells(comparison: Comparison) -> Cells:
-    """What a reader sees of the table: rounded numbers with units, ``-`` where there is none."""
-    table = _readable(comparison.table)
-    main, *others = comparison.metrics
-    packed = bool((table["pack_sizes"].dropna() != "1").any())
-    shown: list[tuple[str, str, Callable[[Any], str] | None]] = [
-        ("variant", "variant", None),
-        ("precision", "base_precision", None),
-        ("r", "r", _count),
-        ("scale", "effective_scale", _short),
-        ("lr", "learning_rate", _short),
-        *((key, key, None) for key in comparison.differing),
-        ("n", "n_seeds", _count),
-        ("trainable", "trainable_parameters", _count),
-        ("% of total", "trainable_percent", lambda value: f"{value:.2f}" if value >= 0.01 else f"{value:.2g}"),
-        (_heading(main), f"{column(main)}_mean", _decimals),
-        ("sd", f"{column(main)}_sd", _decimals),
-        *((_heading(name), f"{column(name)}_mean", _decimals) for name in others),
-        *([("pack", "pack_sizes", str)] if packed else []),
-        ("peak memory", "memory", str),
-        ("tokens/s", "tokens_per_second", lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"),
-        ("status", "status", None),
-    ]
-    rows = [
-        [ABSENT if pd.isna(row[name]) else clean((write or _plain)(row[name])) or ABSENT for _, name, write in shown]
-        for _, row in table.iterrows()
-    ]
-    numeric = [write is not None for _, _, write in shown]
-    return Cells([clean(heading) for heading, _, _ in shown], numeric, 5 + len(comparison.differing), rows)
-
-
-def _readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with what only a reader needs: memory that a row can call its own, and a mark where a base was held."""
-    memory = [
-        _bytes(peak) if own else None if pd.isna(closed) else f"~{_bytes(closed)}"
-        for own, peak, closed in zip(own_peak(table), table["peak_memory_bytes"], table["estimated_memory_bytes"], strict=True)
-    ]
-    precision = table["base_precision"] + table["hold_dequantised"].map({True: " (held)", False: ""})
-    return table.assign(memory=memory, base_precision=precision)
-
-
-def _heading(metric: str) -> str:
-    return re.sub(r"[/_]+", " ", metric.removeprefix("test/") if metric != "test/loss" else metric)
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _count(value: Any) -> str:
-    return f"{int(value):,}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.4g}"
-
-
-def _decimals(value: float) -> str:
-    """Four decimals; a small number that they would turn into zero keeps its two leading digits."""
-    return f"{value:.1e}" if 0 < abs(value) < 0.00005 else f"{value:.4f}"
-
-
-def _bytes(value: float) -> str:
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
-
-
-def csv_text(comparison: Comparison) -> str:
+def csv_text(table: pd.DataFrame) -> str:
     """Every column with every digit; an absent number is an empty field. No text can be run by a spreadsheet."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([_csv_text(name) for name in comparison.table.columns])
-    for row in comparison.table.astype(object).itertuples(index=False, name=None):
+    writer.writerow([_csv_text(name) for name in table.columns])
+    for row in table.astype(object).itertuples(index=False, name=None):
         writer.writerow(["" if pd.isna(value) else _csv_text(value) if isinstance(value, str) else value for value in row])
     return out.getvalue()
 
@@ -164,13 +84,14 @@ def markdown(value: str) -> str:
 
 
 def tex_text(comparison: Comparison) -> str:
-    shown = cells(comparison)
+    """A floating table. It leaves some columns to the other formats, and the flags to notes, or no page would hold it."""
+    shown = cells(comparison, NOT_IN_TEX)
     alignment = "".join("r" if number else "l" for number in shown.numeric)
-    notes = [rf"\par\noindent {tex(note)}" for note in comparison.notes]
+    notes = [rf"\par\noindent {tex(note)}" for note in [*_flag_notes(comparison), *comparison.notes]]
     body = [
         r"\begin{table}[htbp]",
         r"\centering\scriptsize\setlength{\tabcolsep}{3pt}%",
-        rf"\caption{{{tex(comparison.caption)}}}",
+        rf"\caption{{{tex(shorten(comparison.caption, LONGEST_CAPTION, placeholder=' ...'))}}}",
         rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}",
         r"\toprule",
         _tex_row(shown.headings),
@@ -186,8 +107,21 @@ def tex_text(comparison: Comparison) -> str:
     return TEX_BEGIN + "\n".join(body) + "\n"
 
 
+def _flag_notes(comparison: Comparison) -> list[str]:
+    if "flags" not in comparison.table:
+        return []
+    table = comparison.table
+    named = [f"{v}{'' if pd.isna(r) else f' r={r:.0f}'}" for v, r in zip(table["variant"], table["r"], strict=True)]
+    by_words: dict[str, list[str]] = {}
+    for name, words in zip(named, table["flags"], strict=True):
+        for flag in [] if pd.isna(words) else words.split("; "):
+            by_words.setdefault(flag, []).append(name)
+    return [f"Flag, {flag}: {few(names)}." for flag, names in by_words.items()]
+
+
 def _tex_row(parts: list[str]) -> str:
-    return " & ".join(ABSENT if part == ABSENT else tex(part) for part in parts) + r" \\"
+    # TeX gives up on a line that is wider than six metres.
+    return " & ".join(ABSENT if part == ABSENT else tex(part[:LONGEST_CELL]) for part in parts) + r" \\"
 
 
 def tex(value: str) -> str:
@@ -197,9 +131,14 @@ def tex(value: str) -> str:
     return re.sub(r"(?<=([-',]))(?=\1)", "{}", "".join(TEX.get(c, c) for c in known))
 
 
-def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write comparison.csv, .md and .tex into ``folder``."""
-    texts = {"csv": csv_text(comparison), "md": markdown_text(comparison), "tex": tex_text(comparison)}
-    for ending, text in texts.items():
-        write_atomically(folder / f"comparison.{ending}", text)
-    return [folder / f"comparison.{ending}" for ending in texts]
+def write(comparison: Comparison, rates: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write comparison.csv, .md and .tex into ``folder``, and rates.csv with the whole learning-rate grid."""
+    texts = {
+        "comparison.csv": csv_text(comparison.table),
+        "comparison.md": markdown_text(comparison),
+        "comparison.tex": tex_text(comparison),
+        "rates.csv": csv_text(rates),
+    }
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
+    return [folder / name for name in texts]

@@ -10,14 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from src.eval import figures, writers
+from src.eval import columns, figures, logs, writers
 from src.eval.comparison import Comparison, compare
 from src.eval.frame import gather, run_ids
 from src.records import RUNS, RunFolder
+from tests.eval.synthetic import DIVERGED, DORA, FROZEN
 
-DORA = {"magnitude": "dora"}
-FROZEN = {"trains": "none"}
-DIVERGED = {"loss": None, "status": "diverged", "reason": "loss was not finite at step 12"}
 HOSTILE = "<script>x</script> =cmd() a|b \\input{x}\nsecond line\x1b[31m 100% $y$ #1 & _z_ [l](http://h)"
 
 
@@ -51,9 +49,9 @@ def test_one_seed_has_no_spread(make) -> None:
     make(2.0)
     comparison = compared()
     assert math.isnan(comparison.table["test_loss_sd"][0])
-    shown = writers.cells(comparison)
+    shown = columns.cells(comparison)
     assert shown.rows[0][shown.headings.index("sd")] == "-"
-    assert next(csv.DictReader(io.StringIO(writers.csv_text(comparison))))["test_loss_sd"] == ""
+    assert next(csv.DictReader(io.StringIO(writers.csv_text(comparison.table))))["test_loss_sd"] == ""
     assert "Fewer than 6 seeds: differences are descriptive, no significance is claimed." in notes(comparison)
 
 
@@ -88,7 +86,7 @@ def test_a_field_that_differs_is_a_column_and_a_note(make) -> None:
     comparison = compared()
     assert comparison.differing == ["train.steps"]
     assert "Rows differ in train.steps (100, 300)" in notes(comparison)
-    assert writers.cells(comparison).rows[0][5] == "-", "a frozen model has no steps"
+    assert columns.cells(comparison).rows[0][5] == "-", "a frozen model has no steps"
     make(model="other/model")
     assert compared().differing == ["model.name", "train.steps"]
 
@@ -113,30 +111,13 @@ def test_failed_runs_are_rows_and_no_numbers(make) -> None:
 def test_missing_and_unreadable_runs_are_rows(make) -> None:
     make(1.0, 0)
     waiting = make(seed=1, recorded=False)
-    torn = make(seed=2)
+    torn = make(seed=2, configured=True)
     (RUNS / torn / "result.json").write_text('{"status": "ok", "met')
     found = gather(run_ids())
     assert len(found.problems) == 1 and f"{torn}/result.json" in found.problems[0]
     comparison = compare(found.frame(), "test/loss", found.expected, tuple(found.absent))
     assert list(comparison.table["status"]) == ["1 ok, 1 unreadable, 1 missing"]
     assert f"1 of 3 runs has no record yet: {waiting}." in notes(comparison)
-
-
-@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"status": "ok", "metrics": {"test/loss": "2"}}', '{"status": 1}', "\ufffe"])
-def test_a_record_that_is_none_is_said(make, text) -> None:
-    run = make()
-    (RUNS / run / "result.json").write_text(text)
-    found = gather([run])
-    assert found.rows[0]["status"] == "unreadable" and len(found.problems) == 1
-
-
-def test_a_copied_folder_is_not_a_second_seed(make) -> None:
-    run = make()
-    (RUNS / "copy").mkdir()
-    for name in ("config.yaml", "result.json"):
-        (RUNS / "copy" / name).write_bytes((RUNS / run / name).read_bytes())
-    found = gather(run_ids())
-    assert len(found.rows) == 1 and "the same run as" in found.problems[0]
 
 
 def test_a_metric_cannot_take_the_place_of_a_column(make) -> None:
@@ -157,16 +138,6 @@ def test_natural_order(make) -> None:
     assert list(table["variant"]) == ["frozen", "full", "lora", "lora", "lora", "rslora", "rslora", "dora", "qlora"]
     assert list(table["r"][2:5]) == [16, 16, 256] and list(table["learning_rate"][2:5]) == [1e-4, 1e-3, 1e-3]
     assert pd.isna(table["r"][0]) and pd.isna(table["learning_rate"][0]) and table["learning_rate"][1] == 1e-3
-
-
-def test_learning_rate_notes(make) -> None:
-    make()
-    make(variant=DORA)
-    assert "One learning rate for all rows (0.001): a ranking at one rate is not a ranking of variants." in notes(compared())
-    make(lr=1e-4)
-    assert "not tuned over one grid" in notes(compared())
-    make(variant=DORA, lr=1e-4)
-    assert "each of 2 learning rates" in notes(compared())
 
 
 def test_other_notes(make) -> None:
@@ -199,7 +170,7 @@ def test_another_metric(make) -> None:
 
 def test_csv_keeps_every_digit(make) -> None:
     make(0.1 + 0.2)
-    [row] = csv.DictReader(io.StringIO(writers.csv_text(compared())))
+    [row] = csv.DictReader(io.StringIO(writers.csv_text(compared().table)))
     assert row["test_loss_mean"] == "0.30000000000000004"
     assert row["r"] == "8" and row["trainable_parameters"] == "1000"
 
@@ -207,13 +178,13 @@ def test_csv_keeps_every_digit(make) -> None:
 @pytest.mark.parametrize("text", ["=cmd()", "+1", "-1", "@x", "\t=cmd()", "\r=cmd()", " =cmd()"])
 def test_csv_runs_no_formula(make, text) -> None:
     make(**DIVERGED | {"reason": text})
-    [row] = csv.DictReader(io.StringIO(writers.csv_text(compared())))
+    [row] = csv.DictReader(io.StringIO(writers.csv_text(compared().table)))
     assert row["reasons"] == "'" + text.strip()
 
 
 def test_csv_leaves_negative_numbers_alone(make) -> None:
     make(-1.5)
-    assert next(csv.DictReader(io.StringIO(writers.csv_text(compared()))))["test_loss_mean"] == "-1.5"
+    assert next(csv.DictReader(io.StringIO(writers.csv_text(compared().table))))["test_loss_mean"] == "-1.5"
 
 
 def test_hostile_text_harms_no_output(make, tmp_path: Path) -> None:
@@ -223,7 +194,7 @@ def test_hostile_text_harms_no_output(make, tmp_path: Path) -> None:
     record = RUNS / run / "result.json"
     record.write_text(record.read_text().replace("second line", "second \\ud800 line"))  # half a surrogate pair
     comparison = compared()
-    writers.write(comparison, tmp_path)
+    writers.write(comparison, pd.DataFrame(), tmp_path)
     lines = (tmp_path / "comparison.md").read_text().splitlines()
     assert len([line for line in lines if line.startswith("|")]) == 2 + 2
     assert len({line.replace(r"\|", "").count("|") for line in lines if line.startswith("|")}) == 1
@@ -236,7 +207,7 @@ def test_hostile_text_harms_no_output(make, tmp_path: Path) -> None:
     assert len(rows) == 3 and len({len(row) for row in rows}) == 1
     assert "\x1b" not in "".join(path.read_text() for path in tmp_path.glob("comparison.*"))
     assert run in tex
-    assert len(figures.write(comparison, gather(run_ids()).curve_frame(), tmp_path)) == 6
+    assert len(figures.write(comparison, logs.curves(run_ids()).frame, tmp_path)) == 6
 
 
 def test_figures_are_the_same_for_the_same_records(make, tmp_path: Path) -> None:
@@ -246,7 +217,7 @@ def test_figures_are_the_same_for_the_same_records(make, tmp_path: Path) -> None
             make(2.0 + 0.1 * seed, seed, r=r)
             make(2.5 + 0.1 * seed, seed, r=r, variant=DORA)
     make(seed=2, **DIVERGED)
-    comparison, curves = compared(), gather(run_ids()).curve_frame()
+    comparison, curves = compared(), logs.curves(run_ids()).frame
     first = [path.read_bytes() for path in figures.write(comparison, curves, tmp_path / "1")]
     assert first == [path.read_bytes() for path in figures.write(comparison, curves, tmp_path / "2")]
     assert "Runs not drawn: 1 diverged." in {text.get_text() for text in figures.quality_vs_rank(comparison).texts}
@@ -264,10 +235,10 @@ def test_curves_stop_at_a_broken_line(make) -> None:
     run = make()
     with open(RunFolder(run).metrics, "a") as file:
         file.write('{"step": 40, "train/l\n{"step": 50, "train/loss": 1.0}\n')
-    found = gather([run])
-    assert len(found.curve_frame()) == 4 and "metrics.jsonl" in found.problems[0]
+    found = logs.curves([run])
+    assert len(found.frame) == 4 and "metrics.jsonl" in found.problems[0]
 
 
 def test_a_loss_that_was_not_finite_is_no_point(make) -> None:
     run = make(curve=(3.0, float("nan"), 2.0))
-    assert list(gather([run]).curve_frame()["value"]) == [3.0, 2.0, 2.1]
+    assert list(logs.curves([run]).frame["value"]) == [3.0, 2.0, 2.1]

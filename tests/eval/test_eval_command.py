@@ -16,6 +16,7 @@ import pytest
 from src.eval.__main__ import main
 from src.records import RUNS, write_sweep
 from tests.conftest import shown_on
+from tests.eval.synthetic import DORA, RSLORA
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"PYTHONPATH": str(ROOT)}
@@ -41,7 +42,7 @@ def test_writes_tables_and_figures_and_names_them(make, capsys) -> None:
     assert main(["sweep=study"]) == 0
     printed = capsys.readouterr().out
     folder = Path("reports/study")
-    names = {f"comparison.{end}" for end in ("csv", "md", "tex")}
+    names = {"comparison.csv", "comparison.md", "comparison.tex", "rates.csv", "report.html"}
     names |= {f"{name}.{end}" for name in FIGURES for end in ("png", "svg")}
     assert {path.name for path in folder.iterdir()} == names
     assert all(str(folder / name) in printed.splitlines() for name in names)
@@ -55,7 +56,8 @@ def test_table_is_whole_when_piped(make) -> None:
     make(seed=1, loss=None, status="out_of_memory", reason="out of memory")
     done = command()
     assert (done.returncode, done.stderr) == (0, "")
-    header, _, *rows = done.stdout.splitlines()
+    lines = done.stdout.splitlines()
+    header, _, *rows = lines[next(index for index, line in enumerate(lines) if line.strip().startswith("variant")) :]
     words = ["variant", "precision", "scale", "model.name", "train.steps", "trainable", "% of total", "test loss",
              "exact match", "peak memory", "tokens/s", "status"]  # fmt: skip
     assert all(word in header for word in words)
@@ -63,8 +65,8 @@ def test_table_is_whole_when_piped(make) -> None:
     assert "…" not in done.stdout and "\x1b" not in done.stdout
 
 
-@pytest.mark.parametrize("width", [60, 100])
-def test_table_fits_the_terminal(make, width) -> None:
+def test_table_fits_the_terminal(make) -> None:
+    width = 60
     make()
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
@@ -73,7 +75,8 @@ def test_table_fits_the_terminal(make, width) -> None:
     text = shown_on(ours)
     assert process.wait(60) == 0
     lines = text.replace("\r", "").splitlines()
-    table = lines[: next(index for index, line in enumerate(lines) if line.startswith("smollm2_135m on"))]
+    begin = next(index for index, line in enumerate(lines) if line.strip().startswith("variant"))
+    table = lines[begin : next(index for index, line in enumerate(lines) if line.startswith("smollm2_135m on"))]
     assert max(len(line) for line in table) <= width
     assert "status" in "".join(table) and "…" not in "".join(table)
 
@@ -88,9 +91,9 @@ def test_runs_without_a_record_are_counted(make, capsys) -> None:
 
 def test_torn_record_is_one_line_and_the_rest_goes_on(make, capsys) -> None:
     make()
-    torn = make(r=16)
+    torn = make(r=16, configured=True)
     (RUNS / torn / "result.json").write_text('{"status": "o')
-    noconfig = make(r=32)
+    noconfig = make(r=32, identified=False)
     (RUNS / noconfig / "config.yaml").write_text("model: [")
     assert main([]) == 0
     captured = capsys.readouterr()
@@ -116,9 +119,36 @@ def test_nothing_to_compare(tmp_path, monkeypatch, capsys) -> None:
     assert "known are none" in refused(capsys, "sweep=x")
 
 
-@pytest.mark.parametrize("words", [["foo=1"], ["sweep"], ["sweep="], ["--sweep=x"], ["sweep=a", "sweep=b"], ["a\nb=1"]])
+BAD = [
+    ["foo=1"], ["sweep"], ["sweep="], ["--sweep=x"], ["sweep=a", "sweep=b"], ["a\nb=1"], ["tune=a"], ["tune=1,"], ["tune=-1"],
+    ["tune=" + "9" * 11], ["margin=0"], ["margin=-1"], ["margin=nan"], ["margin=inf"], ["margin=x"], ["strict=yes"], ["strict=1"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", BAD)
 def test_bad_arguments(capsys, words) -> None:
     refused(capsys, *words)
+
+
+def test_what_no_run_has_is_refused(make, capsys) -> None:
+    make(variant=DORA)
+    make(variant=DORA, seed=3)
+    assert "tune=7,8: no run has such a seed; there are 0, 3" in refused(capsys, "tune=7,8")
+    assert "reference=rslora: no run is of this variant; there are dora" in refused(capsys, "reference=rslora")
+
+
+def test_the_arguments_are_heeded(make, capsys) -> None:
+    """Seed 1 tunes, so seed 0 reports; of exact match more is better; rsLoRA is the reference."""
+    for r, variant, share in ((4, RSLORA, 0.25), (8, RSLORA, 0.25), (4, DORA, 0.5)):
+        for seed, lr in ((0, 1e-3), (1, 1e-3), (0, 1e-4), (1, 1e-4)):
+            metrics = {"test/loss": 2.0, "val/loss": 2.0 + lr, "test/exact_match": share + seed}
+            make(seed=seed, lr=lr, r=r, variant=variant, metrics=metrics, trainable_parameters=1000 * r)
+    assert main(["tune=1", "metric=test/exact_match", "reference=rslora", "margin=0.3"]) == 0
+    printed = capsys.readouterr().out
+    assert "Highest test exact match (share): dora r=4 at learning rate 0.0001, 0.5000, 1 seed." in printed
+    assert "dora r=4 against rslora r=4" in printed and "over the tuning seeds 1;" in printed
+    page = Path("reports/all/report.html").read_text()
+    assert "python -m src.eval tune=1 metric=test/exact_match reference=rslora margin=0.3" in page
 
 
 def test_unknown_metric_names_the_measured(make, capsys) -> None:

@@ -9,14 +9,12 @@ import math
 
 import pytest
 
-from src.eval import figures, writers
+from src.eval import columns, figures, writers
 from src.eval.comparison import Comparison, compare
 from src.eval.frame import gather, run_ids
 from src.records import RUNS
+from tests.eval.synthetic import DORA, FROZEN, QLORA
 
-QLORA = {"base_precision": "nf4"}
-DORA = {"magnitude": "dora"}
-FROZEN = {"trains": "none"}
 NEW = ("pack_tokens_per_second", "estimated_memory_bytes", "hold_dequantised", "halved_from")
 
 
@@ -31,12 +29,12 @@ def notes(comparison: Comparison) -> str:
 
 
 def shown(comparison: Comparison, heading: str) -> list[str]:
-    cells = writers.cells(comparison)
+    cells = columns.cells(comparison)
     return [row[cells.headings.index(heading)] for row in cells.rows]
 
 
 def raw(comparison: Comparison) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(writers.csv_text(comparison))))
+    return list(csv.DictReader(io.StringIO(writers.csv_text(comparison.table))))
 
 
 def rewrite(run: str, drop: tuple[str, ...] = (), **values: object) -> None:
@@ -109,7 +107,7 @@ def test_a_run_alone_shows_its_own_peak(make) -> None:
     make()
     comparison = compared()
     assert shown(comparison, "peak memory") == ["3.00 GiB"]
-    assert "pack" not in writers.cells(comparison).headings
+    assert "pack" not in columns.cells(comparison).headings
     assert "process_rss" in comparison.caption
     assert "~" not in notes(comparison) and "pack" not in notes(comparison)
 

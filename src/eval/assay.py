@@ -1,0 +1,276 @@
+"""Runs -> the whole comparison: each condition at its own best learning rate, its contrasts, its audit and its flags."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from src.eval import contrasts, flags, logs, statistics
+from src.eval.audit import Audit, audit
+from src.eval.comparison import Comparison, column, compare
+from src.eval.contrasts import Contrast, View
+from src.eval.flags import Flag
+from src.eval.frame import AFTER, BEFORE, CHANGE, Gathered
+from src.eval.selection import REPORT, Condition, Selection, row_conditions, select
+from src.records import RUNS
+
+READ_AT_MOST = 2000  # runs whose predictions and logged losses are read
+
+
+@dataclass(frozen=True)
+class Assay:
+    """A comparison and all that a reader must know to judge it.
+
+    comparison: one row per condition, at its chosen rate, over the report seeds; selection: what was tried for it;
+    conditions: of each row; labels: what each row is called; views: same rank, same trainable parameters;
+    flags: of each row; rates: one row per condition and learning rate; expected: runs that were looked for.
+    """
+
+    comparison: Comparison
+    selection: Selection
+    conditions: list[Condition]
+    labels: list[str]
+    reference: str
+    margin: float
+    views: list[View]
+    audit: Audit
+    flags: list[list[Flag]]
+    rates: pd.DataFrame
+    expected: int
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return self.comparison.table
+
+    @property
+    def metric(self) -> str:
+        return self.comparison.metrics[0]
+
+
+def assay(
+    found: Gathered, metric: str = "test/loss", reference: str = "lora", tuning_seeds: Collection[int] | None = None,
+    margin: float | None = None, root: Path = RUNS,
+) -> Assay:  # fmt: skip
+    """Compare the runs that were found.
+
+    Args:
+        metric: what is reported, on the report seeds. Rates are chosen by validation loss whatever it is.
+        reference: the variant that the others are paired with.
+        tuning_seeds: the seeds that choose the rates; default: a third of them.
+        margin: of equivalence, in the metric's unit; default 0.01 nats, or 0.01 of a share.
+        root: where the predictions for the bootstrap are read.
+    """
+    selection = select(found.frame(), tuning_seeds)
+    comparison = compare(selection.reported(), metric, found.expected, tuple(found.absent))
+    numbers = row_conditions(comparison.runs)
+    conditions = [selection.conditions[number] for number in numbers]
+    labels = _labels(comparison)
+    margin = contrasts.margin_of(metric) if margin is None else margin
+    values = contrasts.values_of(comparison.runs, metric)
+    views = contrasts.views(comparison.table, comparison.fields, values, reference, margin)
+    if metric == "test/loss":
+        views = _bootstrapped(views, comparison.runs, root)
+    pairs = [(one.row, one.reference) for view in views for one in view.contrasts]
+    firsts = _firsts(comparison.runs)
+    result = Assay(
+        comparison=replace(comparison, table=_table(comparison, conditions, values, views)),
+        selection=selection,
+        conditions=conditions,
+        labels=labels,
+        reference=reference,
+        margin=margin,
+        views=views,
+        audit=audit(pairs, comparison.fields, firsts, labels),
+        flags=[],
+        rates=rates(selection, metric, numbers),
+        expected=found.expected,
+    )
+    found_flags = flags.flags(comparison, selection, numbers, views[0])
+    result.table["flags"] = ["; ".join(flag.words for flag in some) or None for some in found_flags]
+    return replace(result, flags=found_flags)
+
+
+def rates(selection: Selection, metric: str, numbers: list[int]) -> pd.DataFrame:
+    """The learning-rate grid: one row per condition and rate, with the means over the seeds that choose and that report.
+
+    Columns: row (of the comparison), learning_rate, chosen, validation (mean over the tuning seeds), metric (mean over the
+    report seeds that have run at this rate), and how many runs of each kind ended ``ok`` and did not.
+    """
+    runs = selection.runs[selection.runs["learning_rate"].notna()]
+    row_of = {number: row for row, number in enumerate(numbers)}
+    made = []
+    for (number, rate), group in runs.groupby(["condition", "learning_rate"], sort=True):
+        ok = group[group["status"] == "ok"]
+        tuning, report = ok[ok["role"] != REPORT], ok[ok["role"] != "tuning"]
+        made.append(
+            {
+                "row": row_of[number],
+                "learning_rate": rate,
+                "chosen": bool(group["chosen"].any()),
+                "validation": tuning["val/loss"].mean() if "val/loss" in tuning else math.nan,
+                "metric": report[metric].mean() if metric in report else math.nan,
+                "tuning_runs": len(tuning),
+                "report_runs": len(report),
+                "not_ok": len(group) - len(ok),
+            }
+        )
+    columns = ["row", "learning_rate", "chosen", "validation", "metric", "tuning_runs", "report_runs", "not_ok"]
+    return pd.DataFrame(made, columns=columns).sort_values(["row", "learning_rate"], ignore_index=True)
+
+
+def at_fixed_rates(result: Assay) -> pd.DataFrame:
+    """The same contrasts with one learning rate for both rows: what a table without tuning would have shown.
+
+    One row per contrast of the first view and rate that both have, over all seeds that both have at that rate. Columns:
+    row, reference, learning_rate, difference, low, high, n.
+    """
+    runs, metric = result.selection.runs, result.metric
+    numbers = row_conditions(result.comparison.runs)
+    ok = runs[(runs["status"] == "ok") & runs[metric].notna()] if metric in runs else runs.iloc[0:0]
+    cells: dict[tuple[int, float], dict[Any, float]] = {}
+    for number, rate, seed, data_seed, value in zip(
+        ok["condition"], ok["learning_rate"], ok["seed"], ok["data_seed"], ok.get(metric, ()), strict=False
+    ):
+        cells.setdefault((number, rate), {})[seed, data_seed] = value
+    made = []
+    for one in result.views[0].contrasts:
+        mine, its = result.conditions[one.row], result.conditions[one.reference]
+        for rate in sorted(set(mine.rates) & set(its.rates)):
+            a, b = cells.get((numbers[one.row], rate), {}), cells.get((numbers[one.reference], rate), {})
+            of = statistics.mean_interval(np.array([a[seed] - b[seed] for seed in sorted(set(a) & set(b))]))
+            if of.n:
+                made.append(
+                    {"row": one.row, "reference": one.reference, "learning_rate": rate, "difference": of.mean}
+                    | {"low": of.low, "high": of.high, "n": of.n}
+                )
+    return pd.DataFrame(made, columns=["row", "reference", "learning_rate", "difference", "low", "high", "n"])
+
+
+def _labels(comparison: Comparison) -> list[str]:
+    """``lora r=4``, and what else tells rows of that name apart."""
+    table = comparison.table
+    plain = [
+        row["variant"] + ("" if pd.isna(row["r"]) else f" r={row['r']:.0f}") for row in table[["variant", "r"]].to_dict("records")
+    ]
+    labels = []
+    for at, name in enumerate(plain):
+        if plain.count(name) > 1:
+            told = (
+                [f"alpha {table['alpha'][at]:g}"]
+                if table["alpha"].dropna().nunique() > 1 and pd.notna(table["alpha"][at])
+                else []
+            )
+            told += [f"{key} {table[key][at]}" for key in comparison.differing if pd.notna(table[key][at])]
+            name = ", ".join([name, *told])
+        labels.append(name)
+    return labels
+
+
+def _firsts(runs: pd.DataFrame) -> pd.DataFrame:
+    """What the runs of each row turned out to be, as the audit asks it."""
+    columns = ["device_type", "engine", "hold_dequantised", "device", "commit", "versions"]
+    recorded = runs[["row", *columns]].where(runs["status"].isin(["ok", "diverged"]))
+    recorded["row"] = runs["row"]
+    return recorded.groupby("row", sort=True)[columns].first()
+
+
+def _bootstrapped(views: list[View], runs: pd.DataFrame, root: Path) -> list[View]:
+    """The views with intervals over seeds and test items, for the contrasts whose predictions agree in their items."""
+    ok = runs[runs["status"] == "ok"]
+    wanted = {row for view in views for one in view.contrasts for row in (one.row, one.reference)}
+    ids = ok[ok["row"].isin(wanted)]
+    if not len(ids) or len(ids) > READ_AT_MOST:
+        return views
+    run_of = {
+        (int(r), (int(s), int(d))): run
+        for r, s, d, run in zip(ids["row"], ids["seed"], ids["data_seed"], ids["run_id"], strict=True)
+    }
+    known: dict[str, logs.Items | None] = {}
+
+    def items(row: int, seed: Any) -> logs.Items | None:
+        run = run_of[row, seed]
+        if run not in known:
+            known[run] = logs.items(run, root)
+        return known[run]
+
+    def resampled(one: Contrast) -> Contrast:
+        pairs = [(items(one.row, seed), items(one.reference, seed)) for seed in one.seeds]
+        first = pairs[0][0] if pairs else None
+        if first is None:
+            return one
+        differences = []
+        for mine, its in pairs:
+            if mine is None or its is None or not (first.ids == mine.ids == its.ids) or not (mine.tokens == its.tokens).all():
+                return one
+            differences.append(mine.nats - its.nats)
+        return replace(one, bootstrap=statistics.bootstrap(np.stack(differences), first.tokens, first.clusters))
+
+    done: dict[tuple[int, int], Contrast] = {}
+    made = []
+    for view in views:
+        found = []
+        for one in view.contrasts:
+            key = (one.row, one.reference)
+            done[key] = done[key] if key in done else resampled(one)
+            found.append(replace(one, bootstrap=done[key].bootstrap))
+        made.append(replace(view, contrasts=found))
+    return made
+
+
+def _table(comparison: Comparison, conditions: list[Condition], values: dict[int, Any], views: list[View]) -> pd.DataFrame:
+    """The comparison's table with what tuning, statistics and cost add to it."""
+    table, runs = comparison.table.copy(), comparison.runs
+    means = [statistics.mean_interval(np.array(list(values[row].values()))) for row in table.index]
+    table["interval_low"], table["interval_high"] = [of.low for of in means], [of.high for of in means]
+    table["rates_tried"] = [len(condition.rates) for condition in conditions]
+    table["rates"] = [" ".join(f"{rate:g}" for rate in condition.rates) or None for condition in conditions]
+    table["grid_edge"] = [condition.edge for condition in conditions]
+    table["tuning_runs"] = [condition.tuning_runs for condition in conditions]
+    for view, prefix in zip(views, ("", "same_parameters_"), strict=True):
+        found = [view.of(row) for row in table.index]
+        for name, get in _STATISTICS.items():
+            table[prefix + name] = [math.nan if one is None else get(one) for one in found]
+        table[f"{prefix}verdict"] = [None if one is None else one.verdict for one in found]
+        table[f"{prefix}reference_row"] = [math.nan if one is None else one.reference for one in found]
+    ok = runs[runs["status"] == "ok"].groupby("row")
+    for name in ("train_seconds", "adapter_bytes"):
+        table[name] = ok[name].mean().reindex(table.index)
+    # A pack's seconds belong to all of its runs; each run's share is what it cost.
+    share = (runs["train_seconds"] / runs["pack_size"]).where(runs["status"] == "ok")
+    table["train_seconds_share"] = share.groupby(runs["row"]).mean().reindex(table.index)
+    for name in (BEFORE, AFTER, CHANGE):
+        if name in runs:
+            table[f"{column(name)}_mean"] = ok[name].mean().reindex(table.index)
+    table["pareto"] = _pareto(table, comparison.metrics[0])
+    return table
+
+
+_STATISTICS: dict[str, Callable[[Contrast], float]] = {
+    "pairs": lambda one: one.test.n,
+    "difference": lambda one: one.test.mean,
+    "difference_sd": lambda one: one.test.sd,
+    "difference_low": lambda one: one.test.low,
+    "difference_high": lambda one: one.test.high,
+    "p_sign_flip": lambda one: one.test.p_flip,
+    "p_holm": lambda one: one.p_holm,
+    "p_t": lambda one: one.test.p_t,
+    "p_tost": lambda one: one.test.p_tost,
+    "minimal_detectable": lambda one: one.test.mde,
+    "bootstrap_low": lambda one: math.nan if one.bootstrap is None else one.bootstrap.low,
+    "bootstrap_high": lambda one: math.nan if one.bootstrap is None else one.bootstrap.high,
+}
+COSTS = {"memory": "estimated_memory_bytes", "parameters": "trainable_parameters", "time": "train_seconds_share"}
+
+
+def _pareto(table: pd.DataFrame, metric: str) -> list[str | None]:
+    """For each row the costs for which no other trained row is better in quality without costing more."""
+    quality = table[f"{column(metric)}_mean"].astype(float).to_numpy()
+    quality = -quality if contrasts.lower_is_better(metric) else quality
+    fronts = {name: statistics.pareto_front(table[key].astype(float).to_numpy(), quality) for name, key in COSTS.items()}
+    return [", ".join(name for name, front in fronts.items() if front[row]) or None for row in range(len(table))]

@@ -1,0 +1,117 @@
+"""The confound audit: every field, other than the variant's own, in which rows that are compared differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+# What a comparison is about, or chose by itself: no confound.
+OWN = ("variant.", "lora.r", "train.lr")
+# What tells where and with which code a run was made, or decides its speed alone: it may explain a difference.
+ORIGIN = {"device": "device", "commit": "commit", "versions": "versions", "hold_dequantised": "dequantised base held"}
+FACTS = {"engine": "engine", "device_type": "kind of device"}
+HELD = "model.hold_dequantised"  # as ordered; what was held in the end is an origin
+CONFOUND, NOTE = "confound", "note"
+
+
+@dataclass(frozen=True)
+class Line:
+    field: str
+    text: str  # "16 in lora r=4; 32 in dora r=4, dora r=8"
+    severity: str  # confound | note
+
+
+@dataclass(frozen=True)
+class Audit:
+    lines: list[Line]
+    pairs: int  # of rows that were compared
+
+    @property
+    def confounds(self) -> list[Line]:
+        return [line for line in self.lines if line.severity == CONFOUND]
+
+    @property
+    def clean(self) -> bool:
+        return not self.confounds
+
+    @property
+    def summary(self) -> str:
+        pairs = f"{self.pairs} compared pair{'s' * (self.pairs != 1)} of rows"
+        if self.confounds:
+            fields = [line.field for line in self.confounds]
+            return f"Confounded: {pairs} differ{'s' * (self.pairs == 1)} in more than the variant: {', '.join(fields)}."
+        if not self.pairs:
+            return "No two rows are compared with each other, so there is nothing to confound."
+        return f"No confound: within the {pairs} nothing differs but the variant, its rank and its tuned rate."
+
+
+def audit(
+    pairs: Iterable[tuple[int, int]], fields: Sequence[dict[str, Any]], firsts: pd.DataFrame, labels: Sequence[str]
+) -> Audit:
+    """Compare the rows of each pair.
+
+    Args:
+        pairs: (row, reference row).
+        fields: the identity fields of each row, dotted.
+        firsts: of each row what its runs turned out to be: the keys of ``FACTS`` and ``ORIGIN``, None where unknown.
+        labels: what each row is called.
+    """
+    pairs = sorted(set(pairs))
+    values: dict[str, dict[int, Any]] = {}
+    for row, other in pairs:
+        for name in differing(fields[row], fields[other]):
+            if name != HELD:
+                values.setdefault(name, {}).update({at: fields[at].get(name) for at in (row, other)})
+        for fact, name in (FACTS | ORIGIN).items():
+            mine, its = firsts[fact].iloc[row], firsts[fact].iloc[other]
+            if known(mine) and known(its) and mine != its:
+                values.setdefault(name, {}).update({row: mine, other: its})
+    notes = ORIGIN.values()
+    lines = [
+        Line(name, _text(shown(name, by_row), labels), NOTE if name in notes else CONFOUND)
+        for name, by_row in sorted(values.items())
+    ]
+    return Audit(sorted(lines, key=lambda line: line.severity), len(pairs))
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The fields in which two configs differ, other than the variant's own. Both must have a field for it to differ."""
+    both = [name for name in one if name in other and not name.startswith(OWN)]
+    return [name for name in both if json.dumps(one[name], sort_keys=True) != json.dumps(other[name], sort_keys=True)]
+
+
+def known(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and value != value)
+
+
+def said(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
+def shown(name: str, by_row: dict[int, Any]) -> dict[int, str]:
+    """The values of a field in few words: of commits the beginning, of versions those that are not the same in all rows."""
+    if name == ORIGIN["commit"]:
+        return {row: str(value)[:10] for row, value in by_row.items()}
+    if name != ORIGIN["versions"]:
+        return {row: said(value) for row, value in by_row.items()}
+    versions = {row: json.loads(value) for row, value in by_row.items()}
+    packages = sorted({package for found in versions.values() for package in found})
+    apart = [package for package in packages if len({said(found.get(package)) for found in versions.values()}) > 1]
+    return {row: ", ".join(f"{package} {found.get(package) or 'absent'}" for package in apart) for row, found in versions.items()}
+
+
+def _text(by_row: dict[int, str], labels: Sequence[str]) -> str:
+    rows_of: dict[str, list[str]] = {}
+    for row, value in sorted(by_row.items()):
+        rows_of.setdefault(value, []).append(labels[row])
+    return "; ".join(f"{value} in {few(names)}" for value, names in rows_of.items())
+
+
+def few(names: Sequence[str], most: int = 6) -> str:
+    """Names in one line: ``a, b and 3 more``."""
+    names = list(dict.fromkeys(names))
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"

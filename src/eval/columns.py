@@ -1,0 +1,163 @@
+"""What a reader sees of a comparison: columns with headings, rounded numbers with units, ``-`` where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from src.eval.comparison import Comparison, column
+from src.eval.notes import own_peak
+from src.eval.text import clean
+
+ABSENT = "-"
+CONDITION, QUALITY, REFERENCE, COST, STATE = "condition", "quality", "against the reference", "cost", "state"
+
+
+@dataclass(frozen=True)
+class Column:
+    """``key`` is the table's column; ``write`` makes a text of its value, and is None for words.
+
+    A column that is ``optional`` is shown where at least one row has a value.
+    """
+
+    label: str
+    key: str
+    write: Callable[[Any], str] | None
+    group: str
+    help: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A table as text: headings, whether a column holds numbers (right-aligned), how many columns name the row, rows."""
+
+    headings: list[str]
+    numeric: list[bool]
+    naming: int
+    rows: list[list[str]]
+
+
+def cells(comparison: Comparison, without: tuple[str, ...] = ()) -> Cells:
+    """The table as text, without the columns whose labels are named."""
+    table = readable(comparison.table)
+    shown = [one for one in columns(comparison) if one.label not in without]
+    rows = [[text(one, row[one.key]) for one in shown] for row in table.to_dict("records")]
+    naming = sum(one.group == CONDITION for one in shown)
+    return Cells([clean(one.label) for one in shown], [one.write is not None for one in shown], naming, rows)
+
+
+def text(one: Column, value: Any) -> str:
+    return ABSENT if pd.isna(value) else clean((one.write or plain)(value)) or ABSENT
+
+
+def columns(comparison: Comparison) -> list[Column]:
+    """The columns of a comparison's table, in order; ``readable`` makes the table that they read."""
+    main, *others = comparison.metrics
+    tuned = "rates_tried" in comparison.table and (comparison.table["rates_tried"] > 1).any()
+    wanted = [
+        Column("variant", "variant", None, CONDITION, "scaling rule, magnitude (DoRA) and base precision under one name"),
+        Column("precision", "base_precision", None, CONDITION, "what the frozen base is held in"),
+        Column("r", "r", count, CONDITION, "rank"),
+        Column("scale", "effective_scale", short, CONDITION, "factor of B A: alpha/r, or alpha/sqrt(r) for rsLoRA"),
+        Column(
+            "lr", "learning_rate", short, CONDITION,
+            "learning rate chosen on validation over the tuning seeds" if tuned else "learning rate",
+        ),
+        *(Column(key, key, None, CONDITION, "a field of the config in which rows differ") for key in comparison.differing),
+        Column("n", "n_seeds", count, QUALITY, "finished runs that the numbers stand on: one for each report seed"),
+        Column(heading(main), f"{column(main)}_mean", decimals, QUALITY, f"{main}, mean over the n seeds"),
+        Column("95% interval", "interval", str, QUALITY, "of the mean: Student's t over the seeds", True),
+        Column("sd", f"{column(main)}_sd", decimals, QUALITY, "sample standard deviation over the seeds"),
+        *(Column(heading(name), f"{column(name)}_mean", decimals, QUALITY, f"{name}, mean over the n seeds") for name in others),
+        Column(
+            "prose loss change", "forgetting_change_mean", signed, QUALITY,
+            "forgetting: log-loss per token on held-out prose after training, minus before", True,
+        ),
+        Column("difference", "difference", signed, REFERENCE, "to the reference variant at the same rank, paired by seed", True),
+        Column("95% interval of it", "difference_interval", str, REFERENCE, "Student's t over the paired seeds", True),
+        Column("p (Holm)", "p_holm", p_value, REFERENCE, "exact sign-flip test, two-sided, adjusted over all rows", True),
+        Column("verdict", "verdict", None, REFERENCE, "differs: p < 0.05 after Holm, interval without 0; equivalent: TOST", True),
+        Column("detectable", "minimal_detectable", decimals, REFERENCE, "true difference found with 80% power (paired t)", True),
+        Column("trainable", "trainable_parameters", count, COST, "trained parameters"),
+        Column("% of total", "trainable_percent", percent, COST, "of all parameters"),
+        *([Column("pack", "pack_sizes", str, COST, "runs that trained together")] if _packed(comparison.table) else []),
+        Column("peak memory", "memory", str, COST, "measured for a run trained alone; with ~ the closed form for one"),
+        Column("tokens/s", "tokens_per_second", rate, COST, "the run's own tokens over the seconds of its pack"),
+        Column("train s", "train_seconds", rate, COST, "seconds of the run's pack in training steps", True),
+        Column("adapter", "adapter_bytes", size, COST, "bytes of the saved adapter", True),
+        Column("tuning runs", "tuning_runs", count, COST, "runs spent to choose the learning rate", True),
+        Column("Pareto front", "pareto", None, COST, "costs for which no other row is better without costing more", True),
+        Column("status", "status", None, STATE, "how the runs ended"),
+        Column("flags", "flags", None, STATE, "what to know about this row", True),
+    ]  # fmt: skip
+    table = readable(comparison.table)
+    return [one for one in wanted if not one.optional or (one.key in table and table[one.key].notna().any())]
+
+
+def _packed(table: pd.DataFrame) -> bool:
+    return bool((table["pack_sizes"].dropna() != "1").any())
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with what only a reader needs: intervals as text, memory that a row can call its own, marks of held bases."""
+    memory = [
+        size(peak) if own else None if pd.isna(closed) else f"~{size(closed)}"
+        for own, peak, closed in zip(own_peak(table), table["peak_memory_bytes"], table["estimated_memory_bytes"], strict=True)
+    ]
+    precision = table["base_precision"] + table["hold_dequantised"].map({True: " (held)", False: ""})
+    table = table.assign(memory=memory, base_precision=precision)
+    if "interval_low" in table:
+        table["interval"] = _intervals(table["interval_low"], table["interval_high"], decimals)
+        table["difference_interval"] = _intervals(table["difference_low"], table["difference_high"], signed)
+        if (table["tuning_runs"] == 0).all() or (table["rates_tried"] < 2).all():
+            table["tuning_runs"] = None
+    return table
+
+
+def _intervals(low: pd.Series, high: pd.Series, write: Callable[[Any], str]) -> list[str | None]:
+    return [None if pd.isna(a) or pd.isna(b) else f"[{write(a)}, {write(b)}]" for a, b in zip(low, high, strict=True)]
+
+
+def heading(metric: str) -> str:
+    return metric.removeprefix("test/").replace("_", " ").replace("/", " ") if metric != "test/loss" else "test loss"
+
+
+def plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def count(value: Any) -> str:
+    return f"{int(value):,}"
+
+
+def short(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def decimals(value: float) -> str:
+    """Four decimals; a small number that they would turn into zero keeps its two leading digits."""
+    return f"{value:.1e}" if 0 < abs(value) < 0.00005 else f"{value:.4f}"
+
+
+def signed(value: float) -> str:
+    return decimals(value) if value < 0 else f"+{decimals(value)}"
+
+
+def p_value(value: float) -> str:
+    return f"{value:.1e}" if value < 0.0001 else f"{value:.4f}".rstrip("0").rstrip(".") if value < 1 else "1"
+
+
+def percent(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.2g}"
+
+
+def rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def size(value: float) -> str:
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"

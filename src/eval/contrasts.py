@@ -1,0 +1,156 @@
+"""Paired differences to the reference variant, in two views: at the same rank, and at the same trainable parameters.
+
+A pair shares its seed: the same order of data, the same stream of initial values, the same test items. The difference is
+always row minus reference, in the unit of the metric.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from src.eval import statistics
+from src.eval.audit import differing
+from src.eval.selection import Seed
+
+SAME_RANK, SAME_PARAMETERS = "same rank", "same trainable parameters"
+TOLERANCE = 0.05  # relative: trainable parameters that differ by less count as the same
+ALPHA = 0.05
+ENOUGH_SEEDS = 6  # below it an exact sign-flip test cannot reach p < 0.05 two-sided: 2 / 2**5 = 0.0625
+# The largest difference that counts as none, by the metric's last word: nats, or a share of answers.
+MARGINS = {"loss": 0.01}
+OTHER_MARGIN = 0.01
+
+Values = Mapping[Seed, float]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One row against its reference.
+
+    seeds: those that both have; test: of their differences; p_holm: the exact sign-flip p, adjusted over the view;
+    bootstrap: over seeds and test items, where the predictions are there.
+    """
+
+    row: int
+    reference: int
+    seeds: tuple[Seed, ...]
+    test: statistics.Paired
+    p_holm: float = math.nan
+    bootstrap: statistics.Resampled | None = None
+
+    @property
+    def marked(self) -> bool:
+        """Whether the difference may be called significant: enough seeds, p below 0.05 after Holm, and an interval without 0.
+
+        The exact test asks about symmetry around 0 and the interval about the mean: a single odd seed can part them.
+        """
+        apart = self.test.low > 0 or self.test.high < 0
+        return self.test.n >= ENOUGH_SEEDS and self.p_holm < ALPHA and apart
+
+    @property
+    def verdict(self) -> str:
+        if self.test.n < ENOUGH_SEEDS:
+            return "descriptive"
+        if self.marked:
+            return "differs, equivalent" if self.test.equivalent else "differs"
+        return "equivalent" if self.test.equivalent else "undecided"
+
+
+@dataclass(frozen=True)
+class View:
+    """``unmatched`` are the rows of other variants that no reference row could be found for."""
+
+    name: str
+    contrasts: list[Contrast]
+    unmatched: list[int]
+
+    def of(self, row: int) -> Contrast | None:
+        return next((contrast for contrast in self.contrasts if contrast.row == row), None)
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest adjusted p that the number of seeds and contrasts lets any of them reach."""
+        n = max((contrast.test.n for contrast in self.contrasts), default=0)
+        return min(1.0, statistics.smallest_p(n) * len(self.contrasts)) if n else math.nan
+
+
+def lower_is_better(metric: str) -> bool:
+    return metric.rpartition("/")[2] in ("loss", "parse_failures", "after", "before", "change")
+
+
+def margin_of(metric: str) -> float:
+    return MARGINS.get(metric.rpartition("/")[2], OTHER_MARGIN)
+
+
+def values_of(runs: pd.DataFrame, metric: str) -> dict[int, dict[Seed, float]]:
+    """Of each row of a comparison the metric by seed, finished runs only."""
+    found: dict[int, dict[Seed, float]] = {int(row): {} for row in runs["row"].unique()}
+    if metric in runs:
+        ok = runs[(runs["status"] == "ok") & runs[metric].notna()]
+        for row, seed, data_seed, value in zip(ok["row"], ok["seed"], ok["data_seed"], ok[metric], strict=True):
+            found[int(row)][int(seed), int(data_seed)] = float(value)
+    return found
+
+
+def contrast(row: int, reference: int, values: Mapping[int, Values], margin: float) -> Contrast:
+    """The paired difference over the seeds that both rows have."""
+    seeds = tuple(sorted(set(values[row]) & set(values[reference])))
+    differences = [values[row][seed] - values[reference][seed] for seed in seeds]
+    return Contrast(row, reference, seeds, statistics.paired(np.array(differences), margin))
+
+
+def views(
+    table: pd.DataFrame, fields: Sequence[dict[str, Any]], values: Mapping[int, Values], reference: str, margin: float
+) -> list[View]:
+    """Both views of a comparison: at the same rank, at the same trainable parameters. A pair in both is tested once."""
+
+    @cache
+    def tested(row: int, other: int) -> Contrast:
+        return contrast(row, other, values, margin)
+
+    return [_view(name, table, fields, reference, tested) for name in (SAME_RANK, SAME_PARAMETERS)]
+
+
+def _view(
+    name: str, table: pd.DataFrame, fields: Sequence[dict[str, Any]], reference: str, tested: Callable[[int, int], Contrast]
+) -> View:
+    """Each row of another variant against the reference row nearest to it; Holm over all of them.
+
+    Args:
+        name: ``SAME_RANK`` or ``SAME_PARAMETERS``.
+        table: one row per condition, with variant, r and trainable_parameters.
+        fields: the identity fields of each row; of several possible references the one that differs in the fewest is taken.
+    """
+    references = [row for row in table.index if table["variant"][row] == reference]
+    found, unmatched = [], []
+    for row in table.index:
+        if table["variant"][row] == reference or pd.isna(table["r"][row]):
+            continue
+        candidates = [other for other in references if _distance(name, table, row, other) is not None]
+        if not candidates:
+            unmatched.append(int(row))
+            continue
+        nearest = min(
+            candidates, key=lambda other: (len(differing(fields[row], fields[other])), _distance(name, table, row, other))
+        )
+        found.append(tested(int(row), int(nearest)))
+    adjusted = statistics.holm(np.array([one.test.p_flip for one in found]))
+    return View(name, [replace(one, p_holm=float(p)) for one, p in zip(found, adjusted, strict=True)], unmatched)
+
+
+def _distance(name: str, table: pd.DataFrame, row: int, other: int) -> float | None:
+    """How far a row is from a reference in what the view holds equal; None where that is too far."""
+    if name == SAME_RANK:
+        return 0.0 if table["r"][row] == table["r"][other] else None
+    mine, its = table["trainable_parameters"][row], table["trainable_parameters"][other]
+    if pd.isna(mine) or pd.isna(its) or not mine or not its:
+        return None
+    distance = abs(math.log(mine / its))
+    return distance if distance <= math.log(1 + TOLERANCE) else None

@@ -1,0 +1,177 @@
+"""What a comparison found, as sentences: the best row, what tuning changed, and how it was done."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from src.eval.assay import Assay
+from src.eval.audit import few
+from src.eval.columns import decimals, p_value, short, signed
+from src.eval.comparison import column
+from src.eval.contrasts import ALPHA, ENOUGH_SEEDS, SAME_RANK, TOLERANCE, Contrast, View, lower_is_better
+from src.eval.notes import metric_label
+from src.eval.selection import CHOSEN_BY, Seed
+
+MOST = 8  # contrasts that get a sentence; the tables have them all
+
+
+def findings(result: Assay, fixed: pd.DataFrame) -> list[str]:
+    """The headline sentences; ``fixed`` is ``assay.at_fixed_rates``."""
+    return [*_best(result), *_contrasts(result, fixed)]
+
+
+def _best(result: Assay) -> list[str]:
+    """The best row, and the rows that cannot be told from it."""
+    table, main = result.table, column(result.metric)
+    means = table[f"{main}_mean"].dropna()
+    if len(means) < 2:
+        return []
+    row = int(means.idxmin() if lower_is_better(result.metric) else means.idxmax())
+    word = "Lowest" if lower_is_better(result.metric) else "Highest"
+    interval = _interval(table["interval_low"][row], table["interval_high"][row])
+    n = int(table["n_seeds"][row])
+    at = f" at learning rate {short(table['learning_rate'][row])}" if pd.notna(table["learning_rate"][row]) else ""
+    found = f"{word} {metric_label(result.metric)}: {result.labels[row]}{at}, {decimals(means[row])}{interval}, {_seeds(n)}."
+    close = [
+        result.labels[other]
+        for other in means.index
+        if other != row
+        and pd.notna(table["interval_high"][other])
+        and pd.notna(table["interval_high"][row])
+        and table["interval_low"][other] <= table["interval_high"][row]
+        and table["interval_low"][row] <= table["interval_high"][other]
+    ]
+    if close:
+        found += f" The intervals of {few(close)} overlap with it."
+    return [found]
+
+
+def _contrasts(result: Assay, fixed: pd.DataFrame) -> list[str]:
+    """Of each pair what one rate for both shows, and what each at its own best rate shows."""
+    said: list[tuple[float, str]] = []
+    for one in result.views[0].contrasts:
+        if one.test.n == 0:
+            continue
+        grid = sorted({*result.conditions[one.row].rates} & {*result.conditions[one.reference].rates})
+        rows = fixed[(fixed["row"] == one.row) & (fixed["reference"] == one.reference)].set_index("learning_rate")
+        rates = [rate for rate in grid if rate in rows.index]
+        tuned = _tuned(result, one)
+        if len(grid) < 2 or not rates:
+            said.append((abs(one.test.mean), f"{_pair(result, one)}: {tuned}"))
+            continue
+        middle = rates[len(rates) // 2]
+        at = rows.loc[middle]
+        lead = _lead(result, one, at["difference"], at["low"], at["high"])
+        first = f"at one fixed rate, {short(middle)} for both, {lead}, {_seeds(int(at['n']))}"
+        text = f"{_pair(result, one)}: {first}; each at its own best rate{_chosen(result, one)}, {tuned}"
+        said.append((abs(at["difference"] - one.test.mean), text + _edges(result, one)))
+    said.sort(key=lambda entry: -entry[0])
+    rest = len(said) - MOST
+    return [text for _, text in said[:MOST]] + ([f"{rest} more pairs are in the tables."] if rest > 0 else [])
+
+
+def _pair(result: Assay, one: Contrast) -> str:
+    return f"{result.labels[one.row]} against {result.labels[one.reference]}"
+
+
+def _chosen(result: Assay, one: Contrast) -> str:
+    rates = [result.conditions[row].chosen for row in (one.row, one.reference)]
+    return f" ({' and '.join('none' if rate is None else short(rate) for rate in rates)})"
+
+
+def _tuned(result: Assay, one: Contrast) -> str:
+    test = one.test
+    text = f"{_lead(result, one, test.mean, test.low, test.high)}, {_seeds(test.n)}"
+    if test.n < ENOUGH_SEEDS:
+        return f"{text}: too few seeds for any claim."
+    p = f"p = {p_value(one.p_holm)} after Holm"
+    equal = f", and equivalent within {result.margin:g}" if test.equivalent else ""
+    verdict = "a difference" if one.marked else "no difference shown"
+    return f"{text}: {verdict} ({p}){equal}."
+
+
+def _lead(result: Assay, one: Contrast, difference: float, low: float, high: float) -> str:
+    """``rslora leads, -0.1900 [-0.2000, -0.1800]``: who is better, so that the sign need not be read."""
+    better = difference < 0 if lower_is_better(result.metric) else difference > 0
+    names = [str(result.table["variant"][row]) for row in (one.row, one.reference)]
+    interval = "" if math.isnan(low) or math.isnan(high) else f" [{signed(low)}, {signed(high)}]"
+    leader = f"{names[0] if better else names[1]} leads" if difference else "neither leads"
+    return f"{leader}, {signed(difference)}{interval}"
+
+
+def _edges(result: Assay, one: Contrast) -> str:
+    found = [
+        f"{result.labels[row]}'s best rate is the {edge} of the grid"
+        for row in (one.row, one.reference)
+        if (edge := result.conditions[row].edge)
+    ]
+    return f" {'; '.join(found)}: a better one may lie beyond it." if found else ""
+
+
+def method(result: Assay) -> list[str]:
+    """How the numbers were made, as notes under the table."""
+    split = result.selection.split
+    tuned = [condition for condition in result.conditions if len(condition.rates) > 1]
+    notes = []
+    if tuned and split.disjoint:
+        counts = sorted({len(condition.rates) for condition in tuned})
+        notes.append(
+            f"Learning rates: for each row the best of {' or '.join(map(str, counts))} by {CHOSEN_BY} over the tuning seeds"
+            f" {_list(split.tuning)}; all other numbers are over the report seeds {_list(split.report)}."
+        )
+    elif tuned:
+        notes.append(
+            f"Learning rates were chosen by {CHOSEN_BY} over the same seeds that report ({_list(split.report)}):"
+            " there are too few to keep them apart, so the means flatter."
+        )
+    for view in result.views:
+        if view.contrasts:
+            notes += _of_view(result, view)
+    detectable = [one.test.mde for view in result.views for one in view.contrasts if not math.isnan(one.test.mde)]
+    if detectable:
+        notes.append(
+            f"Equivalent means that both one-sided t tests within {result.margin:g} reject at {ALPHA:g} (TOST). Differences of"
+            f" {decimals(min(detectable))} to {decimals(max(detectable))} are found with 80% power, smaller ones seldom."
+        )
+        notes.append(
+            "Intervals are Student's t over seeds, on these test examples; those over seeds and examples together (hierarchical"
+            " bootstrap) are in comparison.csv and on the page."
+        )
+    return notes
+
+
+def _of_view(result: Assay, view: View) -> list[str]:
+    number = len(view.contrasts)
+    text = f"At the {view.name}: row minus {result.reference}, paired by seed; {family(view)}."
+    n = max(one.test.n for one in view.contrasts)
+    if n >= ENOUGH_SEEDS and view.smallest_p >= ALPHA:
+        text += (
+            f" With {n} seeds and {number} contrasts the smallest p after Holm is {p_value(view.smallest_p)}, so nothing can be"
+            " marked as different however large: more seeds would be needed."
+        )
+    notes = [text]
+    if view.unmatched:
+        within = f" within {TOLERANCE:.0%}" if view.name != SAME_RANK else ""
+        notes.append(
+            f"No {result.reference} row of the {view.name}{within}: {few([result.labels[row] for row in view.unmatched])}."
+        )
+    return notes
+
+
+def family(view: View) -> str:
+    number = len(view.contrasts)
+    return f"exact sign-flip tests, Holm over {number} contrast{'s' * (number != 1)}"
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) or math.isnan(high) else f" [{decimals(low)}, {decimals(high)}]"
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed{'s' * (n != 1)}"
+
+
+def _list(seeds: frozenset[Seed]) -> str:
+    return ", ".join(str(seed) if seed == data else f"{seed}/{data}" for seed, data in sorted(seeds))

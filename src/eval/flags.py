@@ -1,0 +1,114 @@
+"""What is wrong, or to be known, about single rows of a comparison, in words."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from src.eval.comparison import Comparison
+from src.eval.contrasts import ENOUGH_SEEDS, View
+from src.eval.frame import MISSING
+from src.eval.selection import Selection
+
+EXPLANATIONS = {
+    "best rate on the grid's edge": "A better rate may lie beyond the grid: extend it, for all variants alike.",
+    "one learning rate": "The rate was not tuned: a difference may be the rate's and not the variant's.",
+    "unequal grids": "Rows were tuned over different learning rates: the larger grid has the advantage.",
+    "incomplete grid": "Not every rate has a finished run for every tuning seed; only the best covered rates were candidates.",
+    "tuned and reported on the same seeds": "There were too few seeds to keep them apart, so the mean flatters.",
+    "no number": "No report seed has a finished run at the chosen rate.",
+    f"fewer than {ENOUGH_SEEDS} seeds": "Differences are descriptive: no significance is claimed, whatever the p-value.",
+    "unpaired seeds": "Some of its report seeds have no partner in the reference row; differences use the common ones.",
+    "runs that did not finish": "Diverged, failed or missing runs, over all rates and seeds of the row; means are of the others.",
+    "scale confounded with variant": (
+        "Its effective scale differs from the reference's at the same rank, so the difference is of variant and scale "
+        "together; rsLoRA at one rank is LoRA at another alpha, to the bit."
+    ),
+    "base already quantised": "The base's weights were quantised before, so this precision costs less here than on other bases.",
+    "dirty commit": "The code had uncommitted changes, so nobody else can run the same.",
+}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """``flag`` is a key of ``EXPLANATIONS``; ``words`` say it of one row."""
+
+    flag: str
+    words: str
+
+
+def flags(comparison: Comparison, selection: Selection, numbers: Sequence[int], same_rank: View) -> list[list[Flag]]:
+    """The flags of each row of a comparison of ``selection.reported()``; ``numbers`` are the rows' conditions."""
+    grids = {selection.conditions[n].rates for n in numbers if selection.conditions[n].rates}
+    by_condition = {int(n): group for n, group in selection.runs.groupby("condition")}
+    by_row = {int(row): group for row, group in comparison.runs.groupby("row")}
+    found = []
+    for row, number in enumerate(numbers):
+        condition, all_runs, runs = selection.conditions[number], by_condition[number], by_row[row]
+        trained = runs["trains"].iloc[0] != "none"
+        some = _tuning(condition, grids, selection) if trained else []
+        some += _seeds(comparison.table, row, trained)
+        contrast = same_rank.of(row)
+        if contrast is not None:
+            mine = comparison.table["n_seeds"][row]
+            if contrast.test.n < mine:
+                some.append(Flag("unpaired seeds", f"{mine - contrast.test.n} of {mine} seeds unpaired"))
+            scales = [comparison.table["effective_scale"][at] for at in (row, contrast.reference)]
+            if not any(map(pd.isna, scales)) and not math.isclose(*scales, rel_tol=1e-9):
+                words = f"scale {scales[0]:.3g} against {scales[1]:.3g}: confounded with variant"
+                some.append(Flag("scale confounded with variant", words))
+        some += _runs(all_runs, runs)
+        found.append(some)
+    return found
+
+
+def _tuning(condition: Any, grids: set[tuple[float, ...]], selection: Selection) -> list[Flag]:
+    some = []
+    if condition.edge:
+        some.append(Flag("best rate on the grid's edge", f"best rate on the grid's {condition.edge} edge"))
+    if len(condition.rates) == 1:
+        some.append(Flag("one learning rate", "one learning rate"))
+    elif not selection.split.disjoint:
+        some.append(Flag("tuned and reported on the same seeds", "tuned and reported on the same seeds"))
+    if len(grids) > 1:
+        some.append(Flag("unequal grids", f"grid of {len(condition.rates)} rates, unequal to others"))
+    if not condition.complete:
+        some.append(Flag("incomplete grid", "incomplete grid"))
+    return some
+
+
+def _seeds(table: pd.DataFrame, row: int, trained: bool) -> list[Flag]:
+    n = int(table["n_seeds"][row])
+    if n == 0:
+        return [Flag("no number", "no finished report run")]
+    if n < ENOUGH_SEEDS and trained:
+        return [Flag(f"fewer than {ENOUGH_SEEDS} seeds", f"only {n} seed{'s' * (n != 1)}")]
+    return []
+
+
+def _runs(all_runs: pd.DataFrame, runs: pd.DataFrame) -> list[Flag]:
+    some = []
+    bad = all_runs["status"].value_counts().drop("ok", errors="ignore")
+    if len(bad):
+        words = ", ".join(f"{count} {status}" for status, count in bad.items())
+        some.append(Flag("runs that did not finish", f"{words} of {len(all_runs)} runs"))
+    precision, note = runs["base_precision"].iloc[0], runs["model_note"].dropna()
+    if precision in ("nf4", "int8") and len(note) and re.search(r"\b\d-bit\b|quanti", note.iloc[0]):
+        some.append(Flag("base already quantised", "base already quantised"))
+    if (runs["dirty"].where(runs["status"] != MISSING) == True).any():  # noqa: E712 - a column of objects
+        some.append(Flag("dirty commit", "dirty commit"))
+    return some
+
+
+def by_flag(found: Sequence[Sequence[Flag]], labels: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """(flag, explanation, the rows that have it), in the order of ``EXPLANATIONS``."""
+    return [
+        (name, explanation, rows)
+        for name, explanation in EXPLANATIONS.items()
+        if (rows := [labels[row] for row, some in enumerate(found) if any(flag.flag == name for flag in some)])
+    ]

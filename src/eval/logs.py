@@ -1,0 +1,103 @@
+"""What runs logged and answered: loss curves from metrics.jsonl, items from predictions.jsonl. Read for the runs drawn alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from src.eval.frame import METRICS_BELOW
+from src.records import RUNS, RunFolder, read_lines
+
+CURVES = ("train/loss", "val/loss")
+
+
+@dataclass
+class Curves:
+    """frame: one row a logged loss (run_id, step, metric, value in nats per target token); problems: a line a broken file."""
+
+    frame: pd.DataFrame
+    problems: list[str] = field(default_factory=list)
+
+
+def curves(ids: Sequence[str], root: Path = RUNS) -> Curves:
+    """The losses that these runs logged. A file is read up to a line that is broken, and that is a problem."""
+    rows: list[tuple[str, float, str, float]] = []
+    problems = []
+    for run in ids:
+        path = RunFolder(run, root).metrics
+        try:
+            for line in read_lines(path):
+                step = _finite(line.get("step")) if isinstance(line, dict) else None
+                if step is None:
+                    raise ValueError("a line has no step")
+                for metric in CURVES:
+                    if (value := _finite(line.get(metric))) is not None:
+                        rows.append((run, step, metric, value))
+        except (OSError, ValueError, RecursionError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            problems.append(f"{path}: read up to a line that is broken: {reason}")
+    return Curves(pd.DataFrame(rows, columns=["run_id", "step", "metric", "value"]), problems)
+
+
+def _finite(value: Any) -> float | None:
+    """A finite number; None where there is none.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r:.40} is not a number")
+    if abs(value) < METRICS_BELOW:
+        return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    raise ValueError("a number is too large")
+
+
+@dataclass(frozen=True)
+class Items:
+    """The test examples of one run: ids, summed log-loss of each target in nats, its tokens, and whether it was answered right.
+
+    ``correct`` is None where nothing was generated; ``clusters`` is None where the examples name none.
+    """
+
+    ids: tuple[str, ...]
+    nats: npt.NDArray[np.float64]
+    tokens: npt.NDArray[np.float64]
+    correct: npt.NDArray[np.bool_] | None
+    clusters: tuple[str, ...] | None
+
+
+def items(run: str, root: Path = RUNS) -> Items | None:
+    """The predictions of a run, in the order of their ids; None where there are none, or the file is no such thing.
+
+    A loss that is not finite, or a target without tokens, is no such thing.
+    """
+    try:
+        rows = sorted(read_lines(RunFolder(run, root).predictions), key=lambda row: str(row["id"]))
+        if not rows:
+            return None
+        nats = np.array([_finite(row["log_loss"]) for row in rows], np.float64)
+        tokens = np.array([_finite(row["tokens"]) for row in rows], np.float64)
+        if np.isnan(nats).any() or not (tokens > 0).all():
+            return None
+        correct = [row.get("correct") for row in rows]
+        clusters = [row.get("cluster") for row in rows]
+        return Items(
+            ids=tuple(str(row["id"]) for row in rows),
+            nats=nats,
+            tokens=tokens,
+            correct=np.array(correct, dtype=bool) if all(isinstance(one, bool) for one in correct) else None,
+            clusters=None if any(one is None for one in clusters) else tuple(str(one) for one in clusters),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None

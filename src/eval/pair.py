@@ -1,0 +1,44 @@
+"""Two runs, test example by test example."""
+
+from __future__ import annotations
+
+from src.config import ConfigError
+from src.records import RUNS, RunFolder
+
+
+def compare_pair(one: str, other: str) -> None:
+    """Print McNemar's test of the answers and the difference in log-loss over the items.
+
+    Raises:
+        ConfigError: a run has no predictions, or the two were not scored on the same examples.
+    """
+    for run in (one, other):
+        if not (RUNS / run / "result.json").exists():
+            raise ConfigError(f"pair: {run} has no record in {RUNS.absolute()}")
+    from src.eval import statistics
+    from src.eval.logs import items
+
+    a, b = items(one), items(other)
+    for run, found in ((one, a), (other, b)):
+        if found is None:
+            raise ConfigError(f"pair: {RunFolder(run).predictions} is not there or cannot be read")
+    assert a is not None and b is not None
+    if a.ids != b.ids or not (a.tokens == b.tokens).all():
+        raise ConfigError(f"pair: {one} and {other} were not scored on the same test examples")
+    print(f"{one} and {other} on {len(a.ids):,} test examples")
+    if a.correct is None or b.correct is None:
+        print("answers: not generated in both, so there is nothing to test")
+    else:
+        test = statistics.mcnemar(a.correct, b.correct)
+        print(
+            f"answers: right in {a.correct.mean():.4f} and {b.correct.mean():.4f}; only the first right {test.only_a},"
+            f" only the second {test.only_b}; McNemar's exact p = {test.p:.4g}"
+        )
+    difference = (a.nats - b.nats)[None]
+    over = statistics.bootstrap(difference, a.tokens, a.clusters)
+    error = statistics.item_standard_error(difference[0], a.clusters) * len(a.ids) / a.tokens.sum()
+    print(
+        f"log-loss: first minus second {over.mean:+.5f} nats per target token, 95% interval over the examples"
+        f" [{over.low:+.5f}, {over.high:+.5f}] (bootstrap), standard error {error:.5f}"
+    )
+    print("Two single runs: this speaks of these two adapters on other examples, not of their variants; those need seeds.")

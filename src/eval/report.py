@@ -1,0 +1,288 @@
+"""An assay as the plain dict that the page is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+
+from src.eval import findings
+from src.eval.assay import Assay
+from src.eval.columns import CONDITION, REFERENCE, STATE, Column, columns, decimals, p_value, readable, short, signed, text
+from src.eval.comparison import column
+from src.eval.contrasts import SAME_RANK, Contrast, View, lower_is_better
+from src.eval.flags import by_flag
+from src.eval.notes import metric_label, subject
+from src.eval.selection import REPORT
+from src.eval.series import STYLES
+
+# Lighter shades for a dark page, where the palette's own would be too dark.
+DARK = {
+    "#0072B2": "#56B4E9", "#000000": "#F0F0F0", "#882255": "#D98AB0", "#332288": "#9A8FE0", "#117733": "#5DBB78",
+    "#7F7F7F": "#A0A0A0", "#D55E00": "#F28C4A", "#009E73": "#2CC79A", "#AA4499": "#D58AC8", "#56B4E9": "#8FD0F5",
+}  # fmt: skip
+SYMBOLS = {
+    "_": "line-ew", "*": "star", "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down",
+    "P": "cross", "X": "x", "<": "triangle-left", ">": "triangle-right", "p": "pentagon", "h": "hexagon", "H": "hexagon2",
+}  # fmt: skip
+
+
+def report(result: Assay, fixed: pd.DataFrame, curves: pd.DataFrame, command: str) -> dict[str, Any]:
+    """What ``page.render.page`` draws.
+
+    Args:
+        fixed: ``assay.at_fixed_rates``.
+        curves: of ``logs.curves``, for the runs of the comparison.
+        command: the command line that makes this report again.
+    """
+    comparison = result.comparison
+    shown = columns(comparison)
+    table = readable(comparison.table)
+    rows = []
+    for at, row in enumerate(table.to_dict("records")):
+        cells = {one.key: {"value": _value(row[one.key]), "text": text(one, row[one.key])} for one in shown if one.key != "flags"}
+        rows.append({"id": at, **_named(result, at), "flags": [flag.words for flag in result.flags[at]], "cells": cells})
+    name = subject(comparison.runs)
+    return {
+        "title": f"LoRA variants compared: {name}",
+        "subject": name,
+        "generated": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": command,
+        "caption": comparison.caption,
+        "metric": {
+            "name": result.metric,
+            "label": metric_label(result.metric),
+            "lower_is_better": lower_is_better(result.metric),
+        },
+        "validation": {"label": metric_label("val/loss")},
+        "reference": result.reference,
+        "findings": findings.findings(result, fixed),
+        "progress": _progress(result),
+        "audit": {
+            "clean": result.audit.clean,
+            "summary": result.audit.summary,
+            "lines": [{"field": one.field, "text": one.text, "severity": one.severity} for one in result.audit.lines],
+        },
+        "flags": [
+            {"flag": flag, "explanation": explanation, "rows": names}
+            for flag, explanation, names in by_flag(result.flags, result.labels)
+        ],
+        "notes": comparison.notes,
+        "columns": [_column(one) for one in shown if one.key != "flags"],
+        "rows": rows,
+        "views": [*(_view(result, view) for view in result.views if view.contrasts), *_fixed_view(result, fixed)],
+        "arms": [_arm(result, at, curves) for at in range(len(rows))],
+        "styles": {
+            variant: {"light": color, "dark": DARK.get(color, color), "symbol": SYMBOLS.get(marker, "circle")}
+            for variant, (color, marker) in STYLES.items()
+        },
+    }
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    return None if pd.isna(value) else float(value) if isinstance(value, float) else int(value)
+
+
+def _column(one: Column) -> dict[str, Any]:
+    return {"key": one.key, "label": one.label, "help": one.help, "numeric": one.write is not None, "group": one.group}
+
+
+def _named(result: Assay, at: int) -> dict[str, Any]:
+    row = result.table.loc[at]
+    rank = None if pd.isna(row["r"]) else int(row["r"])
+    return {"label": result.labels[at], "variant": row["variant"], "precision": row["base_precision"], "r": rank}
+
+
+def _progress(result: Assay) -> dict[str, Any] | None:
+    """How far a sweep is that still runs; None once every run has ended."""
+    expected, runs = result.expected, result.selection.runs
+    ended = int((~runs["status"].isin(["missing"])).sum())
+    if ended >= expected:
+        return None
+    return {"expected": expected, "finished": ended, "text": f"{expected - ended} of {expected} runs have no record yet."}
+
+
+# Of a contrast: (column, what it says of it). The text of a missing number is a dash.
+_Field = tuple[Column, Callable[[Contrast], Any], Callable[[Contrast], str] | None]
+_FIELDS: tuple[_Field, ...] = (
+    (Column("pairs", "pairs", short, REFERENCE, "seeds that both rows have"), lambda one: one.test.n, None),
+    (Column("difference", "difference", signed, REFERENCE, "row minus reference"), lambda one: one.test.mean, None),
+    (
+        Column("95% interval", "interval", str, REFERENCE, "Student's t over the paired seeds, on these test items"),
+        lambda one: one.test.low,
+        lambda one: _between(one.test.low, one.test.high),
+    ),
+    (
+        Column(
+            "over seeds and items",
+            "bootstrap",
+            str,
+            REFERENCE,
+            "95% interval, hierarchical bootstrap: other seeds and other items",
+        ),
+        lambda one: math.nan if one.bootstrap is None else one.bootstrap.low,
+        lambda one: "-" if one.bootstrap is None else _between(one.bootstrap.low, one.bootstrap.high),
+    ),
+    (Column("p (Holm)", "p_holm", p_value, REFERENCE, "exact sign-flip, adjusted over this view"), lambda one: one.p_holm, None),
+    (Column("p sign-flip", "p_flip", p_value, REFERENCE, "exact, two-sided, unadjusted"), lambda one: one.test.p_flip, None),
+    (Column("p paired t", "p_t", p_value, REFERENCE, "two-sided, unadjusted"), lambda one: one.test.p_t, None),
+    (Column("p TOST", "p_tost", p_value, REFERENCE, "of being further apart than the margin"), lambda one: one.test.p_tost, None),
+    (
+        Column("detectable", "mde", decimals, REFERENCE, "the true difference that these seeds find with 80% power"),
+        lambda one: one.test.mde,
+        None,
+    ),
+)
+
+
+def _between(low: float, high: float) -> str:
+    return "-" if math.isnan(low) or math.isnan(high) else f"[{signed(low)}, {signed(high)}]"
+
+
+def _view(result: Assay, view: View) -> dict[str, Any]:
+    names = (
+        Column("row", "row", None, CONDITION, "a variant at a rank, at its own best rate"),
+        Column("reference", "reference", None, CONDITION, "the row that it is paired with"),
+    )
+    verdict = Column("verdict", "verdict", None, STATE, "fewer than 6 pairs are descriptive, whatever p is")
+    rows = []
+    for one in view.contrasts:
+        cells = {
+            "row": _said(result.labels[one.row]),
+            "reference": _said(result.labels[one.reference]),
+            "verdict": _said(one.verdict),
+        }
+        for field, get, write in _FIELDS:
+            cells[field.key] = {"value": _value(get(one)), "text": write(one) if write else text(field, get(one))}
+        rows.append({"id": one.row, "flags": [flag.words for flag in result.flags[one.row]], "cells": cells})
+    equal = "rank" if view.name == SAME_RANK else "number of trainable parameters, to 5%"
+    return {
+        "name": view.name,
+        "explanation": f"Each row against the {result.reference} row of the same {equal}, each at its own best learning rate.",
+        "family": findings.family(view),
+        "columns": [_column(one) for one in (*names, *(field for field, _, _ in _FIELDS), verdict)],
+        "rows": rows,
+    }
+
+
+def _fixed_view(result: Assay, fixed: pd.DataFrame) -> list[dict[str, Any]]:
+    """What each fixed rate would have shown, beside the difference after tuning."""
+    rates = sorted(fixed["learning_rate"].unique())
+    if len(rates) < 2:
+        return []
+    made = [
+        Column("row", "row", None, CONDITION, "a variant at a rank"),
+        Column("reference", "reference", None, CONDITION, "the row that it is paired with"),
+        *(Column(f"both at {rate:g}", f"at {rate:g}", signed, REFERENCE, "difference with this rate for both") for rate in rates),
+        Column(
+            "each at its best", "tuned", signed, REFERENCE, "difference with each at its own chosen rate, on the report seeds"
+        ),
+    ]
+    rows = []
+    for one in result.views[0].contrasts:
+        cells = {"row": _said(result.labels[one.row]), "reference": _said(result.labels[one.reference])}
+        mine = fixed[(fixed["row"] == one.row) & (fixed["reference"] == one.reference)].set_index("learning_rate")
+        for rate in rates:
+            known = rate in mine.index
+            value = mine["difference"][rate] if known else math.nan
+            between = f" {_between(mine['low'][rate], mine['high'][rate])}".replace(" -", "") if known else ""
+            cells[f"at {rate:g}"] = {"value": _value(float(value)), "text": f"{signed(value)}{between}" if known else "-"}
+        tuned = (
+            "-"
+            if math.isnan(one.test.mean)
+            else f"{signed(one.test.mean)} {_between(one.test.low, one.test.high)}".removesuffix(" -")
+        )
+        cells["tuned"] = {"value": _value(one.test.mean), "text": tuned}
+        rows.append({"id": one.row, "flags": [flag.words for flag in result.flags[one.row]], "cells": cells})
+    return [
+        {
+            "name": "fixed rate against tuned",
+            "explanation": "What a table with one learning rate for all would have shown, and what is left after tuning. "
+            "Differences are row minus reference over all seeds that both have at the rate.",
+            "family": "unadjusted, descriptive",
+            "columns": [_column(one) for one in made],
+            "rows": rows,
+        }
+    ]
+
+
+def _said(words: str) -> dict[str, Any]:
+    return {"value": words, "text": words}
+
+
+def _arm(result: Assay, at: int, curves: pd.DataFrame) -> dict[str, Any]:
+    row, condition = result.table.loc[at], result.conditions[at]
+    runs = result.comparison.runs[result.comparison.runs["row"] == at]
+    ok = runs[(runs["status"] == "ok")]
+    seeds = [
+        {"seed": int(seed), "value": float(value), "run_id": run}
+        for seed, value, run in zip(ok["seed"], ok.get(result.metric, ()), ok["run_id"], strict=False)
+        if pd.notna(value)
+    ]
+    return {
+        "id": at,
+        **_named(result, at),
+        "series": row["variant"],
+        "trainable_parameters": _value(row["trainable_parameters"]),
+        "memory_bytes": _value(row["estimated_memory_bytes"]),
+        "seconds": _value(row["train_seconds_share"]),
+        "mean": _value(row[f"{column(result.metric)}_mean"]),
+        "low": _value(row["interval_low"]),
+        "high": _value(row["interval_high"]),
+        "n": len(seeds),
+        "seeds": seeds,
+        "pareto": row["pareto"].split(", ") if isinstance(row["pareto"], str) else [],
+        "rates": _rates(result, at, condition.chosen) if len(condition.rates) > 1 else [],
+        "curve": _curve(curves[curves["run_id"].isin(ok["run_id"])]),
+    }
+
+
+def _rates(result: Assay, at: int, chosen: float | None) -> list[dict[str, Any]]:
+    number = result.comparison.runs.loc[result.comparison.runs["row"] == at, "condition"].iloc[0]
+    runs = result.selection.runs[result.selection.runs["condition"] == number].sort_values(["seed", "data_seed"])
+    means = result.rates[result.rates["row"] == at].set_index("learning_rate")
+    found = []
+    for rate, group in runs.groupby("learning_rate", sort=True):
+        nothing = [math.nan] * len(group)
+        columns = (
+            group["seed"],
+            group["role"],
+            group.get("val/loss", nothing),
+            group.get(result.metric, nothing),
+            group["status"],
+        )
+        seeds = [
+            {"seed": int(seed), "role": "report" if role == REPORT else "tuning"}
+            | {"validation": _value(validation), "metric": _value(metric), "status": status}
+            for seed, role, validation, metric, status in zip(*columns, strict=True)
+        ]
+        found.append(
+            {"lr": float(rate), "validation": _value(means["validation"][rate]), "metric": _value(means["metric"][rate])}
+            | {"chosen": rate == chosen, "seeds": seeds}
+        )
+    return found
+
+
+POINTS = 200  # of a curve; a page needs no more
+
+
+def _curve(logged: pd.DataFrame) -> dict[str, Any] | None:
+    """Mean, lowest and highest training loss over the runs, where all of them have the step; validation losses beside it."""
+    training = logged[logged["metric"] == "train/loss"]
+    if not len(training):
+        return None
+    by_run = training.pivot_table(index="step", columns="run_id", values="value").dropna()
+    by_run = by_run.iloc[:: max(1, math.ceil(len(by_run) / POINTS))]
+    validation = logged[logged["metric"] == "val/loss"].groupby("step")["value"].mean()
+    lines = {"mean": by_run.mean(axis=1), "low": by_run.min(axis=1), "high": by_run.max(axis=1)}
+    return {
+        "steps": [int(step) for step in by_run.index],
+        **{name: [round(float(value), 5) for value in values] for name, values in lines.items()},
+        "validation_steps": [int(step) for step in validation.index],
+        "validation": [round(float(value), 5) for value in validation],
+    }
