@@ -87,6 +87,8 @@ def _tuned(result: Assay, one: Contrast) -> str:
     if test.n < ENOUGH_SEEDS:
         return f"{text}: too few seeds for any claim."
     p = f"p = {p_value(one.p_holm)} after Holm"
+    if one.p_holm < ALPHA and not one.marked:
+        p += ", but the interval holds 0"
     equal = f", and equivalent within {result.margin:g}" if test.equivalent else ""
     verdict = "a difference" if one.marked else "no difference shown"
     return f"{text}: {verdict} ({p}){equal}."
@@ -133,7 +135,7 @@ def method(result: Assay) -> list[str]:
     if detectable:
         notes.append(
             f"Equivalent means that both one-sided t tests within {result.margin:g} reject at {ALPHA:g} (TOST). Differences of"
-            f" {decimals(min(detectable))} to {decimals(max(detectable))} are found with 80% power, smaller ones seldom."
+            f" {decimals(min(detectable))} to {decimals(max(detectable))} are found with 80% power, smaller ones less often."
         )
         notes.append(
             "Intervals are Student's t over seeds, on these test examples; those over seeds and examples together (hierarchical"

@@ -47,7 +47,7 @@ def report(result: Assay, fixed: pd.DataFrame, curves: pd.DataFrame, command: st
         rows.append({"id": at, **_named(result, at), "flags": [flag.words for flag in result.flags[at]], "cells": cells})
     name = subject(comparison.runs)
     return {
-        "title": f"LoRA variants compared: {name}",
+        "title": "LoRA variants compared",
         "subject": name,
         "generated": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command,
@@ -63,7 +63,7 @@ def report(result: Assay, fixed: pd.DataFrame, curves: pd.DataFrame, command: st
         "progress": _progress(result),
         "audit": {
             "clean": result.audit.clean,
-            "summary": result.audit.summary,
+            "summary": result.audit.summary.partition(": ")[2] or result.audit.summary,  # the page says which it is
             "lines": [{"field": one.field, "text": one.text, "severity": one.severity} for one in result.audit.lines],
         },
         "flags": [
