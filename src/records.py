@@ -60,7 +60,12 @@ def identity(config: Config) -> dict[str, Any]:
 
 def run_id(config: Config) -> str:
     """Ten hexadecimal digits of the SHA-256 of ``identity``."""
-    canonical = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))
+    return id_of(identity(config))
+
+
+def id_of(fields: dict[str, Any]) -> str:
+    """The id of the run whose identity these fields are."""
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
 

@@ -5,7 +5,6 @@ A finished run is read from its ``result.json`` and ``provenance.json`` alone: 1
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from src.config import variant_name
-from src.records import RUNS, RunFolder, identity
+from src.records import RUNS, RunFolder, id_of, identity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,8 +187,7 @@ def _ordered_by_record(run: str, result: dict[str, Any]) -> dict[str, Any] | Non
     said = result.get("identity")
     if said is None:
         return None
-    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
-    if not isinstance(said, dict) or hashlib.sha256(canonical.encode()).hexdigest()[:10] != result.get("run_id"):
+    if not isinstance(said, dict) or id_of(said) != result.get("run_id"):
         raise ValueError("not a record: its identity is not what its run_id is the hash of")
     names = {name: result.get(name) for name in ("model", "dataset", "variant")}
     if not all(isinstance(name, str) for name in names.values()):
