@@ -11,7 +11,7 @@ from src.eval.audit import few
 from src.eval.columns import decimals, p_value, short, signed
 from src.eval.comparison import column
 from src.eval.contrasts import ALPHA, ENOUGH_SEEDS, SAME_RANK, TOLERANCE, Contrast, View, lower_is_better
-from src.eval.notes import metric_label
+from src.eval.notes import ended_badly, metric_label
 from src.eval.selection import CHOSEN_BY, Seed
 
 MOST = 8  # contrasts that get a sentence; the tables have them all
@@ -128,6 +128,9 @@ def method(result: Assay) -> list[str]:
             f"Learning rates were chosen by {CHOSEN_BY} over the same seeds that report ({_list(split.report)}):"
             " there are too few to keep them apart, so the means flatter."
         )
+    runs = result.selection.runs
+    unreported = runs[~runs["run_id"].isin(result.comparison.runs["run_id"])]
+    notes += [f"Among the runs of other rates and of tuning seeds, {sentence}" for sentence in ended_badly(unreported)]
     for view in result.views:
         if view.contrasts:
             notes += _of_view(result, view)

@@ -12,6 +12,7 @@ import pandas as pd
 from src.eval.frame import MISSING
 
 ENOUGH_SEEDS = 6  # below it an exact sign-flip test cannot reach p < 0.05 two-sided: 2 / 2**5 = 0.0625
+MOST_IDS = 48  # in one sentence
 MEMORY_KINDS = {
     "cuda_allocated": "CUDA memory allocated (cuda_allocated)",
     "process_rss": "resident memory of the whole process (process_rss)",
@@ -98,18 +99,26 @@ def _unfinished(runs: pd.DataFrame, expected: int, absent: tuple[str, ...]) -> l
     notes = []
     if absent:
         verb = "has" if len(absent) == 1 else "have"
-        notes.append(f"{len(absent)} of {expected} runs {verb} no record yet: {', '.join(absent)}.")
-    bad = runs[~runs["status"].isin(["ok", MISSING])]
-    for (status, reason), group in bad.fillna({"reason": "no reason recorded"}).groupby(["status", "reason"], sort=True):
-        notes.append(f"{len(group)} {status}: {reason} ({_those(group)}).")
-    return notes
+        notes.append(f"{len(absent)} of {expected} runs {verb} no record yet: {_ids(list(absent))}.")
+    return notes + ended_badly(runs)
+
+
+def ended_badly(runs: pd.DataFrame) -> list[str]:
+    """How many runs ended in which way and why, with their ids."""
+    bad = runs[~runs["status"].isin(["ok", MISSING])].fillna({"reason": "no reason recorded"})
+    groups = bad.groupby(["status", "reason"], sort=True)
+    return [f"{len(group)} {status}: {reason} ({_those(group)})." for (status, reason), group in groups]
+
+
+def _ids(runs: list[str]) -> str:
+    return ", ".join(runs) if len(runs) <= MOST_IDS else f"{', '.join(runs[:MOST_IDS])} and {len(runs) - MOST_IDS:,} more"
 
 
 def _those(runs: pd.DataFrame) -> str:
     what = dict.fromkeys(
         row.variant + ("" if pd.isna(row.r) else f" r={row.r:.0f}") for row in runs[["variant", "r"]].itertuples()
     )
-    return f"{', '.join(what)}; run{'s' * (len(runs) > 1)} {', '.join(runs['run_id'])}"
+    return f"{', '.join(what)}; run{'s' * (len(runs) > 1)} {_ids(list(runs['run_id']))}"
 
 
 def _base_models(runs: pd.DataFrame) -> list[str]:

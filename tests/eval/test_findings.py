@@ -182,3 +182,13 @@ def test_a_sweep_can_be_compared_while_it_runs(make) -> None:
     assert [flag.words for flag in result.flags[2]] == ["incomplete grid", "no finished report run", "6 missing of 6 runs"]
     assert said(result)[1].startswith("rslora r=64 against lora r=64: at one fixed rate, 0.001 for both, rslora leads, -0.1900")
     assert any(note.startswith("15 of 42 runs have no record yet: ") for note in result.comparison.notes)
+
+
+def test_runs_that_diverged_at_a_rate_that_was_not_chosen_are_listed(make) -> None:
+    for rate, loss in ((1e-3, 1.5), (1e-2, 1.9)):
+        for seed in range(3):
+            make(loss, seed, lr=rate)
+    lost = make(None, 2, lr=1e-1, status="diverged", reason="loss was not finite at step 12")
+    [said] = [note for note in method(assayed()) if "diverged" in note]
+    assert said.startswith("Among the runs of other rates and of tuning seeds, 1 diverged: loss was not finite at step 12")
+    assert lost in said
