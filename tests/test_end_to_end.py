@@ -44,6 +44,7 @@ def test_the_embedded_model_is_converted_once_and_right() -> None:
 @pytest.mark.timeout(600)  # a minute or so, but several where other processes want the cores too
 def test_a_trained_adapter_beats_the_frozen_base(command: Command, folder: Path) -> None:
     settings = ["train.steps=8", "train.batch_size=8", "eval.val_examples=4", "eval.test_examples=12", "train.schedule=constant"]
+    settings += ["forgetting.tokens=256"]
     done = command("src.train", "-m", "variant=frozen,lora,dora,qlora", "lora.r=8", *settings, timeout=560)
     assert done.returncode == 0, done.stdout + done.stderr
     results = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/result.json")]

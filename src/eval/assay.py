@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from src.eval import contrasts, flags, logs, statistics
-from src.eval.audit import Audit, audit
+from src.eval.audit import NOTE, Audit, Line, audit, few
 from src.eval.comparison import Comparison, column, compare
 from src.eval.contrasts import Contrast, View
 from src.eval.flags import Flag
@@ -76,8 +76,9 @@ def assay(
     views = contrasts.views(comparison.table, comparison.fields, values, reference, margin)
     if metric == "test/loss":
         views = _bootstrapped(views, comparison.runs, root)
-    pairs = [(one.row, one.reference) for view in views for one in view.contrasts]
-    firsts = _firsts(comparison.runs)
+    pairs = [(one.row, one.reference) for view in views for one in view.contrasts if one.test.n]
+    found_audit = audit(pairs, comparison.fields, _firsts(comparison.runs), labels, [one.rates for one in conditions])
+    found_audit.lines.extend(_mixed(comparison.runs, labels))
     result = Assay(
         comparison=replace(comparison, table=_table(comparison, conditions, values, views)),
         selection=selection,
@@ -86,7 +87,7 @@ def assay(
         reference=reference,
         margin=margin,
         views=views,
-        audit=audit(pairs, comparison.fields, firsts, labels),
+        audit=found_audit,
         flags=[],
         rates=rates(selection, metric, numbers),
         expected=found.expected,
@@ -180,6 +181,18 @@ def _firsts(runs: pd.DataFrame) -> pd.DataFrame:
     return recorded.groupby("row", sort=True)[columns].first()
 
 
+def _mixed(runs: pd.DataFrame, labels: list[str]) -> list[Line]:
+    """Rows whose own runs come from several commits, versions of libraries or devices."""
+    lines = []
+    ok = runs[runs["status"] == "ok"]
+    for name in ("device", "commit", "versions"):
+        several = ok.groupby("row")[name].nunique()
+        rows = [labels[int(row)] for row in several.index[several > 1]]
+        if rows:
+            lines.append(Line(f"{name}, within a row", f"not the same for all runs of {few(rows)}", NOTE))
+    return lines
+
+
 def _bootstrapped(views: list[View], runs: pd.DataFrame, root: Path) -> list[View]:
     """The views with intervals over seeds and test items, for the contrasts whose predictions agree in their items."""
     ok = runs[runs["status"] == "ok"]
@@ -241,9 +254,9 @@ def _table(comparison: Comparison, conditions: list[Condition], values: dict[int
     ok = runs[runs["status"] == "ok"].groupby("row")
     for name in ("train_seconds", "adapter_bytes"):
         table[name] = ok[name].mean().reindex(table.index)
-    # A pack's seconds belong to all of its runs; each run's share is what it cost.
-    share = (runs["train_seconds"] / runs["pack_size"]).where(runs["status"] == "ok")
-    table["train_seconds_share"] = share.groupby(runs["row"]).mean().reindex(table.index)
+    # The seconds of a pack belong to all of its runs, whichever of them took longer.
+    alone = runs["train_seconds"].where((runs["status"] == "ok") & (runs["pack_size"] == 1))
+    table["train_seconds_alone"] = alone.groupby(runs["row"]).mean().reindex(table.index)
     for name in (BEFORE, AFTER, CHANGE):
         if name in runs:
             table[f"{column(name)}_mean"] = ok[name].mean().reindex(table.index)
@@ -265,12 +278,17 @@ _STATISTICS: dict[str, Callable[[Contrast], float]] = {
     "bootstrap_low": lambda one: math.nan if one.bootstrap is None else one.bootstrap.low,
     "bootstrap_high": lambda one: math.nan if one.bootstrap is None else one.bootstrap.high,
 }
-COSTS = {"memory": "estimated_memory_bytes", "parameters": "trainable_parameters", "time": "train_seconds_share"}
+COSTS = {"memory": "estimated_memory_bytes", "parameters": "trainable_parameters", "time": "train_seconds_alone"}
 
 
 def _pareto(table: pd.DataFrame, metric: str) -> list[str | None]:
-    """For each row the costs for which no other trained row is better in quality without costing more."""
-    quality = table[f"{column(metric)}_mean"].astype(float).to_numpy()
+    """For each row the costs for which no other row of its model and data set is better in quality without costing more."""
+    quality = table[f"{column(metric)}_mean"].astype(float)
     quality = -quality if contrasts.lower_is_better(metric) else quality
-    fronts = {name: statistics.pareto_front(table[key].astype(float).to_numpy(), quality) for name, key in COSTS.items()}
-    return [", ".join(name for name, front in fronts.items() if front[row]) or None for row in range(len(table))]
+    found: dict[Any, list[str]] = {row: [] for row in table.index}
+    for _, rows in table.groupby(["model", "dataset"], dropna=False):
+        for name, key in COSTS.items():
+            front = statistics.pareto_front(rows[key].astype(float).to_numpy(), quality[rows.index].to_numpy())
+            for row in rows.index[front]:
+                found[row].append(name)
+    return [", ".join(names) or None for names in found.values()]

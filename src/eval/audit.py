@@ -45,20 +45,28 @@ class Audit:
             fields = [line.field for line in self.confounds]
             return f"Confounded: {pairs} differ{'s' * (self.pairs == 1)} in more than the variant: {', '.join(fields)}."
         if not self.pairs:
-            return "No two rows are compared with each other, so there is nothing to confound."
-        return f"No confound: within the {pairs} nothing differs but the variant, its rank and its tuned rate."
+            return "No two rows that share a seed are compared with each other, so there is nothing to confound."
+        return f"No confound: within the {pairs} nothing differs but the variant, its rank and, where tuned, its rate."
+
+
+RATES = "learning rates tried"
 
 
 def audit(
-    pairs: Iterable[tuple[int, int]], fields: Sequence[dict[str, Any]], firsts: pd.DataFrame, labels: Sequence[str]
+    pairs: Iterable[tuple[int, int]],
+    fields: Sequence[dict[str, Any]],
+    firsts: pd.DataFrame,
+    labels: Sequence[str],
+    grids: Sequence[tuple[float, ...]],
 ) -> Audit:
-    """Compare the rows of each pair.
+    """Compare the rows of each pair. A rate that each tuned over the same grid is no difference; unequal grids are one.
 
     Args:
         pairs: (row, reference row).
         fields: the identity fields of each row, dotted.
         firsts: of each row what its runs turned out to be: the keys of ``FACTS`` and ``ORIGIN``, None where unknown.
         labels: what each row is called.
+        grids: the learning rates that were tried for each row.
     """
     pairs = sorted(set(pairs))
     values: dict[str, dict[int, Any]] = {}
@@ -66,6 +74,8 @@ def audit(
         for name in differing(fields[row], fields[other]):
             if name != HELD:
                 values.setdefault(name, {}).update({at: fields[at].get(name) for at in (row, other)})
+        if grids[row] != grids[other]:
+            values.setdefault(RATES, {}).update({at: " ".join(f"{rate:g}" for rate in grids[at]) for at in (row, other)})
         for fact, name in (FACTS | ORIGIN).items():
             mine, its = firsts[fact].iloc[row], firsts[fact].iloc[other]
             if known(mine) and known(its) and mine != its:

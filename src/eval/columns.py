@@ -81,7 +81,7 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("95% interval of it", "difference_interval", str, REFERENCE, "Student's t over the paired seeds", True),
         Column("p (Holm)", "p_holm", p_value, REFERENCE, "exact sign-flip test, two-sided, adjusted over all rows", True),
         Column("verdict", "verdict", None, REFERENCE, "differs: p < 0.05 after Holm, interval without 0; equivalent: TOST", True),
-        Column("detectable", "minimal_detectable", decimals, REFERENCE, "true difference found with 80% power (paired t)", True),
+        Column("detectable", "minimal_detectable", decimals, REFERENCE, "what one unadjusted t finds with 80% power", True),
         Column("trainable", "trainable_parameters", count, COST, "trained parameters"),
         Column("% of total", "trainable_percent", percent, COST, "of all parameters"),
         *([Column("pack", "pack_sizes", str, COST, "runs that trained together")] if _packed(comparison.table) else []),
@@ -160,4 +160,6 @@ def rate(value: float) -> str:
 
 
 def size(value: float) -> str:
+    if value < 2**20:
+        return f"{value / 2**10:.1f} KiB"
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"

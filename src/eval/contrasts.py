@@ -56,6 +56,8 @@ class Contrast:
 
     @property
     def verdict(self) -> str:
+        if self.test.n == 0:
+            return "no common seed"
         if self.test.n < ENOUGH_SEEDS:
             return "descriptive"
         if self.marked:
@@ -78,7 +80,12 @@ class View:
     def smallest_p(self) -> float:
         """The smallest adjusted p that the number of seeds and contrasts lets any of them reach."""
         n = max((contrast.test.n for contrast in self.contrasts), default=0)
-        return min(1.0, statistics.smallest_p(n) * len(self.contrasts)) if n else math.nan
+        return min(1.0, statistics.smallest_p(n) * self.family) if self.family else math.nan
+
+    @property
+    def family(self) -> int:
+        """How many of the contrasts are tested: those with at least two seeds."""
+        return sum(contrast.test.n >= 2 for contrast in self.contrasts)
 
 
 def lower_is_better(metric: str) -> bool:

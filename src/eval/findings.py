@@ -19,12 +19,21 @@ MOST = 8  # contrasts that get a sentence; the tables have them all
 
 def findings(result: Assay, fixed: pd.DataFrame) -> list[str]:
     """The headline sentences; ``fixed`` is ``assay.at_fixed_rates``."""
-    return [*_best(result), *_contrasts(result, fixed)]
+    missing = [] if (result.table["variant"] == result.reference).any() else [
+        f"No run is of the reference {result.reference}, so nothing is tested; give reference= one of"
+        f" {', '.join(dict.fromkeys(result.table['variant']))}."
+    ]  # fmt: skip
+    return [*_best(result), *missing, *_contrasts(result, fixed)]
 
 
 def _best(result: Assay) -> list[str]:
-    """The best row, and the rows that cannot be told from it."""
-    table, main = result.table, column(result.metric)
+    """The best row of each model and data set, and the rows whose intervals overlap with it."""
+    groups = result.table.groupby(["model", "dataset"], sort=False, dropna=False)
+    return [sentence for _, rows in groups for sentence in _best_of(result, rows)]
+
+
+def _best_of(result: Assay, table: pd.DataFrame) -> list[str]:
+    main = column(result.metric)
     means = table[f"{main}_mean"].dropna()
     if len(means) < 2:
         return []
@@ -38,6 +47,7 @@ def _best(result: Assay) -> list[str]:
         result.labels[other]
         for other in means.index
         if other != row
+        and not _told_apart(result, row, other)
         and pd.notna(table["interval_high"][other])
         and pd.notna(table["interval_high"][row])
         and table["interval_low"][other] <= table["interval_high"][row]
@@ -46,6 +56,11 @@ def _best(result: Assay) -> list[str]:
     if close:
         found += f" The intervals of {few(close)} overlap with it."
     return [found]
+
+
+def _told_apart(result: Assay, row: int, other: int) -> bool:
+    """Whether the two rows are a pair that differs: pairs are sharper than two intervals."""
+    return any(one.marked and {one.row, one.reference} == {row, other} for view in result.views for one in view.contrasts)
 
 
 def _contrasts(result: Assay, fixed: pd.DataFrame) -> list[str]:
@@ -59,12 +74,15 @@ def _contrasts(result: Assay, fixed: pd.DataFrame) -> list[str]:
         rates = [rate for rate in grid if rate in rows.index]
         tuned = _tuned(result, one)
         if len(grid) < 2 or not rates:
-            said.append((abs(one.test.mean), f"{_pair(result, one)}: {tuned}"))
+            said.append((abs(one.test.mean), f"{_pair(result, one)}{_untuned(result, one)}: {tuned}"))
             continue
         middle = rates[len(rates) // 2]
         at = rows.loc[middle]
         lead = _lead(result, one, at["difference"], at["low"], at["high"])
         first = f"at one fixed rate, {short(middle)} for both, {lead}, {_seeds(int(at['n']))}"
+        if len(rates) > 1:
+            ends = [f"{signed(rows['difference'][rate])} at {short(rate)}" for rate in (rates[0], rates[-1])]
+            first += f" (from {ends[0]} to {ends[1]})"
         text = f"{_pair(result, one)}: {first}; each at its own best rate{_chosen(result, one)}, {tuned}"
         said.append((abs(at["difference"] - one.test.mean), text + _edges(result, one)))
     said.sort(key=lambda entry: -entry[0])
@@ -81,6 +99,14 @@ def _chosen(result: Assay, one: Contrast) -> str:
     return f" ({' and '.join('none' if rate is None else short(rate) for rate in rates)})"
 
 
+def _untuned(result: Assay, one: Contrast) -> str:
+    """The rates of a pair that shares no grid, or a grid of one."""
+    rates = [result.conditions[row].chosen for row in (one.row, one.reference)]
+    if rates[0] == rates[1] and rates[0] is not None:
+        return f", at one rate for both, {short(rates[0])}"
+    return f", at learning rates{_chosen(result, one)}"
+
+
 def _tuned(result: Assay, one: Contrast) -> str:
     test = one.test
     text = f"{_lead(result, one, test.mean, test.low, test.high)}, {_seeds(test.n)}"
@@ -91,7 +117,14 @@ def _tuned(result: Assay, one: Contrast) -> str:
         p += ", but the interval holds 0"
     equal = f", and equivalent within {result.margin:g}" if test.equivalent else ""
     verdict = "a difference" if one.marked else "no difference shown"
-    return f"{text}: {verdict} ({p}){equal}."
+    return f"{text}: {verdict} ({p}){equal}.{_lost(result, one)}"
+
+
+def _lost(result: Assay, one: Contrast) -> str:
+    runs = result.comparison.runs[result.comparison.runs["row"].isin((one.row, one.reference))]
+    lost = int((runs["status"] != "ok").sum())
+    verb = "has" if lost == 1 else "have"
+    return f" {lost} of the {len(runs)} report runs {verb} no number, so this is of the seeds that both finished." if lost else ""
 
 
 def _lead(result: Assay, one: Contrast, difference: float, low: float, high: float) -> str:
@@ -126,7 +159,7 @@ def method(result: Assay) -> list[str]:
     elif tuned:
         notes.append(
             f"Learning rates were chosen by {CHOSEN_BY} over the same seeds that report ({_list(split.report)}):"
-            " there are too few to keep them apart, so the means flatter."
+            " no others are left to report on, so the means flatter."
         )
     runs = result.selection.runs
     unreported = runs[~runs["run_id"].isin(result.comparison.runs["run_id"])]
@@ -136,25 +169,28 @@ def method(result: Assay) -> list[str]:
             notes += _of_view(result, view)
     detectable = [one.test.mde for view in result.views for one in view.contrasts if not math.isnan(one.test.mde)]
     if detectable:
+        low, high = decimals(min(detectable)), decimals(max(detectable))
         notes.append(
-            f"Equivalent means that both one-sided t tests within {result.margin:g} reject at {ALPHA:g} (TOST). Differences of"
-            f" {decimals(min(detectable))} to {decimals(max(detectable))} are found with 80% power, smaller ones less often."
+            f"Equivalent means that both one-sided t tests within {result.margin:g} reject at {ALPHA:g} (TOST), not adjusted for"
+            f" the number of rows. One unadjusted paired t test finds differences of {low} to {high} with 80% power; the test"
+            " that marks rows, exact and after Holm, finds less."
         )
+        both = any(one.bootstrap is not None for view in result.views for one in view.contrasts)
+        where = "are in comparison.csv and on the page" if both else "need the runs' predictions.jsonl, which are not there"
         notes.append(
             "Intervals are Student's t over seeds, on these test examples; those over seeds and examples together (hierarchical"
-            " bootstrap) are in comparison.csv and on the page."
+            f" bootstrap) {where}."
         )
     return notes
 
 
 def _of_view(result: Assay, view: View) -> list[str]:
-    number = len(view.contrasts)
     text = f"At the {view.name}: row minus {result.reference}, paired by seed; {family(view)}."
     n = max(one.test.n for one in view.contrasts)
     if n >= ENOUGH_SEEDS and view.smallest_p >= ALPHA:
         text += (
-            f" With {n} seeds and {number} contrasts the smallest p after Holm is {p_value(view.smallest_p)}, so nothing can be"
-            " marked as different however large: more seeds would be needed."
+            f" With {n} seeds and {view.family} contrasts the smallest p after Holm is {p_value(view.smallest_p)}, so nothing can"
+            " be marked as different however large: more seeds would be needed."
         )
     notes = [text]
     if view.unmatched:
@@ -166,8 +202,8 @@ def _of_view(result: Assay, view: View) -> list[str]:
 
 
 def family(view: View) -> str:
-    number = len(view.contrasts)
-    return f"exact sign-flip tests, Holm over {number} contrast{'s' * (number != 1)}"
+    number = view.family
+    return f"sign-flip tests, exact up to 16 seeds, Holm over {number} contrast{'s' * (number != 1)}"
 
 
 def _interval(low: float, high: float) -> str:

@@ -76,7 +76,9 @@ def _tuning(condition: Any, grids: set[tuple[float, ...]], selection: Selection)
     elif not selection.split.disjoint:
         some.append(Flag("tuned and reported on the same seeds", "tuned and reported on the same seeds"))
     if len(grids) > 1:
-        some.append(Flag("unequal grids", f"grid of {len(condition.rates)} rates, unequal to others"))
+        some.append(
+            Flag("unequal grids", f"grid of {len(condition.rates)} rate{'s' * (len(condition.rates) != 1)}, unequal to others")
+        )
     if not condition.complete:
         some.append(Flag("incomplete grid", "incomplete grid"))
     return some

@@ -190,7 +190,7 @@ def _fixed_view(result: Assay, fixed: pd.DataFrame) -> list[dict[str, Any]]:
         for rate in rates:
             known = rate in mine.index
             value = mine["difference"][rate] if known else math.nan
-            between = f" {_between(mine['low'][rate], mine['high'][rate])}".replace(" -", "") if known else ""
+            between = f" {_between(mine['low'][rate], mine['high'][rate])}".removesuffix(" -") if known else ""
             cells[f"at {rate:g}"] = {"value": _value(float(value)), "text": f"{signed(value)}{between}" if known else "-"}
         tuned = (
             "-"
@@ -230,7 +230,7 @@ def _arm(result: Assay, at: int, curves: pd.DataFrame) -> dict[str, Any]:
         "series": row["variant"],
         "trainable_parameters": _value(row["trainable_parameters"]),
         "memory_bytes": _value(row["estimated_memory_bytes"]),
-        "seconds": _value(row["train_seconds_share"]),
+        "seconds": _value(row["train_seconds_alone"]),
         "mean": _value(row[f"{column(result.metric)}_mean"]),
         "low": _value(row["interval_low"]),
         "high": _value(row["interval_high"]),

@@ -15,11 +15,11 @@ from typing import Any
 import pandas as pd
 
 from src.eval.comparison import told_apart_by_facts
-from src.eval.frame import MISSING
 
 RATE = "train.lr"
 CHOSEN_BY = "val/loss"
 Seed = tuple[int, int]  # (seed, data_seed)
+NOT_REPORTED = "not reported"  # finished, but its row has no number to report
 TUNING, REPORT, BOTH = "tuning", "report", "both"
 
 
@@ -75,7 +75,7 @@ class Selection:
         unchosen = runs["condition"].map(lambda condition: self.conditions[condition].chosen is None)
         runs.loc[lost, "reason"] = "no report seed has run at the chosen rate"
         runs.loc[lost & unchosen, "reason"] = f"no tuning seed has a {CHOSEN_BY} to choose a rate by"
-        runs.loc[lost, "status"] = MISSING
+        runs.loc[lost, "status"] = NOT_REPORTED
         # A stand-in may be of any rate: one group, and no rate of its own.
         rows = runs["condition"].isin(empty)
         runs.loc[rows, "group"] = runs.loc[rows, "condition"].map(lambda condition: f"condition {condition}")

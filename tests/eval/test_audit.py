@@ -8,9 +8,10 @@ import pytest
 
 from src.eval.__main__ import main
 from src.eval.audit import CONFOUND, NOTE, Line, few
+from tests.eval import synthetic
 from tests.eval.synthetic import DORA, FROZEN, QLORA, RSLORA, assayed, flagged
 
-CLEAN = "No confound: within the {} nothing differs but the variant, its rank and its tuned rate."
+CLEAN = "No confound: within the {} nothing differs but the variant, its rank and, where tuned, its rate."
 PROVENANCE = {"commit": "a" * 40, "dirty": False, "python": "3.12.3", "packages": {"torch": "2.11.0", "peft": "0.21.0"}}
 
 
@@ -95,7 +96,7 @@ def test_rows_that_are_compared_with_nothing_confound_nothing(make) -> None:
     make(variant=DORA, steps=77)
     found = assayed().audit
     assert (found.pairs, found.clean) == (0, True)
-    assert found.summary == "No two rows are compared with each other, so there is nothing to confound."
+    assert found.summary == "No two rows that share a seed are compared with each other, so there is nothing to confound."
 
 
 def test_a_planted_scale_effect_is_named(make) -> None:
@@ -162,3 +163,15 @@ def test_many_rows_are_counted() -> None:
     assert few(["a", "b", "a"]) == "a, b"
     assert few([str(n) for n in range(6)]) == "0, 1, 2, 3, 4, 5"
     assert few([str(n) for n in range(10)]) == "0, 1, 2, 3, 4 and 5 more"
+
+
+def test_rows_of_unequal_rates_are_confounded_and_strict_refuses_them(make) -> None:
+    """One rate each, and not the same one: whatever differs may be the rate's."""
+    for seed in range(6):
+        synthetic.run(2.0, seed, lr=3e-4)
+        synthetic.run(1.5, seed, lr=1e-3, variant=RSLORA)
+    found = assayed().audit
+    assert [(line.field, line.text) for line in found.confounds] == [
+        ("learning rates tried", "0.0003 in lora r=8; 0.001 in rslora r=8")
+    ]
+    assert not found.clean

@@ -43,7 +43,7 @@ def test_the_story(make) -> None:
     fixed, tuned = t_interval([-0.19 + noise for noise in NOISE]), t_interval([-0.05 + noise for noise in NOISE[4:]])
     assert sentence == (
         "rslora r=64 against lora r=64: at one fixed rate, 0.001 for both, rslora leads,"
-        f" -0.1900 [{fixed[0]:.4f}, {fixed[1]:.4f}], 12 seeds;"
+        f" -0.1900 [{fixed[0]:.4f}, {fixed[1]:.4f}], 12 seeds (from -0.3500 at 0.0003 to +0.1000 at 0.003);"
         " each at its own best rate (0.001 and 0.003), rslora leads,"
         f" -0.0500 [{tuned[0]:.4f}, {tuned[1]:.4f}], 8 seeds: a difference (p = 0.0078 after Holm)."
         " lora r=64's best rate is the highest of the grid: a better one may lie beyond it."
@@ -83,7 +83,8 @@ def test_few_seeds_claim_nothing(make) -> None:
         synthetic.run(2.0 + 0.1 * seed, seed)
         synthetic.run(1.5 + 0.1 * seed, seed, variant=RSLORA)
     [_, sentence] = said(assayed())
-    assert sentence.startswith("rslora r=8 against lora r=8: rslora leads, -0.5000 [-0.5000, -0.5000], 3 seeds: too few seeds")
+    assert sentence.startswith("rslora r=8 against lora r=8, at one rate for both, 0.001: rslora leads, -0.5000")
+    assert "[-0.5000, -0.5000], 3 seeds: too few seeds" in sentence
     assert "p =" not in sentence and "a difference" not in sentence
 
 
@@ -129,15 +130,17 @@ def test_the_method_is_said(make) -> None:
         "Learning rates: for each row the best of 3 by val/loss over the tuning seeds 0, 1, 2, 3; all other numbers are over"
         " the report seeds 4, 5, 6, 7, 8, 9, 10, 11."
     )
-    assert "At the same rank: row minus lora, paired by seed; exact sign-flip tests, Holm over 1 contrast." in notes
+    assert (
+        "At the same rank: row minus lora, paired by seed; sign-flip tests, exact up to 16 seeds, Holm over 1 contrast." in notes
+    )
     assert any(
-        note.startswith("Equivalent means that both one-sided t tests within 0.01 reject at 0.05 (TOST).") for note in notes
+        note.startswith("Equivalent means that both one-sided t tests within 0.01 reject at 0.05 (TOST)") for note in notes
     )
 
 
 def test_seeds_that_could_not_be_kept_apart_are_said(make) -> None:
     synthetic.grid(LORA, seeds=[0])
-    assert "over the same seeds that report (0): there are too few to keep them apart" in method(assayed())[0]
+    assert "over the same seeds that report (0): no others are left to report on" in method(assayed())[0]
 
 
 def test_a_family_that_no_p_could_win_is_said(make) -> None:

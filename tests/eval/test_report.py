@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def test_it_has_what_the_page_reads(make) -> None:
     written = keys(page_reports.small())
     sweep(ended={(3e-4, 1): "missing"})
     synthetic.run(5.0, variant=FROZEN, fields={"train.steps": 9})
-    synthetic.run(1.0, variant=DORA, r=4, trainable_parameters=4000, fields={"train.batch_size": 8})
+    synthetic.run(1.0, 5, variant=DORA, r=4, trainable_parameters=4000, fields={"train.batch_size": 8})
     result = assayed()
     made = reported(result, logs.curves([str(run) for run in result.comparison.runs["run_id"]]).frame)
     assert written - keys(made) == set()
@@ -102,7 +103,7 @@ def test_numbers_and_texts_by_hand(make) -> None:
     ]  # fmt: skip
     assert [seed["role"] for seed in arm["rates"][0]["seeds"]] == ["tuning"] * 3 + ["report"] * 6
     same_rank, _, fixed = made["views"]
-    assert same_rank["family"] == "exact sign-flip tests, Holm over 2 contrasts"
+    assert same_rank["family"] == "sign-flip tests, exact up to 16 seeds, Holm over 2 contrasts"
     assert [row["cells"]["reference"]["text"] for row in same_rank["rows"]] == ["lora r=4", "lora r=64"]
     # Over all 9 seeds the wobble sums to 0.002.
     assert fixed["rows"][0]["cells"]["at 0.001"]["value"] == pytest.approx(-0.2 + 0.002 / 9)
@@ -178,7 +179,7 @@ def test_forgetting_can_be_what_is_compared(make, capsys) -> None:
 
 
 def test_costs_by_hand(make) -> None:
-    """A run's share of its pack's seconds, and who is beaten: B is worse than A in nothing but time, C beaten by both."""
+    """Seconds of runs that trained alone, and who is beaten: B is worse than D in all but time, C beaten by both."""
     gigabyte = 2**30
     costs = {"A": (2.0, 2, 10, 60, 4), "B": (2.1, 2, 10, 12, 1), "C": (2.2, 3, 20, 60, 4), "D": (1.9, 4, 10, 60, 1)}
     for r, (loss, memory, parameters, seconds, pack) in enumerate(costs.values(), start=1):
@@ -187,10 +188,11 @@ def test_costs_by_hand(make) -> None:
             estimated_memory_bytes=memory * gigabyte, trainable_parameters=parameters,
         )  # fmt: skip
     table = assayed().table
-    assert list(table["train_seconds_share"]) == [15.0, 12.0, 15.0, 60.0]
+    assert table["train_seconds_alone"].fillna(-1).tolist() == [-1, 12.0, -1, 60.0]
     assert list(table["train_seconds"]) == [60.0, 12.0, 60.0, 60.0] and list(table["adapter_bytes"]) == [4000.0] * 4
-    # Memory: D is best, A is best of those that need less. Parameters: D has no more than any. Time: D, A and B.
-    fronts = ["memory, time", "time", None, "memory, parameters, time"]
+    # Memory: D is best, A is best of those that need less. Parameters: D has no more than any. Time: D and B, the others
+    # shared theirs.
+    fronts = ["memory", "time", None, "memory, parameters, time"]
     assert [None if pd.isna(front) else front for front in table["pareto"]] == fronts
 
 
@@ -207,3 +209,12 @@ def test_a_long_curve_is_thinned(make) -> None:
     ids = [synthetic.run(curve=tuple(3.0 - step / 1000 for step in range(999)))]
     [arm] = reported(assayed(), logs.curves(ids).frame)["arms"]
     assert 100 <= len(arm["curve"]["steps"]) <= 200 and arm["curve"]["steps"][0] == 10
+
+
+def test_an_interval_below_zero_keeps_both_of_its_signs_in_every_view(make) -> None:
+    sweep()
+    views = {view["name"]: view["rows"] for view in reported(assayed())["views"]}
+    for row in views["fixed rate against tuned"]:
+        assert re.fullmatch(r"-0\.[0-9]+ \[-0\.[0-9]+, -0\.[0-9]+\]", row["cells"]["tuned"]["text"])
+        # At the lowest rate LoRA is far behind at every seed.
+        assert re.fullmatch(r"-0\.[0-9]+ \[-0\.[0-9]+, -0\.[0-9]+\]", row["cells"]["at 0.0003"]["text"])

@@ -142,13 +142,13 @@ def test_all_diverged(grid) -> None:
     assert (result.conditions[0].chosen, lora["n_seeds"], lora["status"]) == (None, 0, "diverged")
     assert math.isnan(lora["learning_rate"]) and lora["effective_scale"] == 2.0
     assert flagged(result, "lora r=8") == ["incomplete grid", "no finished report run", "9 diverged of 9 runs"]
-    assert (rslora["n_seeds"], rslora["pairs"], rslora["verdict"]) == (2, 0, "descriptive")
+    assert (rslora["n_seeds"], rslora["pairs"], rslora["verdict"]) == (2, 0, "no common seed")
 
 
 def test_tuning_seeds_that_diverged_at_every_rate_leave_a_row_without_a_number(grid) -> None:
     grid(BOWL, seeds=range(3), ended={(rate, 0): "diverged" for rate in BOWL})
     [row] = assayed().table.to_dict("records")
-    assert (row["n_seeds"], row["status"]) == (0, "3 diverged, 6 missing")
+    assert (row["n_seeds"], row["status"]) == (0, "3 diverged, 6 not reported")
     assert "no tuning seed has a val/loss to choose a rate by" in row["reasons"]
 
 
