@@ -132,7 +132,7 @@ function rateFigure(arms, board, choice, width) {
       },
       y: {range}, yTitle: label, notes,
     }),
-    caption: `Means over the seeds at each learning rate, ${tail(drawn.length, "arm")}; small points are single seeds, a cross at `
+    caption: `Means at each learning rate (validation: of the tuning seeds, test: of the report seeds), ${tail(drawn.length, "arm")}; small points are single seeds, a cross at `
       + "the top is a run that did not finish, the ring marks the rate chosen on validation"
       + (edges ? `, and ${tail(edges, "choice")} on the edge of the grid.` : "."),
     head: ["arm", "rank", "learning_rate", "chosen", "validation", "metric", "seeds", "finished"],
