@@ -203,6 +203,8 @@ def _of_view(result: Assay, view: View) -> list[str]:
 
 def family(view: View) -> str:
     number = view.family
+    if not number:
+        return "one seed or none in common, so nothing is tested"
     return f"sign-flip tests, exact up to 16 seeds, Holm over {number} contrast{'s' * (number != 1)}"
 
 
