@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 import pandas as pd
 
 from src.eval import contrasts, flags, logs, statistics
-from src.eval.audit import NOTE, Audit, Line, audit, few
+from src.eval.audit import NOTE, Audit, Line, audit
 from src.eval.comparison import Comparison, column, compare
 from src.eval.contrasts import Contrast, View
 from src.eval.flags import Flag
 from src.eval.frame import AFTER, BEFORE, CHANGE, Gathered
-from src.eval.selection import REPORT, Condition, Selection, row_conditions, select
+from src.eval.notes import named
+from src.eval.selection import REPORT, TUNING, Condition, Seed, Selection, row_conditions, select
+from src.eval.text import few
 from src.records import RUNS
 
 READ_AT_MOST = 2000  # runs whose predictions and logged losses are read
@@ -72,29 +75,28 @@ def assay(
     conditions = [selection.conditions[number] for number in numbers]
     labels = _labels(comparison)
     margin = contrasts.margin_of(metric) if margin is None else margin
-    values = contrasts.values_of(comparison.runs, metric)
+    values = contrasts.by_seed(comparison.runs, metric, "row")
     views = contrasts.views(comparison.table, comparison.fields, values, reference, margin)
     if metric == "test/loss":
         views = _bootstrapped(views, comparison.runs, root)
     pairs = [(one.row, one.reference) for view in views for one in view.contrasts if one.test.n]
-    found_audit = audit(pairs, comparison.fields, _firsts(comparison.runs), labels, [one.rates for one in conditions])
-    found_audit.lines.extend(_mixed(comparison.runs, labels))
-    result = Assay(
-        comparison=replace(comparison, table=_table(comparison, conditions, values, views)),
+    between = audit(pairs, comparison.fields, _firsts(comparison.runs), labels, [one.rates for one in conditions])
+    found_flags = flags.flags(comparison, selection, numbers, views[0])
+    table = _table(comparison, conditions, values, views)
+    table["flags"] = ["; ".join(flag.words for flag in some) or None for some in found_flags]
+    return Assay(
+        comparison=replace(comparison, table=table),
         selection=selection,
         conditions=conditions,
         labels=labels,
         reference=reference,
         margin=margin,
         views=views,
-        audit=found_audit,
-        flags=[],
+        audit=replace(between, lines=[*between.lines, *_mixed(comparison.runs, labels)]),
+        flags=found_flags,
         rates=rates(selection, metric, numbers),
         expected=found.expected,
     )
-    found_flags = flags.flags(comparison, selection, numbers, views[0])
-    result.table["flags"] = ["; ".join(flag.words for flag in some) or None for some in found_flags]
-    return replace(result, flags=found_flags)
 
 
 def rates(selection: Selection, metric: str, numbers: list[int]) -> pd.DataFrame:
@@ -108,7 +110,7 @@ def rates(selection: Selection, metric: str, numbers: list[int]) -> pd.DataFrame
     made = []
     for (number, rate), group in runs.groupby(["condition", "learning_rate"], sort=True):
         ok = group[group["status"] == "ok"]
-        tuning, report = ok[ok["role"] != REPORT], ok[ok["role"] != "tuning"]
+        tuning, report = ok[ok["role"] != REPORT], ok[ok["role"] != TUNING]
         made.append(
             {
                 "row": row_of[number],
@@ -131,19 +133,13 @@ def at_fixed_rates(result: Assay) -> pd.DataFrame:
     One row per contrast of the first view and rate that both have, over all seeds that both have at that rate. Columns:
     row, reference, learning_rate, difference, low, high, n.
     """
-    runs, metric = result.selection.runs, result.metric
     numbers = row_conditions(result.comparison.runs)
-    ok = runs[(runs["status"] == "ok") & runs[metric].notna()] if metric in runs else runs.iloc[0:0]
-    cells: dict[tuple[int, float], dict[Any, float]] = {}
-    for number, rate, seed, data_seed, value in zip(
-        ok["condition"], ok["learning_rate"], ok["seed"], ok["data_seed"], ok.get(metric, ()), strict=False
-    ):
-        cells.setdefault((number, rate), {})[seed, data_seed] = value
+    cells = contrasts.by_seed(result.selection.runs, result.metric, ["condition", "learning_rate"])
     made = []
     for one in result.views[0].contrasts:
         mine, its = result.conditions[one.row], result.conditions[one.reference]
         for rate in sorted(set(mine.rates) & set(its.rates)):
-            a, b = cells.get((numbers[one.row], rate), {}), cells.get((numbers[one.reference], rate), {})
+            a, b = cells[numbers[one.row], rate], cells[numbers[one.reference], rate]
             of = statistics.mean_interval(np.array([a[seed] - b[seed] for seed in sorted(set(a) & set(b))]))
             if of.n:
                 made.append(
@@ -153,12 +149,15 @@ def at_fixed_rates(result: Assay) -> pd.DataFrame:
     return pd.DataFrame(made, columns=["row", "reference", "learning_rate", "difference", "low", "high", "n"])
 
 
+def of_pair(fixed: pd.DataFrame, one: Contrast) -> pd.DataFrame:
+    """The rows of ``at_fixed_rates`` that are of this pair, by learning rate."""
+    return fixed[(fixed["row"] == one.row) & (fixed["reference"] == one.reference)].set_index("learning_rate")
+
+
 def _labels(comparison: Comparison) -> list[str]:
     """``lora r=4``, and what else tells rows of that name apart."""
     table = comparison.table
-    plain = [
-        row["variant"] + ("" if pd.isna(row["r"]) else f" r={row['r']:.0f}") for row in table[["variant", "r"]].to_dict("records")
-    ]
+    plain = list(map(named, table["variant"], table["r"]))
     labels = []
     for at, name in enumerate(plain):
         if plain.count(name) > 1:
@@ -204,36 +203,31 @@ def _bootstrapped(views: list[View], runs: pd.DataFrame, root: Path) -> list[Vie
         (int(r), (int(s), int(d))): run
         for r, s, d, run in zip(ids["row"], ids["seed"], ids["data_seed"], ids["run_id"], strict=True)
     }
-    known: dict[str, logs.Items | None] = {}
 
-    def items(row: int, seed: Any) -> logs.Items | None:
-        run = run_of[row, seed]
-        if run not in known:
-            known[run] = logs.items(run, root)
-        return known[run]
+    @cache
+    def items(row: int, seed: Seed) -> logs.Items | None:
+        return logs.items(run_of[row, seed], root)
 
-    def resampled(one: Contrast) -> Contrast:
-        pairs = [(items(one.row, seed), items(one.reference, seed)) for seed in one.seeds]
+    @cache  # a pair of both views is resampled once
+    def resampled(row: int, reference: int, seeds: tuple[Seed, ...]) -> statistics.Resampled | None:
+        pairs = [(items(row, seed), items(reference, seed)) for seed in seeds]
         first = pairs[0][0] if pairs else None
         if first is None:
-            return one
+            return None
         differences = []
         for mine, its in pairs:
             if mine is None or its is None or not (first.ids == mine.ids == its.ids) or not (mine.tokens == its.tokens).all():
-                return one
+                return None
             differences.append(mine.nats - its.nats)
-        return replace(one, bootstrap=statistics.bootstrap(np.stack(differences), first.tokens, first.clusters))
+        return statistics.bootstrap(np.stack(differences), first.tokens, first.clusters)
 
-    done: dict[tuple[int, int], Contrast] = {}
-    made = []
-    for view in views:
-        found = []
-        for one in view.contrasts:
-            key = (one.row, one.reference)
-            done[key] = done[key] if key in done else resampled(one)
-            found.append(replace(one, bootstrap=done[key].bootstrap))
-        made.append(replace(view, contrasts=found))
-    return made
+    return [
+        replace(
+            view,
+            contrasts=[replace(one, bootstrap=resampled(one.row, one.reference, one.seeds)) for one in view.contrasts],
+        )
+        for view in views
+    ]
 
 
 def _table(comparison: Comparison, conditions: list[Condition], values: dict[int, Any], views: list[View]) -> pd.DataFrame:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from src.eval.text import few
+
 # What a comparison is about, or chose by itself: no confound.
 OWN = ("variant.", "lora.r", "train.lr")
 # What tells where and with which code a run was made, or decides its speed alone: it may explain a difference.
@@ -40,13 +42,20 @@ class Audit:
 
     @property
     def summary(self) -> str:
+        if not self.pairs:
+            return self.detail
+        return f"{'No confound' if self.clean else 'Confounded'}: {self.detail}"
+
+    @property
+    def detail(self) -> str:
+        """The summary for a reader who sees the verdict beside it."""
         pairs = f"{self.pairs} compared pair{'s' * (self.pairs != 1)} of rows"
         if self.confounds:
             fields = [line.field for line in self.confounds]
-            return f"Confounded: {pairs} differ{'s' * (self.pairs == 1)} in more than the variant: {', '.join(fields)}."
+            return f"{pairs} differ{'s' * (self.pairs == 1)} in more than the variant: {', '.join(fields)}."
         if not self.pairs:
             return "No two rows that share a seed are compared with each other, so there is nothing to confound."
-        return f"No confound: within the {pairs} nothing differs but the variant, its rank and, where tuned, its rate."
+        return f"within the {pairs} nothing differs but the variant, its rank and, where tuned, its rate."
 
 
 RATES = "learning rates tried"
@@ -119,9 +128,3 @@ def _text(by_row: dict[int, str], labels: Sequence[str]) -> str:
     for row, value in sorted(by_row.items()):
         rows_of.setdefault(value, []).append(labels[row])
     return "; ".join(f"{value} in {few(names)}" for value, names in rows_of.items())
-
-
-def few(names: Sequence[str], most: int = 6) -> str:
-    """Names in one line: ``a, b and 3 more``."""
-    names = list(dict.fromkeys(names))
-    return ", ".join(names) if len(names) <= most else f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"

@@ -13,6 +13,7 @@ from src.eval.notes import own_peak
 from src.eval.text import clean
 
 ABSENT = "-"
+DETECTABLE = "what one unadjusted paired t test of these seeds finds with 80% power"
 CONDITION, QUALITY, REFERENCE, COST, STATE = "condition", "quality", "against the reference", "cost", "state"
 
 
@@ -44,7 +45,7 @@ class Cells:
 def cells(comparison: Comparison, without: tuple[str, ...] = ()) -> Cells:
     """The table as text, without the columns whose labels are named."""
     table = readable(comparison.table)
-    shown = [one for one in columns(comparison) if one.label not in without]
+    shown = [one for one in columns(comparison, table) if one.label not in without]
     rows = [[text(one, row[one.key]) for one in shown] for row in table.to_dict("records")]
     naming = sum(one.group == CONDITION for one in shown)
     return Cells([clean(one.label) for one in shown], [one.write is not None for one in shown], naming, rows)
@@ -54,8 +55,8 @@ def text(one: Column, value: Any) -> str:
     return ABSENT if pd.isna(value) else clean((one.write or plain)(value)) or ABSENT
 
 
-def columns(comparison: Comparison) -> list[Column]:
-    """The columns of a comparison's table, in order; ``readable`` makes the table that they read."""
+def columns(comparison: Comparison, table: pd.DataFrame) -> list[Column]:
+    """The columns of a comparison, in order, that read ``table``, which is its ``readable`` one."""
     main, *others = comparison.metrics
     tuned = "rates_tried" in comparison.table and (comparison.table["rates_tried"] > 1).any()
     wanted = [
@@ -81,7 +82,7 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("95% interval of it", "difference_interval", str, REFERENCE, "Student's t over the paired seeds", True),
         Column("p (Holm)", "p_holm", p_value, REFERENCE, "exact sign-flip test, two-sided, adjusted over all rows", True),
         Column("verdict", "verdict", None, REFERENCE, "differs: p < 0.05 after Holm, interval without 0; equivalent: TOST", True),
-        Column("detectable", "minimal_detectable", decimals, REFERENCE, "what one unadjusted t finds with 80% power", True),
+        Column("detectable", "minimal_detectable", decimals, REFERENCE, DETECTABLE, True),
         Column("trainable", "trainable_parameters", count, COST, "trained parameters"),
         Column("% of total", "trainable_percent", percent, COST, "of all parameters"),
         *([Column("pack", "pack_sizes", str, COST, "runs that trained together")] if _packed(comparison.table) else []),
@@ -94,7 +95,6 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("status", "status", None, STATE, "how the runs ended"),
         Column("flags", "flags", None, STATE, "what to know about this row", True),
     ]  # fmt: skip
-    table = readable(comparison.table)
     return [one for one in wanted if not one.optional or (one.key in table and table[one.key].notna().any())]
 
 
@@ -119,7 +119,17 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _intervals(low: pd.Series, high: pd.Series, write: Callable[[Any], str]) -> list[str | None]:
-    return [None if pd.isna(a) or pd.isna(b) else f"[{write(a)}, {write(b)}]" for a, b in zip(low, high, strict=True)]
+    return [interval(a, b, write) or None for a, b in zip(low, high, strict=True)]
+
+
+def interval(low: float, high: float, write: Callable[[Any], str]) -> str:
+    """``[low, high]``; nothing where an end is unknown."""
+    return "" if pd.isna(low) or pd.isna(high) else f"[{write(low)}, {write(high)}]"
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """A difference and its interval, ``-0.0600 [-0.0658, -0.0543]``; the interval only where it is known."""
+    return f"{signed(value)} {interval(low, high, signed)}".rstrip()
 
 
 def heading(metric: str) -> str:

@@ -17,12 +17,12 @@ import pandas as pd
 
 from src.eval import statistics
 from src.eval.audit import differing
+from src.eval.notes import ENOUGH_SEEDS
 from src.eval.selection import Seed
 
 SAME_RANK, SAME_PARAMETERS = "same rank", "same trainable parameters"
 TOLERANCE = 0.05  # relative: trainable parameters that differ by less count as the same
 ALPHA = 0.05
-ENOUGH_SEEDS = 6  # below it an exact sign-flip test cannot reach p < 0.05 two-sided: 2 / 2**5 = 0.0625
 # The largest difference that counts as none, by the metric's last word: nats, or a share of answers.
 MARGINS = {"loss": 0.01}
 OTHER_MARGIN = 0.01
@@ -96,13 +96,14 @@ def margin_of(metric: str) -> float:
     return MARGINS.get(metric.rpartition("/")[2], OTHER_MARGIN)
 
 
-def values_of(runs: pd.DataFrame, metric: str) -> dict[int, dict[Seed, float]]:
-    """Of each row of a comparison the metric by seed, finished runs only."""
-    found: dict[int, dict[Seed, float]] = {int(row): {} for row in runs["row"].unique()}
+def by_seed(runs: pd.DataFrame, metric: str, of: str | list[str]) -> dict[Any, dict[Seed, float]]:
+    """The metric by seed, finished runs only, for each value of the column or columns ``of``."""
+    found: dict[Any, dict[Seed, float]] = {key: {} for key in runs.groupby(of).groups}
     if metric in runs:
         ok = runs[(runs["status"] == "ok") & runs[metric].notna()]
-        for row, seed, data_seed, value in zip(ok["row"], ok["seed"], ok["data_seed"], ok[metric], strict=True):
-            found[int(row)][int(seed), int(data_seed)] = float(value)
+        for key, group in ok.groupby(of):
+            seeds = zip(group["seed"], group["data_seed"], strict=True)
+            found[key] = dict(zip(seeds, group[metric], strict=True))
     return found
 
 

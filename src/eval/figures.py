@@ -61,7 +61,6 @@ def write(comparison: Comparison, curves: pd.DataFrame, folder: Path, rates: pd.
         if rates is not None and rates.groupby("row")["learning_rate"].nunique().gt(1).any():
             figures["learning_rates"] = learning_rates(comparison, rates)
         for name, figure in figures.items():
-            FigureCanvasAgg(figure)
             _settle(figure)
             figure.savefig(folder / f"{name}.png")
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
@@ -73,7 +72,6 @@ def png(draw: Callable[..., Figure], *arguments: Any) -> bytes:
     """One figure as PNG, for a notebook: ``png(quality_vs_rank, comparison)``."""
     with matplotlib.rc_context(SETTINGS):
         figure = draw(*arguments)
-        FigureCanvasAgg(figure)
         _settle(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
@@ -82,6 +80,7 @@ def png(draw: Callable[..., Figure], *arguments: Any) -> bytes:
 
 def _settle(figure: Figure) -> None:
     """Lay out once and round: the layout's solver differs in the last bit from call to call, and SVG ids hash it."""
+    FigureCanvasAgg(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:

@@ -6,13 +6,13 @@ import math
 
 import pandas as pd
 
-from src.eval.assay import Assay
-from src.eval.audit import few
-from src.eval.columns import decimals, p_value, short, signed
+from src.eval.assay import Assay, of_pair
+from src.eval.columns import decimals, interval, p_value, short, signed, with_interval
 from src.eval.comparison import column
-from src.eval.contrasts import ALPHA, ENOUGH_SEEDS, SAME_RANK, TOLERANCE, Contrast, View, lower_is_better
-from src.eval.notes import ended_badly, metric_label
+from src.eval.contrasts import ALPHA, SAME_RANK, TOLERANCE, Contrast, View, lower_is_better
+from src.eval.notes import ENOUGH_SEEDS, ended_badly, metric_label
 from src.eval.selection import CHOSEN_BY, Seed
+from src.eval.text import few
 
 MOST = 8  # contrasts that get a sentence; the tables have them all
 
@@ -39,10 +39,10 @@ def _best_of(result: Assay, table: pd.DataFrame) -> list[str]:
         return []
     row = int(means.idxmin() if lower_is_better(result.metric) else means.idxmax())
     word = "Lowest" if lower_is_better(result.metric) else "Highest"
-    interval = _interval(table["interval_low"][row], table["interval_high"][row])
+    mean = f"{decimals(means[row])} {interval(table['interval_low'][row], table['interval_high'][row], decimals)}".rstrip()
     n = int(table["n_seeds"][row])
     at = f" at learning rate {short(table['learning_rate'][row])}" if pd.notna(table["learning_rate"][row]) else ""
-    found = f"{word} {metric_label(result.metric)}: {result.labels[row]}{at}, {decimals(means[row])}{interval}, {_seeds(n)}."
+    found = f"{word} {metric_label(result.metric)}: {result.labels[row]}{at}, {mean}, {_seeds(n)}."
     close = [
         result.labels[other]
         for other in means.index
@@ -70,7 +70,7 @@ def _contrasts(result: Assay, fixed: pd.DataFrame) -> list[str]:
         if one.test.n == 0:
             continue
         grid = sorted({*result.conditions[one.row].rates} & {*result.conditions[one.reference].rates})
-        rows = fixed[(fixed["row"] == one.row) & (fixed["reference"] == one.reference)].set_index("learning_rate")
+        rows = of_pair(fixed, one)
         rates = [rate for rate in grid if rate in rows.index]
         tuned = _tuned(result, one)
         if len(grid) < 2 or not rates:
@@ -131,9 +131,8 @@ def _lead(result: Assay, one: Contrast, difference: float, low: float, high: flo
     """``rslora leads, -0.1900 [-0.2000, -0.1800]``: who is better, so that the sign need not be read."""
     better = difference < 0 if lower_is_better(result.metric) else difference > 0
     names = [str(result.table["variant"][row]) for row in (one.row, one.reference)]
-    interval = "" if math.isnan(low) or math.isnan(high) else f" [{signed(low)}, {signed(high)}]"
     leader = f"{names[0] if better else names[1]} leads" if difference else "neither leads"
-    return f"{leader}, {signed(difference)}{interval}"
+    return f"{leader}, {with_interval(difference, low, high)}"
 
 
 def _edges(result: Assay, one: Contrast) -> str:
@@ -206,10 +205,6 @@ def family(view: View) -> str:
     if not number:
         return "one seed or none in common, so nothing is tested"
     return f"sign-flip tests, exact up to 16 seeds, Holm over {number} contrast{'s' * (number != 1)}"
-
-
-def _interval(low: float, high: float) -> str:
-    return "" if math.isnan(low) or math.isnan(high) else f" [{decimals(low)}, {decimals(high)}]"
 
 
 def _seeds(n: int) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from src.eval.comparison import Comparison
-from src.eval.contrasts import ENOUGH_SEEDS, View
+from src.eval.contrasts import View
 from src.eval.frame import MISSING
+from src.eval.notes import ENOUGH_SEEDS
 from src.eval.selection import Selection
 
 EXPLANATIONS = {

@@ -281,6 +281,13 @@ def _recorded(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(name: str, value: Any, below: float = COUNTS_BELOW) -> float | None:
+    try:
+        return number(name, value, below)
+    except ValueError as error:
+        raise ValueError(f"not a record: {error}") from None
+
+
+def number(name: str, value: Any, below: float) -> float | None:
     """A finite number, or None where there is none.
 
     Raises:
@@ -289,12 +296,12 @@ def _number(name: str, value: Any, below: float = COUNTS_BELOW) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"not a record: {name} is {value!r:.40}, not a number")
+        raise ValueError(f"{name} is {value!r:.40}, not a number")
     if abs(value) < below:
         return float(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    raise ValueError(f"not a record: {name} is too large")
+    raise ValueError(f"{name} is too large")
 
 
 def _first_line(error: BaseException) -> str:

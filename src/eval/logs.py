@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from src.eval.frame import METRICS_BELOW
+from src.eval.frame import METRICS_BELOW, number
 from src.records import RUNS, RunFolder, read_lines
 
 CURVES = ("train/loss", "val/loss")
@@ -34,33 +32,16 @@ def curves(ids: Sequence[str], root: Path = RUNS) -> Curves:
         path = RunFolder(run, root).metrics
         try:
             for line in read_lines(path):
-                step = _finite(line.get("step")) if isinstance(line, dict) else None
+                step = number("step", line.get("step"), METRICS_BELOW) if isinstance(line, dict) else None
                 if step is None:
                     raise ValueError("a line has no step")
                 for metric in CURVES:
-                    if (value := _finite(line.get(metric))) is not None:
+                    if (value := number(metric, line.get(metric), METRICS_BELOW)) is not None:
                         rows.append((run, step, metric, value))
         except (OSError, ValueError, RecursionError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             problems.append(f"{path}: read up to a line that is broken: {reason}")
     return Curves(pd.DataFrame(rows, columns=["run_id", "step", "metric", "value"]), problems)
-
-
-def _finite(value: Any) -> float | None:
-    """A finite number; None where there is none.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r:.40} is not a number")
-    if abs(value) < METRICS_BELOW:
-        return float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    raise ValueError("a number is too large")
 
 
 @dataclass(frozen=True)
@@ -86,8 +67,8 @@ def items(run: str, root: Path = RUNS) -> Items | None:
         rows = sorted(read_lines(RunFolder(run, root).predictions), key=lambda row: str(row["id"]))
         if not rows:
             return None
-        nats = np.array([_finite(row["log_loss"]) for row in rows], np.float64)
-        tokens = np.array([_finite(row["tokens"]) for row in rows], np.float64)
+        nats = np.array([number("log_loss", row["log_loss"], METRICS_BELOW) for row in rows], np.float64)
+        tokens = np.array([number("tokens", row["tokens"], METRICS_BELOW) for row in rows], np.float64)
         if np.isnan(nats).any() or not (tokens > 0).all():
             return None
         correct = [row.get("correct") for row in rows]

@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from src.eval.frame import MISSING
+from src.eval.text import few
 
 ENOUGH_SEEDS = 6  # below it an exact sign-flip test cannot reach p < 0.05 two-sided: 2 / 2**5 = 0.0625
-MOST_IDS = 48  # in one sentence
+MOST_IDS = 49  # a sentence names so many, or one less and counts the rest
 MEMORY_KINDS = {
     "cuda_allocated": "CUDA memory allocated (cuda_allocated)",
     "process_rss": "resident memory of the whole process (process_rss)",
@@ -52,6 +53,11 @@ def subject(runs: pd.DataFrame) -> str:
         return names[0] if len(names) == 1 else f"{len(names)} {many}" if names else f"unnamed {many[:-1]}"
 
     return f"{named('model', 'models')} on {named('dataset', 'data sets')}"
+
+
+def named(variant: str, r: float) -> str:
+    """``lora r=4``; the variant alone where there is no rank."""
+    return variant if pd.isna(r) else f"{variant} r={r:.0f}"
 
 
 def seed_count(table: pd.DataFrame) -> str:
@@ -99,7 +105,7 @@ def _unfinished(runs: pd.DataFrame, expected: int, absent: tuple[str, ...]) -> l
     notes = []
     if absent:
         verb = "has" if len(absent) == 1 else "have"
-        notes.append(f"{len(absent)} of {expected} runs {verb} no record yet: {_ids(list(absent))}.")
+        notes.append(f"{len(absent)} of {expected} runs {verb} no record yet: {few(absent, MOST_IDS)}.")
     return notes + ended_badly(runs)
 
 
@@ -110,15 +116,9 @@ def ended_badly(runs: pd.DataFrame) -> list[str]:
     return [f"{len(group)} {status}: {reason} ({_those(group)})." for (status, reason), group in groups]
 
 
-def _ids(runs: list[str]) -> str:
-    return ", ".join(runs) if len(runs) <= MOST_IDS else f"{', '.join(runs[:MOST_IDS])} and {len(runs) - MOST_IDS:,} more"
-
-
 def _those(runs: pd.DataFrame) -> str:
-    what = dict.fromkeys(
-        row.variant + ("" if pd.isna(row.r) else f" r={row.r:.0f}") for row in runs[["variant", "r"]].itertuples()
-    )
-    return f"{', '.join(what)}; run{'s' * (len(runs) > 1)} {_ids(list(runs['run_id']))}"
+    what = dict.fromkeys(map(named, runs["variant"], runs["r"]))
+    return f"{', '.join(what)}; run{'s' * (len(runs) > 1)} {few(list(runs['run_id']), MOST_IDS)}"
 
 
 def _base_models(runs: pd.DataFrame) -> list[str]:

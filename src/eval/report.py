@@ -10,11 +10,28 @@ from typing import Any
 import pandas as pd
 
 from src.eval import findings
-from src.eval.assay import Assay
-from src.eval.columns import CONDITION, REFERENCE, STATE, Column, columns, decimals, p_value, readable, short, signed, text
+from src.eval.assay import Assay, of_pair
+from src.eval.columns import (
+    ABSENT,
+    CONDITION,
+    DETECTABLE,
+    REFERENCE,
+    STATE,
+    Column,
+    columns,
+    decimals,
+    interval,
+    p_value,
+    readable,
+    short,
+    signed,
+    text,
+    with_interval,
+)  # fmt: skip
 from src.eval.comparison import column
 from src.eval.contrasts import SAME_RANK, Contrast, View, lower_is_better
 from src.eval.flags import by_flag
+from src.eval.frame import MISSING
 from src.eval.notes import metric_label, subject
 from src.eval.selection import REPORT
 from src.eval.series import STYLES
@@ -39,8 +56,8 @@ def report(result: Assay, fixed: pd.DataFrame, curves: pd.DataFrame, command: st
         command: the command line that makes this report again.
     """
     comparison = result.comparison
-    shown = columns(comparison)
     table = readable(comparison.table)
+    shown = columns(comparison, table)
     rows = []
     for at, row in enumerate(table.to_dict("records")):
         cells = {one.key: {"value": _value(row[one.key]), "text": text(one, row[one.key])} for one in shown if one.key != "flags"}
@@ -63,7 +80,7 @@ def report(result: Assay, fixed: pd.DataFrame, curves: pd.DataFrame, command: st
         "progress": _progress(result),
         "audit": {
             "clean": result.audit.clean,
-            "summary": result.audit.summary.partition(": ")[2] or result.audit.summary,  # the page says which it is
+            "summary": result.audit.detail,
             "lines": [{"field": one.field, "text": one.text, "severity": one.severity} for one in result.audit.lines],
         },
         "flags": [
@@ -101,7 +118,7 @@ def _named(result: Assay, at: int) -> dict[str, Any]:
 def _progress(result: Assay) -> dict[str, Any] | None:
     """How far a sweep is that still runs; None once every run has ended."""
     expected, runs = result.expected, result.selection.runs
-    ended = int((~runs["status"].isin(["missing"])).sum())
+    ended = int((runs["status"] != MISSING).sum())
     if ended >= expected:
         return None
     return {"expected": expected, "finished": ended, "text": f"{expected - ended} of {expected} runs have no record yet."}
@@ -115,7 +132,7 @@ _FIELDS: tuple[_Field, ...] = (
     (
         Column("95% interval", "interval", str, REFERENCE, "Student's t over the paired seeds, on these test items"),
         lambda one: one.test.low,
-        lambda one: _between(one.test.low, one.test.high),
+        lambda one: interval(one.test.low, one.test.high, signed) or ABSENT,
     ),
     (
         Column(
@@ -126,22 +143,18 @@ _FIELDS: tuple[_Field, ...] = (
             "95% interval, hierarchical bootstrap: other seeds and other items",
         ),
         lambda one: math.nan if one.bootstrap is None else one.bootstrap.low,
-        lambda one: "-" if one.bootstrap is None else _between(one.bootstrap.low, one.bootstrap.high),
+        lambda one: (one.bootstrap and interval(one.bootstrap.low, one.bootstrap.high, signed)) or ABSENT,
     ),
     (Column("p (Holm)", "p_holm", p_value, REFERENCE, "exact sign-flip, adjusted over this view"), lambda one: one.p_holm, None),
     (Column("p sign-flip", "p_flip", p_value, REFERENCE, "exact, two-sided, unadjusted"), lambda one: one.test.p_flip, None),
     (Column("p paired t", "p_t", p_value, REFERENCE, "two-sided, unadjusted"), lambda one: one.test.p_t, None),
     (Column("p TOST", "p_tost", p_value, REFERENCE, "of being further apart than the margin"), lambda one: one.test.p_tost, None),
     (
-        Column("detectable", "mde", decimals, REFERENCE, "the true difference that these seeds find with 80% power"),
+        Column("detectable", "mde", decimals, REFERENCE, DETECTABLE),
         lambda one: one.test.mde,
         None,
     ),
 )
-
-
-def _between(low: float, high: float) -> str:
-    return "-" if math.isnan(low) or math.isnan(high) else f"[{signed(low)}, {signed(high)}]"
 
 
 def _view(result: Assay, view: View) -> dict[str, Any]:
@@ -186,18 +199,10 @@ def _fixed_view(result: Assay, fixed: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for one in result.views[0].contrasts:
         cells = {"row": _said(result.labels[one.row]), "reference": _said(result.labels[one.reference])}
-        mine = fixed[(fixed["row"] == one.row) & (fixed["reference"] == one.reference)].set_index("learning_rate")
-        for rate in rates:
-            known = rate in mine.index
-            value = mine["difference"][rate] if known else math.nan
-            between = f" {_between(mine['low'][rate], mine['high'][rate])}".removesuffix(" -") if known else ""
-            cells[f"at {rate:g}"] = {"value": _value(float(value)), "text": f"{signed(value)}{between}" if known else "-"}
-        tuned = (
-            "-"
-            if math.isnan(one.test.mean)
-            else f"{signed(one.test.mean)} {_between(one.test.low, one.test.high)}".removesuffix(" -")
-        )
-        cells["tuned"] = {"value": _value(one.test.mean), "text": tuned}
+        mine = of_pair(fixed, one).reindex(rates)
+        ends = zip(mine["difference"], mine["low"], mine["high"], strict=True)
+        cells |= {f"at {rate:g}": _difference(*at) for rate, at in zip(rates, ends, strict=True)}
+        cells["tuned"] = _difference(one.test.mean, one.test.low, one.test.high)
         rows.append({"id": one.row, "flags": [flag.words for flag in result.flags[one.row]], "cells": cells})
     return [
         {
@@ -209,6 +214,10 @@ def _fixed_view(result: Assay, fixed: pd.DataFrame) -> list[dict[str, Any]]:
             "rows": rows,
         }
     ]
+
+
+def _difference(value: float, low: float, high: float) -> dict[str, Any]:
+    return {"value": _value(float(value)), "text": ABSENT if math.isnan(value) else with_interval(value, low, high)}
 
 
 def _said(words: str) -> dict[str, Any]:

@@ -69,18 +69,17 @@ class Selection:
         """
         mine = self.runs["chosen"] & (self.runs["role"] != TUNING)
         empty = set(self.conditions) - set(self.runs.loc[mine, "condition"])
-        stand_in = self.runs["condition"].isin(empty)
-        runs = self.runs[mine | stand_in].copy()
-        lost = runs["condition"].isin(empty) & (runs["status"] == "ok")
+        runs = self.runs[mine | self.runs["condition"].isin(empty)].copy()
+        stand_in = runs["condition"].isin(empty)
+        lost = stand_in & (runs["status"] == "ok")
         unchosen = runs["condition"].map(lambda condition: self.conditions[condition].chosen is None)
         runs.loc[lost, "reason"] = "no report seed has run at the chosen rate"
         runs.loc[lost & unchosen, "reason"] = f"no tuning seed has a {CHOSEN_BY} to choose a rate by"
         runs.loc[lost, "status"] = NOT_REPORTED
         # A stand-in may be of any rate: one group, and no rate of its own.
-        rows = runs["condition"].isin(empty)
-        runs.loc[rows, "group"] = runs.loc[rows, "condition"].map(lambda condition: f"condition {condition}")
+        runs.loc[stand_in, "group"] = runs.loc[stand_in, "condition"].map(lambda condition: f"condition {condition}")
         several = runs["condition"].map(lambda condition: len(self.conditions[condition].rates) > 1)
-        runs.loc[rows & several, "learning_rate"] = float("nan")
+        runs.loc[stand_in & several, "learning_rate"] = float("nan")
         return runs
 
 

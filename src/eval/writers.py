@@ -13,10 +13,10 @@ from textwrap import shorten
 
 import pandas as pd
 
-from src.eval.audit import few
 from src.eval.columns import ABSENT, cells
 from src.eval.comparison import Comparison
-from src.eval.text import clean
+from src.eval.notes import named
+from src.eval.text import clean, few
 from src.records import write_atomically
 
 NOT_IN_TEX = ("sd", "detectable", "train s", "adapter", "tuning runs", "Pareto front", "flags")
@@ -111,9 +111,8 @@ def _flag_notes(comparison: Comparison) -> list[str]:
     if "flags" not in comparison.table:
         return []
     table = comparison.table
-    named = [f"{v}{'' if pd.isna(r) else f' r={r:.0f}'}" for v, r in zip(table["variant"], table["r"], strict=True)]
     by_words: dict[str, list[str]] = {}
-    for name, words in zip(named, table["flags"], strict=True):
+    for name, words in zip(map(named, table["variant"], table["r"]), table["flags"], strict=True):
         for flag in [] if pd.isna(words) else words.split("; "):
             by_words.setdefault(flag, []).append(name)
     return [f"Flag, {flag}: {few(names)}." for flag, names in by_words.items()]

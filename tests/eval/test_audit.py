@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from src.eval.__main__ import main
-from src.eval.audit import CONFOUND, NOTE, Line, few
+from src.eval.audit import CONFOUND, NOTE, Line
+from src.eval.text import few
 from tests.eval import synthetic
 from tests.eval.synthetic import DORA, FROZEN, QLORA, RSLORA, assayed, flagged
 
