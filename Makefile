@@ -1,11 +1,12 @@
 # make demo: install, train the embedded sweep, print its comparison table. make test: install, pass all tests.
+# make test-faults: the long form of tests/faults, which writes docs/reliability.md.
 # make test-gpu: what only a machine with a CUDA device can test, with the measured figures.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-gpu check install clean
+.PHONY: demo test test-faults test-gpu check install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m src.train experiment=demo
@@ -13,6 +14,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-faults: $(INSTALLED)
+	$(BIN)/python -m pytest --long tests/faults
 
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu -s tests/train/packed/test_on_a_gpu.py

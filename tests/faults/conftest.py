@@ -1,0 +1,46 @@
+"""Faults injected for real: the short form with all tests, the long form by ``make test-faults``, which writes docs/reliability.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults import page
+
+LONG_TIMEOUT = 3 * 3600  # seconds; a long test may take most of an hour
+
+_found: dict[str, dict[str, str]] = {}
+
+
+def is_long(config: pytest.Config) -> bool:
+    return bool(config.getoption("--long"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_long(config) and item.path.parent.name == "faults":
+            item.add_marker(pytest.mark.timeout(LONG_TIMEOUT))
+
+
+@pytest.fixture(scope="session")
+def size(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
+    """``size(short, long)``: how many cases this session tries."""
+    return lambda short, long: long if is_long(pytestconfig) else short
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """``figure(row, text)``: what a test measured, for a row of docs/reliability.md (a key of ``page.ROWS``)."""
+
+    def tell(row: str, text: str) -> None:
+        assert row in page.ROWS, row
+        _found.setdefault(row, {})[request.node.nodeid.split("::", 1)[-1]] = text
+        print(f"\n{row}: {text}")
+
+    return tell
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if is_long(session.config) and _found:
+        page.write(_found)
