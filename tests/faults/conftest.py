@@ -1,4 +1,4 @@
-"""Faults injected for real: the short form with all tests, the long form by ``make test-faults``, which writes docs/reliability.md."""
+"""Faults injected for real: a short form with all tests; the long one, ``make test-faults``, writes docs/reliability.md."""
 
 from __future__ import annotations
 

@@ -22,10 +22,12 @@ ROWS = {
     "SIGINT, SIGTERM, SIGHUP, SIGUSR1": "Checkpoint, exit within 10 s with 128 + the signal's number, resumable.",
     "Death of a worker process": "Its runs are tried once more, then recorded as failed; the sweep goes on.",
     "A worker that says nothing": "It is stopped with its children after `pack.silence` seconds, and counts as dead.",
-    "Disk full, read-only folder, permission lost": "One clear line; no half record; what was done stays intact; the same command goes on.",
+    "Disk full, read-only folder, permission lost": "One clear line; no half record; what was done stays intact;"
+    " the same command goes on.",
     "Truncated or flipped bytes in a checkpoint": "Detected, set aside; work goes on from the checkpoint before.",
     "Truncated or flipped bytes in a record": "Detected; never read as good; the run is done again.",
-    "Loss NaN or inf, gradient overflow": "That run is `diverged`, with step and last finite loss; its neighbours' bits do not change.",
+    "Loss NaN or inf, gradient overflow": "That run is `diverged`, with step and last finite loss; its"
+    " neighbours' bits do not change.",
     "Out of memory": "A smaller pack, then `out_of_memory` as the run's status; never the whole sweep.",
     "Two commands on one `runs/`": "Each run is trained once; no lock outlives its process.",
     "W&B unreachable, slow, or killed": "Training and records are the same; the offline files are complete.",
@@ -39,8 +41,9 @@ ROWS = {
 HEAD = """\
 # Reliability
 
-What lora-assay promises when something goes wrong, and what was measured when it was made to go wrong. The faults are real: processes are
-killed, system calls fail, bytes are flipped. `make test-faults` runs all of it and writes this page; `make test` runs a short form.
+What lora-assay promises when something goes wrong, and what was measured when it was made to go wrong. The faults are real:
+processes are killed, system calls fail, bytes are flipped. `make test-faults` runs all of it and writes this page;
+`make test` runs a short form.
 
 | fault | promise | measured |
 |---|---|---|
