@@ -71,8 +71,8 @@ def test_a_pack_too_large_for_what_is_left_is_halved_until_it_fits(hog: Any, fol
     sizes = sorted({result["pack_size"] for result in found})
     figure(
         "Out of memory",
-        f"{torch.cuda.get_device_name()}: 32 runs of SmolLM2-135M whose GPU was filled up to 2 GiB by another process after they had"
-        f" been placed: CUDA out of memory, then packs of {', '.join(map(str, sizes))}; 32 of 32 ended ok",
+        f"{torch.cuda.get_device_name()}: 32 runs of SmolLM2-135M whose GPU another process filled up to 2 GiB once they were"
+        f" placed: CUDA out of memory, then packs of {', '.join(map(str, sizes))}; 32 of 32 ended ok",
     )
 
 
