@@ -224,8 +224,9 @@ class Pack:
 
     def _checkpoint(self, engine: Engine, places: list[int]) -> None:
         """Side by side, since each waits for the disk, then for a digest."""
+        states = {at: engine.state(at) for at in places}
         with ThreadPoolExecutor(CHECKPOINT_WRITERS) as writers:
-            list(writers.map(lambda at: self.runs[at].save(engine.state(at), self.grounds), places))
+            list(writers.map(lambda at: self.runs[at].save(states[at], self.grounds), places))
 
     def _save_what_is_trained(self, engine: Engine) -> None:
         """Checkpoints of the runs that have taken all their steps and have no result yet."""
