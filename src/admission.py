@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -27,7 +27,10 @@ from src.config import CONF_FOLDER, ConfigError, refuse_texts
 
 ALLOWED = ("mode", "sweeper.params")
 # What Hydra writes into its node while it composes. Nothing there is instantiated; the overrides are checked one by one.
-FILLED_IN = ("overrides.hydra", "overrides.task", "runtime.choices", "runtime.config_sources", "job.override_dirname")
+FILLED_IN = (
+    *("overrides.hydra", "overrides.task", "job.override_dirname"),
+    *("runtime.choices", "runtime.config_sources", "runtime.cwd"),
+)
 CHOICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 GROUPS = ("model", "variant", "dataset", "tracking", "experiment")
 NO_OPTION = {  # as argparse names them
@@ -67,10 +70,12 @@ def refuse_override(override: Override) -> None:
     for name in (key, override.package or ""):
         if re.match(r"(_global_\.)?hydra\b", name) and not any(_is_below(key, f"hydra.{allowed}") for allowed in ALLOWED):
             raise ConfigError(_refusal(key))
-    if key in GROUPS and override.value_type is not ValueType.GLOB_CHOICE_SWEEP:
-        names: list[Any] = list(override.sweep_iterator()) if override.is_choice_sweep() else [override.value()]
-        for name in names:
-            _refuse_choice(key, getattr(name, "text", name))
+    value = override.value()
+    values: list[Any] = [getattr(part, "text", part) for part in value.list] if isinstance(value, ChoiceSweep) else [value]
+    refuse_texts(values, key)
+    if key in GROUPS:
+        for choice in values:
+            _refuse_choice(key, choice)
 
 
 def refuse_command(options: argparse.Namespace) -> None:
@@ -82,6 +87,9 @@ def refuse_command(options: argparse.Namespace) -> None:
         if not folder.is_dir():
             raise ConfigError(f"--config-dir={options.config_dir}: no such folder")
         bounds.refuse_large_yaml(folder)
+        for path in [*folder.glob("*.yaml"), *folder.glob("*.yml"), *folder.glob("hydra")]:
+            # It would stand in for our schema, or for one of Hydra's settings.
+            raise ConfigError(f"{path}: is not read; YAML files stand in its folders {', '.join(GROUPS)}")
         search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     loader = ConfigLoaderImpl(search_path)
     # As Hydra composes to find out hydra.mode: values that make a sweep are left to the sweeper.
