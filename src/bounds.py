@@ -11,7 +11,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
 
-from src.config import ConfigError
+from src.config import RESOLVER, ConfigError, calls_resolver
 
 # Hydra's parser takes time in the square of a list's length, and Python's stack for each bracket.
 ARGUMENT_LENGTH, ARGUMENT_VALUES, ARGUMENT_DEPTH = 10_000, 1_000, 20
@@ -80,6 +80,8 @@ def _problem(path: Path) -> str | None:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent):
                 return "uses a YAML alias (*name), which is not read here; write the values out"
+            if isinstance(event, yaml.ScalarEvent) and calls_resolver(event.value):
+                return RESOLVER  # Hydra would put its result into a message already
             if depth > YAML_DEPTH or number > YAML_PARTS:
                 return f"needs at most {YAML_PARTS:,} values, nested {YAML_DEPTH} deep"
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

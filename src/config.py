@@ -19,6 +19,7 @@ from src import credentials
 CONF_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 ALL_LINEAR = "all-linear"
 REFERENCE = re.compile(r"\$\{[\w.]+\}")  # to another key, such as ${seed}; with a colon it would call a resolver
+RESOLVER = "only another key can be referred to, as in ${seed}; nothing else is expanded"
 MODULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,199}")
 
 
@@ -279,8 +280,12 @@ def refuse_texts(value: Any, key: str = "") -> None:
     elif isinstance(value, str):
         if kind := credentials.found(value, key):
             raise ConfigError(f"{key}: looks like {kind}; secrets stay in the environment, as a config is written to records")
-        if "${" in REFERENCE.sub("", value):
-            raise ConfigError(f"{key}: only another key can be referred to, as in ${{seed}}; nothing else is expanded")
+        if calls_resolver(value):
+            raise ConfigError(f"{key}: {RESOLVER}")
+
+
+def calls_resolver(text: str) -> bool:
+    return "${" in REFERENCE.sub("", text)
 
 
 def refuse_outside(key: str, value: float, name: str = "") -> None:

@@ -63,8 +63,8 @@ def in_arguments(arguments: Sequence[str]) -> str | None:
     """One line on the first argument that carries a secret, without the secret; None if none does."""
     for number, argument in enumerate(arguments, start=1):
         key, _, value = argument.partition("=")
-        kind = found(argument, key) or found(value, key)
-        name = key if value and found(key) is None else f"argument {number}"
+        kind = found(argument, key) or found(value, key) or found(key)
+        name = key if value and not found(key) else f"argument {number}"
         if kind is None and value and ASKING.fullmatch(key):
             kind = "a secret"
         if kind is not None:

@@ -30,6 +30,7 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 REPORTS = Path("reports")
 EVERYTHING = "all"
+LONGEST_NAME = 255  # bytes; a file system's limit
 PIPED_WIDTH = 200
 USAGE = """\
 usage: python -m src.eval [sweep=NAME] [reference=lora] [metric=NAME] [tune=0,1,2] [margin=0.01] [strict=true]
@@ -163,7 +164,12 @@ def _runs_of(sweep: str) -> list[str]:
 
 
 def _is_folder_name(run: object) -> bool:
-    return isinstance(run, str) and run not in ("", ".", "..") and "/" not in run and "\0" not in run
+    if not isinstance(run, str) or run in ("", ".", "..") or "/" in run or "\0" in run:
+        return False
+    try:
+        return len(os.fsencode(run)) <= LONGEST_NAME
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def report(found: Gathered, arguments: Arguments) -> None:
