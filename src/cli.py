@@ -10,15 +10,17 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
+from types import TracebackType
 from typing import Any, NoReturn
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -27,9 +29,11 @@ from src.config import CONF_FOLDER, Config, ConfigError, resolve
 
 BAD_INPUT = 2
 TERMINATED = 143
-GROUPS = ("model", "variant", "dataset", "tracking")
-OPTIONS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 INTERRUPTED = 130
+GROUPS = ("model", "variant", "dataset", "tracking")
+OPTIONAL_GROUPS = ("experiment",)
+LIBRARIES = ("hydra", "omegaconf", "antlr4", "yaml")  # they read what the user wrote
+LONGEST = 500  # characters of a message; of a longer one the two ends are shown
 
 
 def register_schema() -> None:
@@ -43,7 +47,7 @@ def compose(overrides: list[str]) -> Config:
     Raises:
         ConfigError: with one line that names the key and what is allowed.
     """
-    refuse_malformed(overrides)
+    refuse_malformed_overrides(overrides)
     register_schema()
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONF_FOLDER), version_base="1.3"):
@@ -83,22 +87,40 @@ def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequen
 
 
 def refuse_malformed(arguments: list[str]) -> None:
+    """Raise ConfigError for an option that Hydra does not have, or an override that it could not read."""
+    options = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message}; options stand before the overrides, and --help lists them")
+
+    options.error = refuse  # type: ignore[method-assign]
+    refuse_malformed_overrides(options.parse_args(arguments).overrides)
+
+
+def refuse_malformed_overrides(overrides: Sequence[str]) -> None:
     """Raise ConfigError for an override that is not key=value; Hydra's own errors would not say which one it was."""
     parser = OverridesParser.create()
-    takes_value = False
-    for argument in arguments:
-        if argument.startswith("-") or takes_value:
-            takes_value = argument in OPTIONS_WITH_VALUE
-            continue
+    for argument in overrides:
         try:
             override = parser.parse_override(argument)
-        except HydraException:
+        except Exception:  # its errors, and what Python raises in it: on 5,000 digits, or 1,000 brackets
             override = None
         if override is None or not override.key_or_group:
             hint = """; a value with spaces or signs is quoted: 'key="my file"'""" if "=" in argument[1:] else ""
-            raise ConfigError(f"{argument}: not of the form key=value{hint}")
-        if override.key_or_group in GROUPS and not override.is_sweep_override() and not isinstance(override.value(), str):
-            raise ConfigError(f"{argument}: needs one name; several make a sweep, which needs -m {override.key_or_group}=A,B")
+            raise ConfigError(f"{argument or repr(argument)}: not of the form key=value{hint}")
+        _refuse_bad_choice(override, argument)
+
+
+def _refuse_bad_choice(override: Override, argument: str) -> None:
+    """Raise ConfigError for a group that is given anything but the name of one of its files."""
+    group = override.key_or_group
+    optional = group in OPTIONAL_GROUPS
+    if not (group in GROUPS or optional or "/" in group) or override.is_sweep_override() or override.is_delete():
+        return
+    value = override.value()
+    named = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) is not None
+    if not named and not (optional and value is None):
+        raise ConfigError(f"{argument}: needs one name; several make a sweep, which needs -m {group}=A,B")
 
 
 class Terminated(KeyboardInterrupt):
@@ -117,15 +139,44 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     try:
         code = command() or 0
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        say(error)
         code = BAD_INPUT
     except OSError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        code = 1
+        say(error)
+        code = BAD_INPUT if of_the_libraries(error) else 1
     except KeyboardInterrupt as error:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+    except Exception as error:
+        if not of_the_libraries(error):
+            raise  # a defect of ours, which a traceback shows
+        say(error)
+        code = BAD_INPUT
     sys.exit(code)
+
+
+def say(error: BaseException) -> None:
+    """Print the error as one line on stderr, with escapes for what a terminal would not show, or would obey."""
+    text = one_line(error)
+    words = sys.argv[1:]
+    if not isinstance(error, ConfigError) and not any(word.lstrip("+~").partition("=")[0] in text for word in words if word):
+        text += f"; in: {' '.join(words)}"  # such as the experiment whose file it is about
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    print(f"error: {shown}", file=sys.stderr)
+
+
+def of_the_libraries(error: BaseException) -> bool:
+    """Whether ``LIBRARIES`` raised it, or Python inside them: then it is about the text that they were given."""
+    called = ""
+    frame: TracebackType | None = error.__traceback__
+    while frame is not None:
+        package = frame.tb_frame.f_globals.get("__name__", "").split(".")[0]
+        if package in ("src", "hydra_plugins", *LIBRARIES):
+            called = package
+        frame = frame.tb_next
+    return called in LIBRARIES
 
 
 def one_line(error: BaseException) -> str:
@@ -146,7 +197,7 @@ def one_line(error: BaseException) -> str:
         return f"{match[1]}: several values make a sweep, which needs -m; a list is written key=[a,b]"
     if match := re.search(r"field '(\S+)' is not Optional", cause):
         return f"{match[1]}=null: needs a value"
-    if match := re.search(r"Value '(.*?)'.*could not be converted to (\w+)", cause, re.S):
+    if match := re.search(r"Value '(.*?)'(?: of type '.*')? could not be converted to (\w+)", cause, re.S):
         wanted = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(match[2], match[2])
         return f"{_full_key(cause)}={match[1]}: needs {wanted}"
     if match := re.search(r"(?:Could not override|Error merging override) '?([^'\s=]+)", cause):
@@ -154,7 +205,9 @@ def one_line(error: BaseException) -> str:
             key = match[1].lstrip("+~")
             return f"{key}: no such key{_suggest(key, known_keys())}"
         return f"{match[1]}: {_join(str(error.__cause__ or text).splitlines()[0])}"
-    return _join(text)
+    if match := re.search(r"^(.+?)\n\s*full_key: (\S+)", text, re.S):
+        return f"{match[2]}: {_join(match[1])}"
+    return _join(text) or f"cannot be composed ({type(error).__name__})"
 
 
 def _join(text: str) -> str:

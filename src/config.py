@@ -15,6 +15,7 @@ from omegaconf import II, DictConfig, OmegaConf
 
 CONF_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 ALL_LINEAR = "all-linear"
+BYT5_TOKENS = 384  # of the byte tokenizer that comes with random weights
 
 
 class ConfigError(ValueError):
@@ -182,6 +183,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 # key: (lowest, highest, highest is allowed). The upper ends only catch slips that would allocate without bound.
 RANGES: dict[str, tuple[float, float, bool]] = {
+    "model.shape.vocab_size": (1, 10**8, True),
+    "model.shape.hidden_size": (1, 10**6, True),
+    "model.shape.intermediate_size": (1, 10**7, True),
+    "model.shape.num_hidden_layers": (1, 10**4, True),
+    "model.shape.num_attention_heads": (1, 10**5, True),
+    "model.shape.num_key_value_heads": (0, 10**5, True),  # 0: as many as there are query heads
+    "model.shape.head_dim": (1, 10**5, True),
+    "model.shape.max_position_embeddings": (1, 10**9, True),
     "lora.r": (1, 65536, True),
     "lora.alpha": (1e-6, 1e6, True),
     "lora.dropout": (0, 1, False),
@@ -211,9 +220,10 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 
 
 def value_at(config: Config, key: str) -> Any:
+    """The value of a dotted key; None where what would hold it is None, as ``model.shape`` may be."""
     node: Any = config
     for part in key.split("."):
-        node = getattr(node, part)
+        node = None if node is None else getattr(node, part)
     return node
 
 
@@ -240,6 +250,8 @@ def _refuse_other_keys(node: DictConfig) -> None:
 
 
 def _compare_keys(found: Any, wanted: Any, prefix: str) -> None:
+    if not isinstance(found, dict):
+        raise ConfigError(f"{prefix.rstrip('.')}={found}: holds keys of its own, such as {prefix}{fields(wanted)[0].name}")
     known = {entry.name: getattr(wanted, entry.name) for entry in fields(wanted)}
     for key in found:
         if key not in known:
@@ -260,8 +272,10 @@ def check(config: Config) -> None:
         value = value_at(config, key)
         if value is not None and not (low <= value and (value <= high if closed else value < high)):
             kind = "a whole number" if isinstance(low, int) and isinstance(value, int) else "a number"
-            end = f"to {high:g}" if closed else f"to below {high:g}"
-            raise ConfigError(f"{key}={value}: needs {kind} from {low:g} {end}")
+            end = f"to {_plain(high)}" if closed else f"to below {_plain(high)}"
+            raise ConfigError(f"{key}={value}: needs {kind} from {_plain(low)} {end}")
+    if config.model.shape is not None:
+        _check_shape(config.model.shape, config.model.weights)
     if config.variant.trains != "adapter" and (config.variant.scaling != "alpha_over_r" or config.variant.magnitude != "none"):
         raise ConfigError(f"variant.trains={config.variant.trains}: has no adapter, so leave scaling and magnitude as they are")
     if config.variant.trains == "all" and config.variant.base_precision in ("int8", "nf4"):
@@ -274,6 +288,22 @@ def check(config: Config) -> None:
         raise ConfigError(f"sweep={config.sweep!r}: use letters, digits, '.', '_' and '-', at most 100, not starting with '.'")
     if config.dataset.val_share + config.dataset.test_share >= 1:
         raise ConfigError("dataset.val_share, dataset.test_share: together they must stay below 1")
+
+
+def _check_shape(shape: Shape, weights: str) -> None:
+    heads, groups = shape.num_attention_heads, shape.num_key_value_heads
+    if shape.head_dim is None and shape.hidden_size % heads:
+        raise ConfigError(f"model.shape.hidden_size={shape.hidden_size}: needs a multiple of num_attention_heads={heads}")
+    if groups and heads % groups:
+        raise ConfigError(f"model.shape.num_key_value_heads={groups}: needs a divisor of num_attention_heads={heads}")
+    if weights == "random" and shape.vocab_size < BYT5_TOKENS:
+        raise ConfigError(
+            f"model.shape.vocab_size={shape.vocab_size}: needs {BYT5_TOKENS}, the bytes of random weights' tokenizer"
+        )
+
+
+def _plain(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _is_name(name: str) -> bool:
