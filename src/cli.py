@@ -32,6 +32,7 @@ TERMINATED = 143
 INTERRUPTED = 130
 GROUPS = ("model", "variant", "dataset", "tracking")
 OPTIONAL_GROUPS = ("experiment",)
+OURS = ("__main__", "src", "hydra_plugins")
 LIBRARIES = ("hydra", "omegaconf", "antlr4", "yaml")  # they read what the user wrote
 LONGEST = 500  # characters of a message; of a longer one the two ends are shown
 
@@ -103,8 +104,10 @@ def refuse_malformed_overrides(overrides: Sequence[str]) -> None:
     for argument in overrides:
         try:
             override = parser.parse_override(argument)
-        except Exception:  # its errors, and what Python raises in it: on 5,000 digits, or 1,000 brackets
+        except HydraException:
             override = None
+        except Exception as error:  # what Python raises in it: on 5,000 digits, or 1,000 brackets
+            raise ConfigError(f"{argument}: cannot be read ({_join(str(error))})") from error
         if override is None or not override.key_or_group:
             hint = """; a value with spaces or signs is quoted: 'key="my file"'""" if "=" in argument[1:] else ""
             raise ConfigError(f"{argument or repr(argument)}: not of the form key=value{hint}")
@@ -161,9 +164,9 @@ def say(error: BaseException) -> None:
     words = sys.argv[1:]
     if not isinstance(error, ConfigError) and not any(word.lstrip("+~").partition("=")[0] in text for word in words if word):
         text += f"; in: {' '.join(words)}"  # such as the experiment whose file it is about
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if len(shown) > LONGEST:
+        shown = f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"
     print(f"error: {shown}", file=sys.stderr)
 
 
@@ -173,7 +176,7 @@ def of_the_libraries(error: BaseException) -> bool:
     frame: TracebackType | None = error.__traceback__
     while frame is not None:
         package = frame.tb_frame.f_globals.get("__name__", "").split(".")[0]
-        if package in ("src", "hydra_plugins", *LIBRARIES):
+        if package in (*OURS, *LIBRARIES):
             called = package
         frame = frame.tb_next
     return called in LIBRARIES

@@ -25,7 +25,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from src.config import Config, ForgettingConfig
+from src.config import Config, ConfigError, ForgettingConfig
 
 RUNS = Path("runs")
 # A run with one of these is over: the same command would only give the same again.
@@ -192,9 +192,21 @@ def write_sweep(name: str, run_ids: list[str], add: bool = False, root: Path = R
 
 
 def read_sweep(name: str, root: Path = RUNS) -> list[str] | None:
-    """The run ids of a sweep, or None if there is no sweep of that name."""
-    value = read_json(root / "sweeps" / f"{name}.json")
-    return None if value is None else list(value["run_ids"])
+    """The run ids of a sweep, or None if there is no sweep of that name.
+
+    Raises:
+        ConfigError: the list is damaged; the message names its file.
+    """
+    path = root / "sweeps" / f"{name}.json"
+    try:
+        value = read_json(path)
+        ids = [] if value is None else value["run_ids"]
+        if not isinstance(ids, list):
+            raise TypeError("its run_ids are no list")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}; delete it to begin the list anew") from error
+    # An id is a folder's name: a hand-edited list must not lead out of runs/.
+    return None if value is None else [run for run in ids if isinstance(run, str) and Path(run).name == run]
 
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "hydra-core", "wandb", "pandas", "numpy", "scipy")

@@ -30,7 +30,7 @@ from src.train import launch
 from src.train.plan import Job
 from src.variants import __main__ as variants_command
 
-LONGEST_LINE = 1000  # characters: more is no clear line
+LONGEST_LINE = 600  # characters: more is no clear line
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,9 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def tree(folder: Path) -> set[str]:
-    """Every file and folder below, by its path."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    """Every file and folder below, by its path, without what hypothesis keeps for itself."""
+    found = (path.relative_to(folder) for path in folder.rglob("*"))
+    return {str(path) for path in found if path.parts[0] != ".hypothesis"}
 
 
 def restore(folder: Path, before: set[str]) -> None:
