@@ -32,12 +32,16 @@ def find_shape(model: ModelConfig) -> Shape | None:
 
 
 def _read_config(folder: str) -> dict[str, Any]:
-    path = Path(folder).expanduser() / "config.json"
-    if not path.is_file():
+    try:
+        path = Path(folder).expanduser() / "config.json"
+        text = path.read_bytes() if path.is_file() else None
+    except (OSError, RuntimeError) as error:  # a name too long, no permission, ~NAME of nobody
+        raise ConfigError(f"model.path={folder}: no model there ({getattr(error, 'strerror', error)})") from error
+    if text is None:
         raise ConfigError(f"model.path={folder}: no model there (config.json is missing)")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        values = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # besides its own errors, Python's on 5,000 digits or 1,000 brackets
         raise ConfigError(f"model.path={folder}: config.json is not JSON ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"model.path={folder}: config.json is not a model's config")

@@ -76,6 +76,11 @@ TEXTS = st.text(st.one_of(SIGNS, CHARACTERS), max_size=12)
 KNOWN = known_keys() + [f"model.shape.{entry.name}" for entry in fields(Shape)]
 VALUES = st.one_of(*(st.sampled_from(kind) for kind in (NUMBERS, WORDS, QUOTES, INTERPOLATIONS, FUNCTIONS, NESTED)), TEXTS)
 
+BUDGETS = (
+    "4.88M", "4_884_480", "lora:16", "dora:4", "lora:0", "lora:x", "nosuch:4", "lora:", ":4", "", "0", "-1", "1e99", "1e999",
+    "full:4", "9" * 5000, "lora:" + "9" * 5000, "1.5.5", "nan", "1e3b", "٣", "lora:٣", "${seed}", "\x1b", "lora:16:4",
+)  # fmt: skip
+
 
 @st.composite
 def good_values(draw: st.DrawFn, key: str) -> str:
@@ -159,3 +164,9 @@ def lines(draw: st.DrawFn) -> list[str]:
     if not draw(st.integers(0, 19)):
         line.append("")
     return line
+
+
+def budget_lines() -> SearchStrategy[list[str]]:
+    """The arguments of ``python -m src.variants``, which may ask for a budget too."""
+    budgets = st.lists(st.one_of(st.sampled_from(BUDGETS), TEXTS).map("match={}".format), max_size=1)
+    return st.tuples(lines(), budgets).map(lambda both: both[0] + both[1])

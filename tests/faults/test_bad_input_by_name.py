@@ -119,6 +119,20 @@ def test_a_list_of_runs_that_is_damaged(folder: Path) -> None:
         assert ended.stderr.count("\n") == 1
 
 
+def test_a_model_that_is_none(folder: Path) -> None:
+    (folder / "here").mkdir()
+    for content in ("[" * 100_000, "9" * 5000, "[]"):
+        (folder / "here" / "config.json").write_text(content)
+        assert "model.path=here: config.json is not" in refused("model=path", "model.path=here")
+    for path, says in (("a" * 300, "File name too long"), ("'~nobody-here/x'", "home directory"), ("nosuch", "is missing")):
+        assert says in refused("model=path", f"model.path={path}")
+
+
+def test_a_budget_beyond_all_numbers() -> None:
+    ended = entry.variants("model=tiny", "match=" + "9" * 5000)
+    assert ended.refused and "or VARIANT:RANK" in ended.stderr
+
+
 def test_a_defect_of_ours_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     from src.train import launch
 

@@ -15,7 +15,7 @@ from src.records import ENDED, run_id
 from src.train.plan import Job
 from tests.conftest import written
 from tests.faults import entry
-from tests.faults.overrides import KNOWN, NAMES, lines
+from tests.faults.overrides import KNOWN, NAMES, budget_lines, lines
 
 Size = Callable[[int, int], int]
 Figure = Callable[[str, str], None]
@@ -95,10 +95,10 @@ def test_the_cost_of_a_line_is_counted_or_refused_in_one_line(folder: Path, size
     counts: Counter[str] = Counter()
 
     @settings(STEADY, max_examples=size(20, 1000))
-    @given(lines())
+    @given(budget_lines())
     def one(line: list[str]) -> None:
         ended = entry.variants(*line)
-        entry.check(ended, names_of(line), before)
+        entry.check(ended, [*names_of(line), "match"], before)
         counts[entry.what(ended)] += 1
 
     one()
