@@ -286,6 +286,9 @@ def check(config: Config) -> None:
         raise ConfigError("model.hold_dequantised: LLM.int8() rounds its inputs too, so no held copy gives the same numbers")
     if config.sweep is not None and not _is_name(config.sweep):
         raise ConfigError(f"sweep={config.sweep!r}: use letters, digits, '.', '_' and '-', at most 100, not starting with '.'")
+    # OmegaConf lets a list into a list of texts.
+    if not all(isinstance(label, str) and label.strip() for label in config.dataset.labels or []):
+        raise ConfigError(f"dataset.labels={config.dataset.labels}: needs a list of texts such as [yes,no]")
     if config.dataset.val_share + config.dataset.test_share >= 1:
         raise ConfigError("dataset.val_share, dataset.test_share: together they must stay below 1")
 

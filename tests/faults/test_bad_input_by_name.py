@@ -41,6 +41,7 @@ def refused(*arguments: str) -> str:
         (["lora=${lora}"], "lora=${lora}: holds keys of its own, such as lora.r"),
         (["eval.every=[q_proj]"], "eval.every=['q_proj']: needs a whole number"),
         (["dataset.max_length=3"], "from 8 to 1048576"),
+        (["dataset.labels=[[yes]]"], "dataset.labels=[['yes']]: needs a list of texts"),
         (["seed=${nosuch}"], "seed: Interpolation key 'nosuch' not found"),
         (["seed=${data_seed}", "data_seed=${seed}"], "seed: Recursive interpolation"),
         (["sweep=${oc.select:sweep}"], "sweep: RecursionError"),
