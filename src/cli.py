@@ -110,7 +110,7 @@ def refuse_malformed_overrides(overrides: Sequence[str]) -> None:
             raise ConfigError(f"{argument}: cannot be read ({_join(str(error))})") from error
         if override is None or not override.key_or_group:
             hint = """; a value with spaces or signs is quoted: 'key="my file"'""" if "=" in argument[1:] else ""
-            raise ConfigError(f"{argument or repr(argument)}: not of the form key=value{hint}")
+            raise ConfigError(f"{argument if argument.strip() else repr(argument)}: not of the form key=value{hint}")
         _refuse_bad_choice(override, argument)
 
 

@@ -129,8 +129,9 @@ def restore(folder: Path, before: set[str]) -> None:
 
 
 def _visible(name: str) -> str:
-    """The longest part of a name that is shown as it is, to be looked for; of the rest, that it is shown by its escapes."""
-    return max(re.split(r"[^\w.=+~@/ -]+", name), key=len).strip()[:40] or ("\\" if name.strip() else "''")
+    """The longest part of a name that is shown as it is, to be looked for; where there is none, that escapes are shown."""
+    parts = "".join(c if c.isprintable() else "\0" for c in name).split("\0")
+    return max(parts, key=len).strip()[:40] or ("\\" if name.strip() else f"{name!r}: not of the form")
 
 
 def check(ended: Ended, names: Sequence[str], before: set[str]) -> None:
