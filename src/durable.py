@@ -159,7 +159,10 @@ def unseal(data: bytes) -> dict[str, Any]:
     body, end = data[:-SEAL_LENGTH] + END.encode(), data[-SEAL_LENGTH:]
     if end != f"{SEAL}{hashlib.sha256(body).hexdigest()}{SEAL_END}".encode():
         raise Damaged("its sha256 is not that of its text")
-    value = json.loads(body)
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:  # nothing that seal wrote
+        raise Damaged(str(error)) from error
     if not isinstance(value, dict):
         raise Damaged("it is no mapping")
     return value

@@ -253,12 +253,11 @@ def write_sweep(name: str, run_ids: list[str], add: bool = False, root: Path = R
 def _known_runs(path: Path) -> list[str] | None:
     """The runs of a list; one that is damaged is moved aside, since the runs themselves say what is done."""
     try:
-        value = read_sealed(path)
+        return _read_list(path)
     except Damaged as error:
         print(f"{path}: {error}; set aside as {path.name}.damaged", file=sys.stderr)
         os.replace(path, path.with_name(f"{path.name}.damaged"))
         return None
-    return None if value is None else list(value["run_ids"])
 
 
 def read_sweep(name: str, root: Path = RUNS) -> list[str] | None:
@@ -267,8 +266,14 @@ def read_sweep(name: str, root: Path = RUNS) -> list[str] | None:
     Raises:
         Damaged: the list is not what was written.
     """
-    value = read_sealed(root / "sweeps" / f"{name}.json")
-    return None if value is None else list(value["run_ids"])
+    return _read_list(root / "sweeps" / f"{name}.json")
+
+
+def _read_list(path: Path) -> list[str] | None:
+    value = read_sealed(path)
+    if value is not None and not isinstance(value.get("run_ids"), list):
+        raise Damaged("it holds no list of runs")
+    return None if value is None else value["run_ids"]
 
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "hydra-core", "wandb", "pandas", "numpy", "scipy")
