@@ -24,7 +24,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 CODE = Path(__file__).resolve().parents[1]
 # Of the commands that tests run. They may use all cores; the tiny model in this process is faster with one, above all
 # where other processes want the cores too.
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(CODE)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The tiny model on a handful of rows: a whole run takes a few seconds.
@@ -47,6 +47,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def written(config: Config) -> RunFolder:
     """The folder of a run that a worker is about to train."""
     record = RunFolder(run_id(config))
+    record.path.mkdir(parents=True, exist_ok=True)
+    record.drop_links()
     record.write_config(config)
     return record
 
