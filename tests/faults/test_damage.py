@@ -69,25 +69,22 @@ def put(path: Path, content: bytes | None) -> None:
 
 
 @functools.cache
-def _kept(state: str) -> Path:
-    """A working folder with the sweep done, or interrupted after its last checkpoints."""
+def interrupted() -> Path:
+    """A working folder with the sweep ended by a full disk after its last checkpoints."""
     was = undisturbed()
     was.anew()
-    fault = (Mode.FROM, was.trained, errno.ENOSPC) if state == "interrupted" else (Mode.COUNT, 0, 0)
-    server().shim.set(was.runs, *fault)
-    done = server().run("src.train", *SWEEP, cwd=was.work)
-    assert done.code == (state == "interrupted"), done.stderr
-    kept = scratch("damage") / state
+    server().shim.set(was.runs, Mode.FROM, was.trained, errno.ENOSPC)
+    assert server().run("src.train", *SWEEP, cwd=was.work).code == 1
+    kept = scratch("damage") / "interrupted"
     shutil.copytree(was.work, kept)
     return kept
 
 
-def start_from(state: str) -> None:
+def start_from(kept: Path) -> None:
     """Make the sweep's working folder a copy of that one."""
-    was = undisturbed()
-    kept = _kept(state)
-    shutil.rmtree(was.work)
-    shutil.copytree(kept, was.work)
+    work = undisturbed().work
+    shutil.rmtree(work)
+    shutil.copytree(kept, work)
 
 
 @dataclass
@@ -137,7 +134,7 @@ READ_BY = {
 def test_no_damaged_file_of_a_record_is_taken_for_good(
     name: str, size: Size, figure: Figure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    shutil.copytree(_kept("done"), tmp_path / "work")
+    shutil.copytree(undisturbed().done, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     run, other = undisturbed().outcomes
     readers = Readers.of(run, other)
@@ -160,7 +157,7 @@ def test_no_damaged_file_of_a_record_is_taken_for_good(
 
 def test_the_record_of_another_run_is_not_taken_for_this_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """All of its files in this run's folder: each is what was written, but not for this run."""
-    shutil.copytree(_kept("done"), tmp_path / "work")
+    shutil.copytree(undisturbed().done, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     run, other = undisturbed().outcomes
     readers = Readers.of(run, other)
@@ -172,7 +169,7 @@ def test_the_record_of_another_run_is_not_taken_for_this_one(monkeypatch: pytest
 def test_no_damaged_list_of_a_sweep_is_taken_for_good(
     size: Size, figure: Figure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    shutil.copytree(_kept("done"), tmp_path / "work")
+    shutil.copytree(undisturbed().done, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     (path,) = (RUNS / "sweeps").glob("*.json")
     good = path.read_bytes()
@@ -197,7 +194,7 @@ def test_no_damaged_list_of_a_sweep_is_taken_for_good(
 def test_no_damaged_checkpoint_is_loaded(size: Size, figure: Figure, tmp_path: Path) -> None:
     from src.train.run import Run
 
-    shutil.copytree(_kept("interrupted"), tmp_path / "work")
+    shutil.copytree(interrupted(), tmp_path / "work")
     runs = tmp_path / "work" / "runs"
     run, other = undisturbed().outcomes
     standing, others = (checkpoint.steps(runs / one / "checkpoints") for one in (run, other))
@@ -230,7 +227,7 @@ def test_no_damaged_checkpoint_is_loaded(size: Size, figure: Figure, tmp_path: P
 def test_a_checkpoint_does_not_go_on_with_a_damaged_log(size: Size, figure: Figure, tmp_path: Path) -> None:
     from src.train.run import Run
 
-    shutil.copytree(_kept("interrupted"), tmp_path / "work")
+    shutil.copytree(interrupted(), tmp_path / "work")
     run, other = undisturbed().outcomes
     runs = tmp_path / "work" / "runs"
     step = max(checkpoint.steps(runs / run / "checkpoints"))
@@ -271,7 +268,7 @@ def test_a_damaged_record_is_set_aside_and_done_again(size: Size, figure: Figure
     tried = [cases[at] for at in random.Random(5).sample(range(len(cases)), size(1, len(cases)))]
     run = next(iter(was.outcomes))
     for name, how in tried:
-        start_from("done")
+        start_from(was.done)
         put(was.runs / run / name, HURT[how]((was.runs / run / name).read_bytes()))
         shown = server().run("src.eval", cwd=was.work)
         assert "Traceback" not in shown.stderr, (name, how)
@@ -288,7 +285,7 @@ def test_a_damaged_record_is_set_aside_and_done_again(size: Size, figure: Figure
 
 def at_the_end(was: Any, which: Callable[[dict[int, Path]], list[Path]], how: str) -> list[int]:
     """Damage these checkpoints of an interrupted sweep; the steps at which the same command then writes some, in order."""
-    start_from("interrupted")
+    start_from(interrupted())
     for run in was.outcomes:
         found = checkpoint.steps(was.runs / run / "checkpoints")
         for path in which(found):
@@ -317,7 +314,7 @@ def test_an_interrupted_run_whose_other_files_are_damaged_ends_with_the_same_bit
     was = undisturbed()
     cases = [(name, how) for how in HURT for name in ("metrics.jsonl", "config.yaml", "provenance.json")]
     for name, how in cases[: size(1, len(cases))]:
-        start_from("interrupted")
+        start_from(interrupted())
         for run in was.outcomes:
             path = was.runs / run / name
             put(path, HURT[how](path.read_bytes()))

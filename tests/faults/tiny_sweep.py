@@ -46,12 +46,16 @@ def outcome(runs: Path, run: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """The sweep without a fault. ``calls`` are the points at which it writes, ``earlier`` the files of a run that was done."""
+    """The sweep without a fault.
+
+    calls: where it writes; done: its working folder at the end; earlier: the files of a run that was done before.
+    """
 
     work: Path
     calls: list[tuple[str, str]]
     earlier: Files
-    names: set[str]
+    done: Path
+    sizes: dict[str, int]  # bytes, of all files in runs/
     outcomes: dict[str, dict[str, Any]]
     packs: dict[str, int]
 
@@ -61,9 +65,9 @@ class Undisturbed:
 
     @property
     def trained(self) -> int:
-        """The first call after the last checkpoint is complete."""
-        saved = [at for at, (call, path) in enumerate(self.calls, 1) if call == "rename" and "/checkpoints/" in path]
-        return saved[-1] + 2  # its folder is synced after it
+        """The first call after the last checkpoints are complete: the log goes on. Those of a pack are written side by side."""
+        saved = max(at for at, (call, path) in enumerate(self.calls) if call == "rename" and "/checkpoints/" in path)
+        return next(at for at, (_, path) in enumerate(self.calls, 1) if at > saved and path.endswith("metrics.jsonl"))
 
     def anew(self) -> None:
         """The working folder as before the sweep: with the run that was done."""
@@ -88,7 +92,10 @@ def undisturbed() -> Undisturbed:
     ids = sorted({Path(name).parts[0] for name in files(runs)} - {Path(name).parts[0] for name in earlier} - {"sweeps"})
     assert len(ids) == 2
     packs = {run: (RunFolder(run, runs).result() or {})["pack_size"] for run in ids}
-    return Undisturbed(work, shim.calls(), earlier, set(files(runs)), {run: outcome(runs, run) for run in ids}, packs)
+    sizes = {name: len(content) for name, content in files(runs).items()}
+    kept = work.with_name("done")
+    shutil.copytree(work, kept)
+    return Undisturbed(work, shim.calls(), earlier, kept, sizes, {run: outcome(runs, run) for run in ids}, packs)
 
 
 def nothing_false_is_read(was: Undisturbed) -> None:
@@ -124,7 +131,8 @@ def goes_on(
     done = server().run("src.train", *SWEEP, cwd=was.work, environment=environment)
     assert done.code == 0, done.stderr
     names = {name for name in files(was.runs) if not (set_aside and "/damaged/" in name)}
-    assert names == was.names, f"left over: {sorted(names - was.names)}, not there: {sorted(was.names - names)}"
+    before = was.sizes.keys()
+    assert names == before, f"left over: {sorted(names - before)}, not there: {sorted(before - names)}"
     same = 0
     for run, expected in was.outcomes.items():
         result, found = RunFolder(run, was.runs).result(), outcome(was.runs, run)
