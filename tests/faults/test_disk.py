@@ -65,7 +65,7 @@ def error_at(was: Undisturbed, at: int, turn: int) -> int:
     return errors[turn % len(errors)]
 
 
-@pytest.mark.parametrize("mode", [Mode.ONLY, Mode.FROM, Mode.HALF])
+@pytest.mark.parametrize("mode", [Mode.ONLY, Mode.FROM, Mode.HALF], ids=lambda mode: mode.name)
 def test_a_call_that_fails_ends_the_command_in_one_line_and_the_same_command_goes_on(
     mode: Mode, size: Size, figure: Figure
 ) -> None:
@@ -117,7 +117,7 @@ def _no_half_checkpoint_stays(calls: list[tuple[str, str]], killed_at: int) -> N
         assert ("unlink", half) in after, f"{half} was left beside the next checkpoint"
 
 
-@pytest.mark.parametrize("mode", [Mode.KILL, Mode.HALF_KILL])
+@pytest.mark.parametrize("mode", [Mode.KILL, Mode.HALF_KILL], ids=lambda mode: mode.name)
 def test_a_kill_at_any_call_leaves_the_old_or_the_new_and_the_same_command_goes_on(
     mode: Mode, size: Size, figure: Figure
 ) -> None:
