@@ -102,6 +102,11 @@ def refuse_malformed(arguments: list[str]) -> None:
     parser = OverridesParser.create()
     for argument in arguments:
         try:
+            argument.encode()
+        except UnicodeEncodeError:
+            shown = argument.encode(errors="backslashreplace").decode()
+            raise ConfigError(f"{shown}: not in UTF-8; the records could not hold it") from None
+        try:
             override = parser.parse_override(argument)
         except HydraException:
             override = None

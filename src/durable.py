@@ -118,8 +118,8 @@ def remove(path: Path) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Take away what a crash left half written in a folder."""
-    for path in folder.glob(f".*{TEMPORARY}"):
+    """Take away what a crash left half written in a folder, by us or by safetensors, whose names are ``.tmp`` and a word."""
+    for path in [*folder.glob(f".*{TEMPORARY}"), *folder.glob(f"{TEMPORARY}*")]:
         remove(path)
 
 

@@ -164,7 +164,8 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """The run's result, or None if it has none, or one that is damaged: such a run has to be done again."""
-        return self._readable(RESULT)
+        found = self._readable(RESULT)
+        return None if found is None or found.get("run_id", self.run_id) != self.run_id else found
 
     def provenance(self) -> dict[str, Any] | None:
         return self._readable(PROVENANCE)
@@ -244,17 +245,19 @@ def write_sweep(name: str, run_ids: list[str], add: bool = False, root: Path = R
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.parent / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            remove_temporary(path.parent)
             if add:
-                run_ids = list(dict.fromkeys([*(_known_runs(path) or []), *run_ids]))
+                run_ids = list(dict.fromkeys([*(_known_runs(name, root) or []), *run_ids]))
             value = {"name": name, "run_ids": run_ids, "argv": sys.argv, "created": datetime.now(UTC).isoformat()}
             write_atomically(path, _sealed(value))
 
 
-def _known_runs(path: Path) -> list[str] | None:
+def _known_runs(name: str, root: Path) -> list[str] | None:
     """The runs of a list; one that is damaged is moved aside, since the runs themselves say what is done."""
     try:
-        return _read_list(path)
+        return read_sweep(name, root)
     except Damaged as error:
+        path = root / "sweeps" / f"{name}.json"
         print(f"{path}: {error}; set aside as {path.name}.damaged", file=sys.stderr)
         os.replace(path, path.with_name(f"{path.name}.damaged"))
         return None
@@ -266,14 +269,12 @@ def read_sweep(name: str, root: Path = RUNS) -> list[str] | None:
     Raises:
         Damaged: the list is not what was written.
     """
-    return _read_list(root / "sweeps" / f"{name}.json")
-
-
-def _read_list(path: Path) -> list[str] | None:
-    value = read_sealed(path)
-    if value is not None and not isinstance(value.get("run_ids"), list):
-        raise Damaged("it holds no list of runs")
-    return None if value is None else value["run_ids"]
+    value = read_sealed(root / "sweeps" / f"{name}.json")
+    if value is None:
+        return None
+    if value.get("name") != name or not isinstance(value.get("run_ids"), list):
+        raise Damaged("it is not the list of this sweep")
+    return list(value["run_ids"])
 
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "hydra-core", "wandb", "pandas", "numpy", "scipy")
