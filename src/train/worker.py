@@ -283,8 +283,9 @@ def main() -> int:
     try:
         return run(arguments.paths, Events(arguments.events), arguments.halved_from)
     except KeyboardInterrupt:
-        tracking.abandon()
         return cli.INTERRUPTED  # the parent gets the signal too, and says so once
+    finally:
+        tracking.close()
 
 
 if __name__ == "__main__":
