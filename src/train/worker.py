@@ -6,6 +6,8 @@ A process of its own keeps memory peaks clean, and a crash ends one pack.
 from __future__ import annotations
 
 import argparse
+import atexit
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -281,11 +283,14 @@ def main() -> int:
     parser.add_argument("paths", nargs="+", type=Path)
     arguments = parser.parse_args()
     try:
-        return run(arguments.paths, Events(arguments.events), arguments.halved_from)
+        code = run(arguments.paths, Events(arguments.events), arguments.halved_from)
     except KeyboardInterrupt:
-        return cli.INTERRUPTED  # the parent gets the signal too, and says so once
+        code = cli.INTERRUPTED  # the parent gets the signal too, and says so once
     finally:
         tracking.close()
+    # Python takes seconds to take torch's modules apart, and a signal leaves 10 s in all.
+    atexit._run_exitfuncs()
+    os._exit(code)
 
 
 if __name__ == "__main__":

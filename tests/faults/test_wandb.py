@@ -305,11 +305,11 @@ def test_a_signal_ends_a_command_in_time_while_the_server_hangs(
 
 
 def test_the_attempts_of_a_run_are_wandb_runs_with_each_step_once(long: None, folder: Path, run: Run) -> None:
-    many = ("train.steps=600", "train.checkpoint_every=50", "eval.every=200")
+    many = ("train.steps=200", "train.checkpoint_every=20", "eval.every=50")
     command = Command(folder, "wandb_offline", "", *many)
     wait_for(command.service)
     record = wait_for(lambda: the_run(folder))
-    wait_for(lambda: len(list(record.logged())) > 150)
+    wait_for(lambda: len(list(record.logged())) > 60)
     time.sleep(2)
     for child in psutil.Process(command.process.pid).children(recursive=True):
         child.kill()
@@ -318,9 +318,9 @@ def test_the_attempts_of_a_run_are_wandb_runs_with_each_step_once(long: None, fo
     assert record.result() is None
     assert train(run, "wandb_offline", *many).run_id == record.run_id
     first, second = sorted(record.path.glob("wandb/offline-run-*/run-*.wandb"))
-    assert complete(record) == [Path("runs") / second.relative_to(folder / "runs")] or complete(record) == [second]
+    assert complete(record) == [second]
     seen = [item["item"]["_step"] for item in inspected(first)["history"]]
-    assert seen == sorted(set(seen)) and len(seen) > 50  # what a second before its death was logged
+    assert seen == sorted(set(seen)) and len(seen) > 20  # what a second before its death was logged
 
 
 def test_a_disk_that_is_full_only_for_wandb(long: None, folder: Path, figure: Callable[[str, str], None]) -> None:
