@@ -21,7 +21,7 @@ from src.cli import compose
 from src.offline_file import closed_with
 from src.records import RunFolder, run_id
 from src.tracking import Mirror
-from tests.conftest import ENVIRONMENT, TINY, Run
+from tests.conftest import ENVIRONMENT, TINY, Run, written
 from tests.faults.wandb_server import address, nobody, server
 from tests.test_tracking import inspected
 
@@ -219,11 +219,11 @@ def test_a_stop_pressed_on_the_server_does_not_stop_a_pack(
 
 
 class Command:
-    """A real ``python -m src.train``, with its time and what it says on stderr."""
+    """A real ``python -m MODULE``, with its time and what it says on stderr."""
 
-    def __init__(self, folder: Path, tracked: str, at: str, *overrides: str, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path, arguments: list[str], at: str | None = None, prefix: tuple[str, ...] = ()) -> None:
         environment = {**ENVIRONMENT, "WANDB_API_KEY": KEY, "OMP_NUM_THREADS": "1"} | ({"WANDB_BASE_URL": at} if at else {})
-        command = [*prefix, sys.executable, "-m", "src.train", *TRAIN, f"tracking={tracked}", *overrides]
+        command = [*prefix, sys.executable, "-m", *arguments]
         self.began = time.monotonic()
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=pipe, text=True)
@@ -242,26 +242,30 @@ class Command:
         return self.process.returncode, said, time.monotonic() - self.began
 
 
+def training(tracked: str, *overrides: str) -> list[str]:
+    return ["src.train", *TRAIN, f"tracking={tracked}", *overrides]
+
+
 def the_run(folder: Path) -> RunFolder | None:
     found = [path.parent for path in (folder / "runs").glob("*/config.yaml")]
     return RunFolder(found[0].name, found[0].parent) if found else None
 
 
-def test_a_real_command_whose_service_is_killed(
+def test_a_real_worker_whose_service_is_killed(
     folder: Path, expected: dict[str, str], size: Callable[[int, int], int], figure: Callable[[str, str], None]
 ) -> None:
     delays = [0.0, 0.2, 0.4, 0.6, 1.0, 1.5][: size(1, 6)]
     for delay in delays:
-        command = Command(folder, "wandb_offline", "")
+        record = written(compose([*TRAIN, "tracking=wandb_offline"]))
+        command = Command(folder, ["src.train.worker", str(record.path)])
         service = wait_for(command.service)
         time.sleep(delay)
         service.kill()
         code, said, _ = command.end()
-        record = the_run(folder)
-        assert code == 0 and record is not None and prints(record) == expected
+        assert code == 0 and prints(record) == expected
         assert len(complete(record)) == 1 and len(said) <= 1, said  # none where all was written before
         shutil.rmtree(folder / "runs")
-    figure(ROW, f"real commands, wandb-core killed: {len(delays)} of {len(delays)} records bit-identical, W&B files complete")
+    figure(ROW, f"real workers, wandb-core killed: {len(delays)} of {len(delays)} records bit-identical, W&B files complete")
 
 
 def test_a_real_command_is_held_no_longer_than_it_says(
@@ -270,7 +274,9 @@ def test_a_real_command_is_held_no_longer_than_it_says(
     taken, wall = {}, {}
     for manner in ("disabled", "unreachable", "silent", "late", "failing", "stuck"):
         with nobody() if manner == "disabled" else address(manner) as at:
-            code, said, taken[manner] = Command(folder, "disabled" if manner == "disabled" else "wandb_online", at).end()
+            code, said, taken[manner] = Command(
+                folder, training("disabled" if manner == "disabled" else "wandb_online"), at
+            ).end()
         record = the_run(folder)
         assert code == 0 and record is not None and prints(record) == expected
         assert manner == "disabled" or (len(complete(record)) == 1 and len(said) == 1), (manner, said)
@@ -288,7 +294,7 @@ def test_a_signal_ends_a_command_in_time_while_the_server_hangs(
     long: None, folder: Path, when: str, figure: Callable[[str, str], None]
 ) -> None:
     with server("silent" if when == "begins" else "stuck") as at:
-        command = Command(folder, "wandb_online", at, *(["train.steps=100000"] if when == "trains" else []))
+        command = Command(folder, training("wandb_online", *(["train.steps=100000"] if when == "trains" else [])), at)
         wait_for(command.service)
         record = wait_for(lambda: the_run(folder))
         if when == "trains":
@@ -306,7 +312,7 @@ def test_a_signal_ends_a_command_in_time_while_the_server_hangs(
 
 def test_the_attempts_of_a_run_are_wandb_runs_with_each_step_once(long: None, folder: Path, run: Run) -> None:
     many = ("train.steps=200", "train.checkpoint_every=20", "eval.every=50")
-    command = Command(folder, "wandb_offline", "", *many)
+    command = Command(folder, training("wandb_offline", *many))
     wait_for(command.service)
     record = wait_for(lambda: the_run(folder))
     wait_for(lambda: len(list(record.logged())) > 60)
@@ -330,7 +336,7 @@ def test_a_disk_that_is_full_only_for_wandb(long: None, folder: Path, figure: Ca
         pytest.skip("needs a mount of its own")
     ours = compose([*TRAIN, "tracking=wandb_offline", "train.steps=400"])
     place = folder / "runs" / run_id(ours) / "wandb"
-    command = Command(folder, "wandb_offline", "", "train.steps=400", prefix=(*space, "sh", "-c", full.format(place), "sh"))
+    command = Command(folder, training("wandb_offline", "train.steps=400"), prefix=(*space, "sh", "-c", full.format(place), "sh"))
     code, said, _ = command.end()
     result = RunFolder(run_id(ours), folder / "runs").result()
     assert code == 0 and result is not None and result["status"] == "ok"
