@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -63,12 +64,13 @@ class Command:
 
     def kill(self, victim: str) -> None:
         """SIGKILL to ``all`` processes in the folder, to the ``parent`` alone or to the ``worker`` alone."""
-        if victim != "worker":
+        if victim == "all":
+            kill_all(self.folder)
+        elif victim == "parent":
             self.process.kill()
-        worker = self.worker() if victim == "worker" else None
-        for process in left(self.folder) if victim == "all" else [worker] if worker else []:
+        elif worker := self.worker():
             with suppress(psutil.Error):
-                process.kill()
+                worker.kill()
 
     def phase(self) -> str:
         """What it does now, as far as its files and processes show."""
@@ -117,13 +119,21 @@ def _newer(path: Path, since: float) -> bool:
 
 
 def left(folder: Path) -> list[psutil.Process]:
-    """The processes whose working folder it is; all that a command starts inherit it."""
+    """The processes that work in a folder or below; all that a command starts inherit its working folder."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE:
+            if process.pid == os.getpid():
+                continue
+            if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
+
+
+def kill_all(folder: Path) -> None:
+    for process in left(folder):
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def wait_until_none_is_left(folder: Path, seconds: float) -> list[psutil.Process]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.faults import page, sweep
+from tests.faults.commands import kill_all
 from tests.faults.sweep import Reference
 
 LONG_TIMEOUT = 3 * 3600  # seconds; a long test may take most of an hour
@@ -40,6 +42,13 @@ def figure(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         print(f"\n{row}: {text}")
 
     return tell
+
+
+@pytest.fixture
+def no_survivors(folder: Path) -> Iterator[None]:
+    """End what a failed test has left running in its folder."""
+    yield
+    kill_all(folder)
 
 
 @pytest.fixture(scope="session")

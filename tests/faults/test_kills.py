@@ -12,9 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from tests.faults import moments, sweep
 from tests.faults.commands import Command, wait_until_none_is_left
 from tests.faults.sweep import Reference, Verdict
+
+pytestmark = pytest.mark.usefixtures("no_survivors")
 
 ROW = "SIGKILL at a random moment, then the same command"
 CLOCK = 0.4  # of the kills come by the clock, the others at an event

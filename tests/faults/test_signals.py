@@ -21,6 +21,8 @@ from tests.faults.commands import Command, left, wait_until_none_is_left
 from tests.faults.moments import steps_taken
 from tests.faults.sweep import ONE_PACK, Reference
 
+pytestmark = pytest.mark.usefixtures("no_survivors")
+
 ROW = "SIGINT, SIGTERM, SIGHUP, SIGUSR1"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 LIMIT = 10.0  # seconds from the signal to the end

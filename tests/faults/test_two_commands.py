@@ -16,6 +16,8 @@ from tests.conftest import CODE
 from tests.faults import sweep
 from tests.faults.commands import Command, wait_until_none_is_left
 
+pytestmark = pytest.mark.usefixtures("no_survivors")
+
 ROW = "Two commands on one `runs/`"
 THIRD = 15.0  # seconds for a command that finds everything done
 SETTINGS = [
