@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,6 +36,21 @@ def by_the_clock(seconds: float) -> Moment:
     return Moment("the clock", lambda: True, seconds)
 
 
+# What it waits for: seconds that it waits beyond, at most.
+EVENTS = {
+    "a worker": 6.0,
+    "some steps": 0.1,
+    "more steps": 0.1,
+    "a checkpoint half written": 0.0,
+    "an adapter half written": 0.0,
+    "an adapter": 0.3,
+    "predictions": 0.02,
+    "a result half written": 0.0,
+    "a result": 0.02,
+    "the end of a pack": 2.0,
+}
+
+
 def by_an_event(command: Command, kind: str, rng: random.Random) -> Moment:
     """The moment for a command that has just been started; what its folder holds already does not count."""
     folder = command.folder
@@ -44,20 +59,20 @@ def by_an_event(command: Command, kind: str, rng: random.Random) -> Moment:
         return sum(1 for _ in folder.glob(pattern))
 
     steps = steps_taken(folder) + rng.randint(1, 120)
-    results = count("runs/*/result.json") + rng.randint(1, 4)
+    results = count("runs/*/result.json") + (4 if kind == "the end of a pack" else rng.randint(1, 4))
     happens: dict[str, Callable[[], bool]] = {
         "a worker": lambda: command.worker() is not None,
-        "steps": lambda: steps_taken(folder) >= steps,
-        "a temporary file": lambda: bool(_temporary(folder)),
-        "a result": lambda: count("runs/*/result.json") >= results,
+        "some steps": lambda: steps_taken(folder) >= steps,
+        "more steps": lambda: steps_taken(folder) >= steps + 40,
+        "a checkpoint half written": lambda: count("runs/*/checkpoints/.*") > 0,
+        "an adapter half written": lambda: count("runs/*/.adapter.*") > 0,
         "an adapter": lambda: _has(command, "adapter"),
         "predictions": lambda: _has(command, "predictions.jsonl"),
+        "a result half written": lambda: count("runs/*/.result.json.*") > 0,
+        "a result": lambda: count("runs/*/result.json") >= results,
+        "the end of a pack": lambda: count("runs/*/result.json") >= results,
     }
-    longest = {"a worker": 6.0, "a temporary file": 0.0, "a result": 0.02, "an adapter": 0.3, "predictions": 0.02}
-    return Moment(kind, happens[kind], rng.uniform(0, longest.get(kind, 0.1)))
-
-
-EVENTS = ("a worker", "steps", "a temporary file", "a result", "an adapter", "predictions")
+    return Moment(kind, happens[kind], rng.uniform(0, EVENTS[kind]))
 
 
 def steps_taken(folder: Path) -> int:
@@ -65,21 +80,10 @@ def steps_taken(folder: Path) -> int:
     return sum(_read(path).count(STEPS) for path in folder.glob("runs/*/metrics.jsonl"))
 
 
-def _temporary(folder: Path) -> list[Path]:
-    return [path for path in _walk(folder / "runs", 3) if path.name.startswith(".") and path.name != ".lock"]
-
-
-def temporary_files(folder: Path) -> list[str]:
-    """Files that were being written and are not whole."""
-    return [str(path.relative_to(folder)) for path in _temporary(folder)]
-
-
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    with suppress(OSError):
-        for path in folder.iterdir():
-            yield path
-            if depth > 1 and path.is_dir() and path.name != "wandb":
-                yield from _walk(path, depth - 1)
+def half_written(folder: Path) -> list[Path]:
+    """What a process was about to rename when it was killed."""
+    found = [*folder.glob("runs/*/.*"), *folder.glob("runs/*/checkpoints/.*"), *folder.glob("runs/sweeps/.*")]
+    return [path for path in found if path.name != ".lock"]
 
 
 def _has(command: Command, name: str) -> bool:

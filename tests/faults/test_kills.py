@@ -21,7 +21,7 @@ from tests.faults.sweep import Reference, Verdict
 pytestmark = pytest.mark.usefixtures("no_survivors")
 
 ROW = "SIGKILL at a random moment, then the same command"
-CLOCK = 0.4  # of the kills come by the clock, the others at an event
+CLOCK = 0.3  # of the kills come by the clock, the others at an event
 AGAIN = 0.25  # of the cases are killed a second time
 MIRRORED = 0.15  # of the cases have W&B's offline mirror
 VICTIMS = {"all": 0.5, "parent": 0.2, "worker": 0.3}
@@ -77,15 +77,17 @@ def strike(command: Command, victim: str, rng: random.Random, seconds: float, ca
     if rng.random() < CLOCK:
         moment = moments.by_the_clock(rng.uniform(0, seconds))
     else:
-        moment = moments.by_an_event(command, rng.choice(moments.EVENTS), rng)
+        moment = moments.by_an_event(command, rng.choice([*moments.EVENTS]), rng)
     moment.come(command)
     phase = command.phase()
+    if phase == "ended":
+        return False
     if victim == "worker" and command.worker() is None:
         victim = "all"
     command.kill(victim)
     case.kills.append(f"{victim}, {phase}")
-    case.torn += victim != "parent" and bool(moments.temporary_files(command.folder))
-    return phase != "ended"
+    case.torn += victim != "parent" and bool(moments.half_written(command.folder))
+    return True
 
 
 def finished_runs(folder: Path) -> list[Path]:
