@@ -116,13 +116,13 @@ def _names(folder: Path) -> set[str]:
 
 @dataclass
 class Verdict:
-    """``wrong``: each difference that may not be. ``identical`` and ``regrouped`` count the runs."""
+    """``wrong``: each difference that may not be. The others count runs."""
 
     wrong: list[str]
     identical: int = 0
-    regrouped: int = 0
-    regrouped_identical: int = 0
-    gaps: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # of the regrouped: precision -> (loss, weight)
+    regrouped: int = 0  # of the identical: they trained in another pack than the reference's
+    near: int = 0  # they did too, and that shows in their numbers
+    gaps: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # of those near: precision -> (loss, weight)
 
 
 def judge(folder: Path, reference: Reference) -> Verdict:
@@ -144,7 +144,7 @@ def judge(folder: Path, reference: Reference) -> Verdict:
             verdict.wrong.append(f"{run}: {found.result['status']}, {found.result['reason']}")
         elif _differences(found, wanted) == []:
             verdict.identical += 1
-            verdict.regrouped_identical += found.pack_size != wanted.pack_size
+            verdict.regrouped += found.pack_size != wanted.pack_size
         elif found.pack_size == wanted.pack_size:
             verdict.wrong += [f"{run}: {text}" for text in _differences(found, wanted)]
         else:
@@ -166,7 +166,10 @@ def _differences(found: Record, wanted: Record) -> list[str]:
 
 
 def _judge_regrouped(run: str, found: Record, wanted: Record, verdict: Verdict) -> None:
-    verdict.regrouped += 1
+    verdict.near += 1
+    for key in sorted({*found.result, *wanted.result} - {"metrics"}):
+        if found.result.get(key) != wanted.result.get(key):
+            verdict.wrong.append(f"{run}: {key} is {found.result.get(key)}, not {wanted.result.get(key)}")
     losses = [_gap(found.result["metrics"], wanted.result["metrics"])]
     for name in ("metrics", "predictions"):
         pairs = list(zip(getattr(found, name), getattr(wanted, name), strict=False))
@@ -192,7 +195,7 @@ def _gap(one: dict[str, Any], other: dict[str, Any]) -> float:
         return math.inf
     gap = 0.0
     for key, value in other.items():
-        if isinstance(value, float) and not isinstance(one[key], str):
+        if isinstance(value, float) and isinstance(one[key], float):
             gap = max(gap, abs(one[key] - value) / max(abs(value), 1e-3))
         elif one[key] != value:
             return math.inf
