@@ -24,12 +24,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from src.config import CONF_FOLDER, Config, ConfigError, resolve
+from src.durable import CannotWrite
 
 BAD_INPUT = 2
-TERMINATED = 143
+SIGNALLED = 128  # plus the signal's number: the exit code of what a signal stopped
 GROUPS = ("model", "variant", "dataset", "tracking")
 OPTIONS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
-INTERRUPTED = 130
 
 
 def register_schema() -> None:
@@ -101,30 +101,36 @@ def refuse_malformed(arguments: list[str]) -> None:
             raise ConfigError(f"{argument}: needs one name; several make a sweep, which needs -m {override.key_or_group}=A,B")
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived, which is what a scheduler sends: stop as on Ctrl-C."""
+class Signalled(KeyboardInterrupt):
+    """One of the signals arrived by which schedulers and terminals ask to stop: stop as on Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise Terminated
+def _on_signal(number: int, frame: object) -> NoReturn:
+    raise Signalled(number)
 
 
 def run(command: Callable[[], int | None]) -> NoReturn:
-    """Run a command and end the process: 0 done, 1 some runs failed, 2 bad input, 130 interrupted."""
+    """Run a command and end the process: 0 done, 1 some runs failed, 2 bad input, 128 + n stopped by signal n."""
     # Hydra would print its own many-line report and exit with 1; with this it lets the exception through to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is after nohup
+            signal.signal(number, _on_signal)
     try:
         code = command() or 0
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         code = BAD_INPUT
     except OSError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        goes_on = "; what is done stays, and the same command goes on from here" if isinstance(error, CannotWrite) else ""
+        print(f"error: {one_line(error)}{goes_on}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt as error:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        code = SIGNALLED + (error.number if isinstance(error, Signalled) else signal.SIGINT)
     sys.exit(code)
 
 

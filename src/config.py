@@ -137,6 +137,7 @@ class PackConfig:
     compile: bool | None = None  # torch.compile, one decoder layer for all
     cuda_graph: bool | None = None  # one graph over forward, backward and optimizer
     kernels: bool | None = None  # our Triton kernels
+    silence: float = 3600.0  # seconds without a sign of life after which a pack's process is stopped
 
 
 @dataclass
@@ -205,6 +206,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "eval.max_new_tokens": (1, 65536, True),
     "forgetting.tokens": (0, 10**9, True),
     "pack.max_runs": (1, 65536, True),
+    "pack.silence": (1, 1e7, True),
     "seed": (0, 2**31 - 1, True),
     "data_seed": (0, 2**31 - 1, True),
 }

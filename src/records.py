@@ -1,19 +1,21 @@
 """The files of a run: its identity, its folder, atomic writes, provenance. What is written here is the only truth.
 
     runs/<run_id>/config.yaml provenance.json metrics.jsonl predictions.jsonl adapter/ result.json
-    runs/sweeps/<name>.json   the run ids of a sweep
+    runs/<run_id>/checkpoints/   while it trains
+    runs/<run_id>/damaged/       what was found to be no longer what had been written
+    runs/sweeps/<name>.json      the run ids of a sweep
 
-``result.json`` is written last, by temporary file and rename: its existence means that the run has ended.
+``result.json`` is written last and whole: its existence means that the run has ended. It is sealed, and holds the digests
+of the others, so that no byte of a record can change unseen.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-import math
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,8 +28,24 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from src.config import Config, ForgettingConfig
+from src.durable import (
+    Damaged,
+    difference,
+    digests,
+    finite,
+    remove,
+    remove_temporary,
+    seal,
+    sync,
+    unseal,
+    write_atomically,
+    writing,
+)
 
 RUNS = Path("runs")
+RESULT, PROVENANCE = "result.json", "provenance.json"
+# What result.json holds the digests of: files, and folders with all in them.
+FILES = ["config.yaml", PROVENANCE, "metrics.jsonl", "predictions.jsonl", "adapter", "model"]
 # A run with one of these is over: the same command would only give the same again.
 ENDED = ("ok", "diverged")
 
@@ -69,32 +87,6 @@ def id_of(fields: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write so that a reader, or a crash, sees either the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def dump_json(value: Any) -> str:
-    """JSON that every parser accepts: a number that is not finite becomes null, never NaN."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value
-
-
 class RunFolder:
     """``runs/<run_id>/``: the record of one run while it grows and when it is done."""
 
@@ -105,20 +97,41 @@ class RunFolder:
         self.predictions = self.path / "predictions.jsonl"
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"
-        self.checkpoint = self.path / "checkpoint.safetensors"
+        self.checkpoints = self.path / "checkpoints"
+        self.damaged = self.path / "damaged"
         self.error = self.path / "error.txt"
+
+    def set_damage_aside(self) -> list[str]:
+        """Move what of an ended run's record is no longer what was written to ``damaged/``; a line for each file."""
+        result = self.result()
+        if result is None:
+            found = {RESULT: f"{RESULT} is damaged"} if (self.path / RESULT).exists() else {}
+        else:
+            found = self._differences(result)
+        for name in found:
+            self.set_aside(self.path / name)
+        return list(found.values())
 
     def clear_results(self) -> None:
         """Take an earlier result away before a run is repeated; result.json goes first: without it nothing counts."""
-        (self.path / "result.json").unlink(missing_ok=True)
-        for folder in (self.adapter, self.model):
-            shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.error, self.predictions):
-            file.unlink(missing_ok=True)
+        with writing(self.path):
+            for path in (self.path / RESULT, self.adapter, self.model, self.error, self.predictions):
+                remove(path)
+            remove_temporary(self.path)
 
     def clear_progress(self) -> None:
-        self.checkpoint.unlink(missing_ok=True)
-        self.metrics.unlink(missing_ok=True)
+        with writing(self.path):
+            remove(self.checkpoints)
+            remove(self.metrics)
+
+    def set_aside(self, path: Path) -> None:
+        """Move a file that is not what was written to ``damaged/``, in place of an earlier one there."""
+        place = self.damaged / path.relative_to(self.path).as_posix().replace("/", ".")
+        with writing(place):
+            self.damaged.mkdir(exist_ok=True)
+            if path.exists():
+                remove(place)
+                path.rename(place)
 
     def write_config(self, config: Config) -> None:
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
@@ -129,71 +142,118 @@ class RunFolder:
         assert isinstance(config, Config)
         return config
 
-    def write_json(self, name: str, value: dict[str, Any]) -> None:
-        write_atomically(self.path / name, dump_json(value))
+    def write_provenance(self, value: dict[str, Any]) -> None:
+        write_atomically(self.path / PROVENANCE, seal(value))
+
+    def write_result(self, value: dict[str, Any]) -> None:
+        """Write result.json, with the digests of all other files of the record; the run has ended with it."""
+        with writing(self.path):
+            if self.metrics.exists():
+                sync(self.metrics)
+            value = value | {"files": digests(self.path, FILES)}
+        write_atomically(self.path / RESULT, seal(value))
 
     def result(self) -> dict[str, Any] | None:
-        """The run's result, or None if it has none, or one that cannot be read: such a run has to be done again."""
-        return self._readable("result.json")
+        """The run's result, or None if it has none, or one that is damaged: such a run has to be done again."""
+        return self._readable(RESULT)
 
     def provenance(self) -> dict[str, Any] | None:
-        return self._readable("provenance.json")
+        return self._readable(PROVENANCE)
 
     def _readable(self, name: str) -> dict[str, Any] | None:
         try:
-            return read_json(self.path / name)
-        except (json.JSONDecodeError, UnicodeDecodeError):
+            return read_sealed(self.path / name)
+        except Damaged:
             return None
 
-    def log(self, line: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl in a single write."""
-        text = json.dumps(_finite(line), ensure_ascii=False, allow_nan=False) + "\n"
-        with open(self.metrics, "ab", buffering=0) as file:
-            file.write(text.encode())
+    def damage(self, result: dict[str, Any]) -> list[str]:
+        """What of the record's files is not as ``result`` says, a line each; all of each file is read."""
+        return list(self._differences(result).values())
+
+    def _differences(self, result: dict[str, Any]) -> dict[str, str]:
+        known = result.get("files") or {}
+        found = {name: difference(self.path, name, written) for name, written in known.items()}
+        return {name: line for name, line in found.items() if line is not None}
+
+    def checked(self, path: Path) -> bytes:
+        """A file of the finished record, as it was written; empty where the record has no such file.
+
+        Raises:
+            Damaged: it is not that, or there is no record that says what was written.
+        """
+        known = (self.result() or {}).get("files") or {}
+        name = path.relative_to(self.path).as_posix()
+        if name not in known:
+            if path.exists():
+                raise Damaged("no record says what was written")
+            return b""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise Damaged(str(error.strerror)) from error
+        if hashlib.sha256(data).hexdigest() != known[name]["sha256"]:
+            raise Damaged("it holds other bytes than were written")
+        return data
 
     def logged(self) -> Iterator[dict[str, Any]]:
-        yield from read_lines(self.metrics)
-
-    def keep_metrics_until(self, step: int) -> None:
-        """Drop the lines after ``step``: a resumed run logs them again."""
-        kept = [line for line in self.logged() if line["step"] <= step]
-        write_atomically(self.metrics, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        """The lines of metrics.jsonl."""
+        if self.metrics.exists():
+            yield from read_lines(self.metrics.read_bytes())
 
     def write_predictions(self, rows: list[dict[str, Any]]) -> None:
-        write_atomically(
-            self.predictions,
-            "".join(json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows),
-        )
+        text = "".join(json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        write_atomically(self.predictions, text)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """The content of a sealed file, None if there is no such file.
+
+    Raises:
+        Damaged: it is not what was written.
+    """
+    try:
+        return unseal(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file. A last line that was cut off in the middle of a write is left out."""
-    if not path.exists():
-        return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+def read_lines(data: bytes) -> Iterator[dict[str, Any]]:
+    """The rows of JSONL. A last line that was cut off in the middle of a write is left out."""
+    for line in data.split(b"\n")[:-1]:
+        yield json.loads(line)
 
 
 def write_sweep(name: str, run_ids: list[str], add: bool = False, root: Path = RUNS) -> None:
-    """List the runs of a sweep; ``add`` keeps those that an earlier command gave the same name."""
-    if add:
-        run_ids = list(dict.fromkeys([*(read_sweep(name, root) or []), *run_ids]))
-    value = {"name": name, "run_ids": run_ids, "argv": sys.argv, "created": datetime.now(UTC).isoformat()}
-    write_atomically(root / "sweeps" / f"{name}.json", dump_json(value))
+    """List the runs of a sweep; ``add`` keeps those that an earlier command, or one that runs now, gave the same name."""
+    path = root / "sweeps" / f"{name}.json"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.parent / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if add:
+                run_ids = list(dict.fromkeys([*(_known_runs(path) or []), *run_ids]))
+            value = {"name": name, "run_ids": run_ids, "argv": sys.argv, "created": datetime.now(UTC).isoformat()}
+            write_atomically(path, seal(value))
+
+
+def _known_runs(path: Path) -> list[str] | None:
+    """The runs of a list; one that is damaged is moved aside, since the runs themselves say what is done."""
+    try:
+        value = read_sealed(path)
+    except Damaged as error:
+        print(f"{path}: {error}; set aside as {path.name}.damaged", file=sys.stderr)
+        os.replace(path, path.with_name(f"{path.name}.damaged"))
+        return None
+    return None if value is None else list(value["run_ids"])
 
 
 def read_sweep(name: str, root: Path = RUNS) -> list[str] | None:
-    """The run ids of a sweep, or None if there is no sweep of that name."""
-    value = read_json(root / "sweeps" / f"{name}.json")
+    """The run ids of a sweep, or None if there is no sweep of that name.
+
+    Raises:
+        Damaged: the list is not what was written.
+    """
+    value = read_sealed(root / "sweeps" / f"{name}.json")
     return None if value is None else list(value["run_ids"])
 
 

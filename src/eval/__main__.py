@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.config import ConfigError
+from src.durable import write_atomically
 from src.eval.frame import Gathered, gather, known_sweeps, run_ids
 from src.eval.pair import compare_pair
 from src.eval.text import clean
-from src.records import RUNS, read_sweep, write_atomically
+from src.records import RUNS, read_sweep
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,6 +5,7 @@ A finished run is read from its ``result.json`` and ``provenance.json`` alone: 1
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -19,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from src.config import variant_name
-from src.records import RUNS, RunFolder, id_of, identity
+from src.durable import Damaged, unseal
+from src.records import PROVENANCE, RESULT, RUNS, RunFolder, id_of, identity, run_id
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,7 +117,7 @@ def gather(ids: list[str], root: Path = RUNS) -> Gathered:
 def _read_run(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     """(the run's row, what of it could not be read); no row where nothing says what was ordered."""
     row: dict[str, Any] | None = None
-    result, broken = _read_json(folder, "result.json")
+    result, broken = _read(folder, RESULT)
     if result is not None:
         try:
             row = _ordered_by_record(folder.name, result)
@@ -135,27 +137,30 @@ def _read_run(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
             row |= _recorded(result)
         except ValueError as error:
             broken = _first_line(error)
-    row |= _origin(folder)
+    origin, unread = _origin(folder, result if broken is None else None)
+    row |= origin
     if broken is None:
-        return row, None
+        return row, unread
     row |= {"status": UNREADABLE, "reason": "result.json cannot be read"}
     return row, f"{folder / 'result.json'}: cannot be read: {broken}"
 
 
-def _read_json(folder: Path, name: str) -> tuple[dict[str, Any] | None, str | None]:
-    """(the file's mapping, None), (None, why it cannot be read), or twice None where there is no such file."""
+def _read(folder: Path, name: str, sha256: str | None = None) -> tuple[dict[str, Any] | None, str | None]:
+    """(the sealed file's mapping, None), (None, why it cannot be read), or twice None where there is no such file."""
     try:
-        with open(os.path.join(folder, name), encoding="utf-8") as file:
-            text = file.read()
-        value = json.loads(text)
+        with open(os.path.join(folder, name), "rb") as file:
+            data = file.read()
+        value = unseal(data)
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise Damaged("it is not the one that belongs to result.json")
         # JSON can spell half a surrogate pair, which no file and no frame can hold.
-        if "\\ud" in text or "\\uD" in text:
+        if b"\\ud" in data or b"\\uD" in data:
             value = _whole(value)
     except FileNotFoundError:
         return None, None
     except (OSError, ValueError, RecursionError) as error:
         return None, _first_line(error)
-    return (value, None) if isinstance(value, dict) else (None, "not a record: it is no mapping")
+    return value, None
 
 
 def _whole(value: Any) -> Any:
@@ -200,6 +205,8 @@ def _ordered_by_config(folder: Path) -> dict[str, Any] | None:
     if not (folder / "config.yaml").exists():
         return None
     config = RunFolder(folder.name, folder.parent).read_config()
+    if run_id(config) != folder.name:
+        raise Damaged("its fields are not those that the folder's name is the hash of")
     names = {"model": config.model.name, "dataset": config.dataset.name, "variant": variant_name(config.variant)}
     return _ordered(folder.name, dict(flatten(identity(config))), names, config.model.note)
 
@@ -232,18 +239,22 @@ def _ordered(run: str, fields: dict[str, Any], names: dict[str, Any], note: Any)
     }
 
 
-def _origin(folder: Path) -> dict[str, Any]:
-    """The code that a run came from: commit, whether files differed from it, versions of the libraries; None where unknown."""
-    origin, _ = _read_json(folder, "provenance.json")
+def _origin(folder: Path, result: dict[str, Any] | None) -> tuple[dict[str, Any], str | None]:
+    """(the code that a run came from: commit, whether files differed from it, versions of the libraries, None where that is
+    not known; why it cannot be read)."""
+    files = (result or {}).get("files")
+    known = files.get(PROVENANCE) if isinstance(files, dict) else None
+    origin, broken = _read(folder, PROVENANCE, known.get("sha256") if isinstance(known, dict) else None)
     if origin is None:
-        return {"commit": None, "dirty": None, "versions": None}
+        problem = f"{folder / PROVENANCE}: cannot be read, so nothing says which code the run came from: {broken}"
+        return {"commit": None, "dirty": None, "versions": None}, None if broken is None else problem
     packages, commit, dirty = origin.get("packages"), origin.get("commit"), origin.get("dirty")
     versions = {"python": origin.get("python"), **(packages if isinstance(packages, dict) else {})}
     return {
         "commit": None if commit is None else sys.intern(str(commit)[:40]),
         "dirty": dirty if isinstance(dirty, bool) else None,
         "versions": sys.intern(json.dumps(versions, sort_keys=True)),
-    }
+    }, None
 
 
 def _recorded(result: dict[str, Any]) -> dict[str, Any]:

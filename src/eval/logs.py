@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from src.durable import Damaged
 from src.eval.frame import METRICS_BELOW, number
 from src.records import RUNS, RunFolder, read_lines
 
@@ -25,19 +26,22 @@ class Curves:
 
 
 def curves(ids: Sequence[str], root: Path = RUNS) -> Curves:
-    """The losses that these runs logged. A file is read up to a line that is broken, and that is a problem."""
+    """The losses that these runs logged. A file that is not what was written is not read, and that is a problem."""
     rows: list[tuple[str, float, str, float]] = []
     problems = []
     for run in ids:
-        path = RunFolder(run, root).metrics
+        folder = RunFolder(run, root)
+        path = folder.metrics
         try:
-            for line in read_lines(path):
+            for line in read_lines(folder.checked(path)):
                 step = number("step", line.get("step"), METRICS_BELOW) if isinstance(line, dict) else None
                 if step is None:
                     raise ValueError("a line has no step")
                 for metric in CURVES:
                     if (value := number(metric, line.get(metric), METRICS_BELOW)) is not None:
                         rows.append((run, step, metric, value))
+        except Damaged as error:
+            problems.append(f"{path}: {error}, so it is not read")
         except (OSError, ValueError, RecursionError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             problems.append(f"{path}: read up to a line that is broken: {reason}")
@@ -63,8 +67,9 @@ def items(run: str, root: Path = RUNS) -> Items | None:
 
     A loss that is not finite, or a target without tokens, is no such thing.
     """
+    folder = RunFolder(run, root)
     try:
-        rows = sorted(read_lines(RunFolder(run, root).predictions), key=lambda row: str(row["id"]))
+        rows = sorted(read_lines(folder.checked(folder.predictions)), key=lambda row: str(row["id"]))
         if not rows:
             return None
         nats = np.array([number("log_loss", row["log_loss"], METRICS_BELOW) for row in rows], np.float64)

@@ -5,21 +5,26 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
+from src.durable import CannotWrite
 from src.records import provenance
-from src.train import child
+from src.train import checkpoint, child
 from src.train.child import Event
 from src.train.claims import Claims
 from src.train.display import Display, notice
+from src.train.memory import oom_kills
 from src.train.packs import Pack
 from src.train.plan import Job
 from src.train.result import Outcome
 from src.train.result import result as record
 
+EARLIER = ("started", "commit", "dirty", "python", "packages", "host", "device")  # what is kept of an earlier attempt
+
 
 class Attempt:
-    """After ``run``: ``statuses`` of the runs that ended; ``untaken`` and ``too_big`` are still to be done."""
+    """After ``run``: ``statuses`` of the runs that ended; ``untaken``, ``too_big`` and ``dead`` are still to be done."""
 
     def __init__(self, pack: Pack, claims: Claims, display: Display, halved_from: int | None) -> None:
         self.pack = pack
@@ -30,52 +35,80 @@ class Attempt:
         self.statuses: dict[str, str] = {}
         self.untaken: list[Job] = []  # the worker measured, and had no room for them
         self.too_big: list[Job] = []  # they ran out of memory together
+        self.dead: list[Job] = []  # their process ended before they had
+        self.end: child.End | None = None
+        self.unwritten: str | None = None  # a record file that could not be written, and why
         self.started = 0.0
 
     def run(self) -> None:
+        """Raises CannotWrite where the worker, or this process, could not write a record file."""
         self.jobs = self._prepare_folders()
         self.display.started(self.pack)
         self.started = time.perf_counter()
         options = [] if self.halved_from is None else ["--halved-from", str(self.halved_from)]
         folders = [str(job.folder.path) for job in self.jobs]
-        code = child.run([*options, *folders], self.claims.locks, self._on_event, self.display.on_line)
+        killed_before = oom_kills()
+        silence = self.pack.config.pack.silence
+        self.end = child.run([*options, *folders], self.claims.locks, self._on_event, self.display.on_line, silence)
         for job in self.jobs:
             self._end(job)
+        if self.end.code == child.CANNOT_WRITE:
+            raise CannotWrite(self.unwritten)
         unfinished = [job for job in self.jobs if job.run_id not in self.statuses]
-        # The kernel frees memory with SIGKILL.
-        if len(self.jobs) > 1 and code in (child.OUT_OF_MEMORY, -signal.SIGKILL):
+        if not self._ran_out_of_memory(killed_before):
+            self.dead = unfinished
+        elif len(self.jobs) > 1:
             self.too_big = unfinished
-            return
-        for job in unfinished:
-            job.folder.write_json("result.json", record(job.config, job.run_id, Outcome("failed", _death(code))))
+        else:
+            self.record_death(unfinished, "out_of_memory")
+
+    def _ran_out_of_memory(self, killed_before: int | None) -> bool:
+        """Whether memory ended the worker. The kernel frees memory with SIGKILL, and counts how often; where it does not
+        say, a pack is believed to have been too big."""
+        assert self.end is not None
+        if self.end.code != -signal.SIGKILL or self.end.silent is not None:
+            return self.end.code == child.OUT_OF_MEMORY
+        killed = oom_kills()
+        return len(self.jobs) > 1 if killed is None else killed != killed_before
+
+    def record_death(self, jobs: Sequence[Job], status: str = "failed") -> None:
+        """Write how their process ended as the end of these runs."""
+        for job in jobs:
+            job.folder.write_result(record(job.config, job.run_id, Outcome(status, str(self.end))))
             self._end(job)
 
     def _prepare_folders(self) -> list[Job]:
         """Also the jobs as they stand from here on: forced no more, since a second attempt goes on from checkpoints."""
         origin = provenance(sys.argv)
         for job in self.pack.jobs:
+            if not job.config.force:
+                for damage in job.folder.set_damage_aside():
+                    notice(f"{job.run_id}: {damage}; set aside in {job.folder.damaged}, the run is done again")
             job.folder.clear_results()
             if job.config.force:
                 job.folder.clear_progress()
             job.folder.write_config(job.config)
-            job.folder.write_json("provenance.json", origin)
+            earlier = _earlier(job) if checkpoint.steps(job.folder.checkpoints) else []
+            job.folder.write_provenance(origin | {"earlier": earlier})
         return [replace(job, config=replace(job.config, force=False)) for job in self.pack.jobs]
 
     def _on_event(self, event: Event) -> None:
         if event["event"] == "taken":
-            self._take(set(event["runs"]))
+            self._take(set(event["runs"]), event["why"])
+        elif event["event"] == "cannot_write":
+            self.unwritten = event["why"]
         elif event["event"] == "ended":
             for job in self.jobs:
                 if job.run_id == event["run"]:
                     self._end(job)
         self.display.show(event)
 
-    def _take(self, run_ids: set[str]) -> None:
+    def _take(self, run_ids: set[str], why: str) -> None:
         taken = [job for job in self.jobs if job.run_id in run_ids]
         left = [job for job in self.jobs if job.run_id not in run_ids]
         if not taken or not left:
             return
-        notice(f"memory holds {len(taken)} of these {len(self.jobs)} runs; the other {len(left)} follow")
+        notice(f"{why} {len(taken)} of these {len(self.jobs)} runs; the other {len(left)} follow")
         self.jobs, self.untaken = taken, self.untaken + left
         for job in left:
             self.claims.give_up(job.folder)
@@ -88,7 +121,9 @@ class Attempt:
             self.display.ended(job, result, time.perf_counter() - self.started)
 
 
-def _death(code: int) -> str:
-    if code < 0:
-        return f"its process was killed by {signal.Signals(-code).name}"
-    return f"its process ended with exit code {code}"
+def _earlier(job: Job) -> list[dict[str, object]]:
+    """What came of the code and machines of attempts that the run goes on from: one entry each, the newest last."""
+    known = job.folder.provenance()
+    if known is None:
+        return []
+    return [*known.get("earlier", []), {key: known.get(key) for key in EARLIER}]

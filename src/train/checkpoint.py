@@ -1,65 +1,129 @@
-"""One file per run from which it goes on exactly where it was: trained tensors, optimizer moments, counters.
+"""Files from which a run goes on exactly where it was: trained tensors, optimizer moments, counters.
 
-A single safetensors file, written aside and renamed, so a crash leaves the previous checkpoint or the new one.
+    runs/<run_id>/checkpoints/<step>.<digest>.safetensors
+
+The name holds the first digits of the file's SHA-256, so nothing else is ever taken for it. A file is written aside and
+renamed, and the two newest are kept: if one turns out to be damaged, there is the one before.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from src.durable import Damaged, digest, remove, remove_temporary, replacing, writing
+from src.train.metrics_log import START, Mark
 
 if TYPE_CHECKING:
     import torch
 
-HEADER_LIMIT = 100_000_000  # bytes; what safetensors itself allows
+KEPT = 2
+NAME = re.compile(r"(\d{8,})\.([0-9a-f]{16})\.safetensors")
 
 
 @dataclass
 class Progress:
-    """What a run has done so far. ``seconds`` is time spent in training steps, validation excluded."""
+    """What a run has done so far. ``seconds`` is time spent in training steps, validation and checkpoints excluded."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     rated_tokens: int = 0  # tokens and seconds without each process's first step, which pays for warming up
     rated_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0  # of the whole pack's checkpoints
     loss: float | None = None
 
 
-def save(path: Path, tensors: dict[str, torch.Tensor], progress: Progress) -> None:
+@dataclass(frozen=True)
+class Stand:
+    """Where a checkpoint stands: the progress, the log at that moment, and what it rests on.
+
+    ``rests_on`` names the fingerprints of base weights and tokens: on others these tensors would be another run's.
+    """
+
+    progress: Progress
+    log: Mark = START
+    rests_on: dict[str, str] = field(default_factory=dict)
+
+
+def steps(folder: Path) -> dict[int, Path]:
+    """The checkpoints that stand in a folder, by their step; from their names alone, and without torch."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return {}
+    return {int(match[1]): folder / name for name in names if (match := NAME.fullmatch(name))}
+
+
+def together(available: Sequence[set[int]]) -> list[tuple[int, list[int]]]:
+    """(step, which runs go on from it together): first the step that most runs have, of several the newest.
+
+    ``available`` holds the steps of each run's checkpoints. Runs that have none come last, with step 0. A crash in the
+    middle of a pack's checkpoint leaves some runs one ahead: all go on from the one before, so the pack stays together.
+    """
+    left = dict(enumerate(available))
+    found = []
+    while counts := Counter(step for run in left.values() for step in run):
+        best = max(counts, key=lambda step: (counts[step], step))
+        found.append((best, [at for at, run in left.items() if best in run]))
+        left = {at: run for at, run in left.items() if best not in run}
+    return found + ([(0, list(left))] if left else [])
+
+
+def save(folder: Path, tensors: dict[str, torch.Tensor], stand: Stand) -> None:
+    """Write a checkpoint, then take away all but the newest.
+
+    Raises:
+        CannotWrite: and then the checkpoints before still stand.
+    """
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(
-        {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-        temporary,
-        {"progress": json.dumps(asdict(progress))},
-    )
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    name = f"{stand.progress.step:08d}"
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        remove_temporary(folder)
+        before = set(steps(folder).values())
+        with replacing(folder / name, lambda path: f"{name}.{_digest(path)}.safetensors") as temporary:
+            save_file(plain, temporary, {"stand": json.dumps(asdict(stand))})
+        kept = sorted(step for step in steps(folder) if step < stand.progress.step)[1 - KEPT :]
+        for path in before - {steps(folder)[step] for step in kept}:
+            remove(path)
 
 
-def load(path: Path) -> tuple[dict[str, torch.Tensor], Progress]:
-    from safetensors import safe_open
+def drop_after(folder: Path, step: int) -> None:
+    """Take away the checkpoints of later steps: what goes on from ``step`` will write them again, after its own log."""
+    with writing(folder):
+        for later, path in steps(folder).items():
+            if later > step:
+                remove(path)
 
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        progress = Progress(**json.loads(file.metadata()["progress"]))
-    return tensors, progress
+
+def _digest(path: Path) -> str:
+    return str(digest(path)["sha256"])[:16]
 
 
-def step_of(path: Path) -> int:
-    """The step at which a checkpoint stands, from its header alone and without torch; 0 where none can be read."""
+def load(path: Path) -> tuple[dict[str, torch.Tensor], Stand]:
+    """The tensors of a checkpoint and where it stands.
+
+    Raises:
+        Damaged: the file is not what was written.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    match = NAME.fullmatch(path.name)
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > HEADER_LIMIT:
-                return 0
-            header = json.loads(file.read(length))
-        return int(json.loads(header["__metadata__"]["progress"])["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+        if match is None or _digest(path) != match[2]:
+            raise Damaged("it holds other bytes than were written")
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            stand = json.loads(file.metadata()["stand"])
+        return tensors, Stand(Progress(**stand["progress"]), Mark(**stand["log"]), stand["rests_on"])
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise error if isinstance(error, Damaged) else Damaged(str(error)) from error

@@ -1,6 +1,7 @@
 """A worker process and what it says: its events, one JSON object a line, through a pipe of its own.
 
-The worker inherits the locks of its runs. It goes on if its parent is killed, and then nobody listens to it.
+The worker inherits the locks of its runs. It goes on if its parent is killed, and then nobody listens to it. It is the
+head of a process group of its own, so that it can be ended with all that it started.
 """
 
 from __future__ import annotations
@@ -8,20 +9,23 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from src.cli import Terminated
 
 CODE = Path(__file__).resolve().parents[2]
 WORKER = [sys.executable, "-m", "src.train.worker"]
 OUT_OF_MEMORY = 3  # the worker's exit code where several runs together needed more memory than there is
+CANNOT_WRITE = 4  # and where a record file could not be written
 STDERR = 2  # file descriptor
-GRACE = 30.0  # seconds a worker gets to stop before it is killed
+# Seconds that a worker gets to save and stop before it is killed: a scheduler gives ten to all of us.
+GRACE = 8.5
 
 # For every child process. One runs at a time, so it may have all cores; CUBLAS's setting makes repeated sums alike.
 ENVIRONMENT = {
@@ -38,13 +42,32 @@ def environment() -> dict[str, str]:
     return {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}
 
 
-def run(
-    arguments: Sequence[str], locks: Sequence[int], on_event: Callable[[Event], None], on_line: Callable[[str], None] | None
-) -> int:
-    """The worker's exit code, negative if a signal ended it.
+@dataclass(frozen=True)
+class End:
+    """How a worker's process ended: its exit code, negative if a signal ended it; ``silent`` if it had to be stopped."""
 
-    What it prints goes to our stderr, or to ``on_line`` line by line where something else is drawn there. On Ctrl-C the
-    worker gets the signal too; on SIGTERM it is passed on.
+    code: int
+    silent: float | None = None  # seconds without a sign of life
+
+    def __str__(self) -> str:
+        if self.silent is not None:
+            return f"its process gave no sign of life for {self.silent:g} s"
+        if self.code < 0:
+            return f"its process was killed by {signal.Signals(-self.code).name}"
+        return f"its process ended with exit code {self.code}"
+
+
+def run(
+    arguments: Sequence[str],
+    locks: Sequence[int],
+    on_event: Callable[[Event], None],
+    on_line: Callable[[str], None] | None,
+    silence: float,
+) -> End:
+    """Start a worker and wait for its end, or stop it where it says nothing for ``silence`` seconds.
+
+    What it prints goes to our stderr, or to ``on_line`` line by line where something else is drawn there. A signal that
+    stops us is passed on.
     """
     ours, theirs = os.pipe()
     readers = {ours: _Lines(lambda line: _tell(line, on_event))}
@@ -55,29 +78,38 @@ def run(
         readers[printed] = _Lines(lambda line: on_line(line.decode(errors="replace")))
         opened.append(output)
     command = [*WORKER, "--events", str(theirs), *arguments]
-    worker = subprocess.Popen(command, env=environment(), pass_fds=[*locks, theirs], stdout=output, stderr=output)
+    worker = subprocess.Popen(
+        command, env=environment(), pass_fds=[*locks, theirs], stdout=output, stderr=output, process_group=0
+    )
     for end in opened:
         os.close(end)
     try:
-        _read(worker, readers)
-        return worker.wait()
-    except KeyboardInterrupt as error:
-        if isinstance(error, Terminated):
-            worker.terminate()
+        if not _read(worker, readers, silence):
+            _kill(worker)
+            return End(worker.wait(), silence)
+        return End(worker.wait())
+    except KeyboardInterrupt:
+        worker.terminate()
         _stop(worker, list(readers))
         raise
     finally:
         if worker.poll() is None:
-            worker.kill()
+            _kill(worker)
             worker.wait()
         for end in readers:
             os.close(end)
 
 
+def _kill(worker: subprocess.Popen[bytes]) -> None:
+    """With what it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGKILL)
+
+
 def _stop(worker: subprocess.Popen[bytes], ends: Sequence[int]) -> None:
     """Wait until the worker has stopped. Its pipes are still emptied, so that it does not hang on a full one."""
     until = time.monotonic() + GRACE
-    _read(worker, {end: _Lines(lambda line: None) for end in ends}, until)
+    _read(worker, {end: _Lines(lambda line: None) for end in ends}, until - time.monotonic(), until)
     while worker.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
 
@@ -97,8 +129,12 @@ class _Lines:
             self.take(self.rest)
 
 
-def _read(worker: subprocess.Popen[bytes], readers: dict[int, _Lines], until: float = float("inf")) -> None:
-    """Feed the readers until the pipes are closed, or the worker has ended and only a process of its own holds them."""
+def _read(worker: subprocess.Popen[bytes], readers: dict[int, _Lines], silence: float, until: float = float("inf")) -> bool:
+    """Feed the readers until the pipes are closed, or the worker has ended and only a process of its own holds them.
+
+    False where the worker lives on and has said nothing for ``silence`` seconds.
+    """
+    heard = time.monotonic()
     with selectors.DefaultSelector() as selector:
         for end in readers:
             selector.register(end, selectors.EVENT_READ)
@@ -109,8 +145,13 @@ def _read(worker: subprocess.Popen[bytes], readers: dict[int, _Lines], until: fl
                 readers[key.fd].feed(data)
                 if not data:
                     selector.unregister(key.fd)
-            if not ready and worker.poll() is not None:
-                return
+            if ready:
+                heard = time.monotonic()
+            elif worker.poll() is not None:
+                return True
+            elif time.monotonic() - heard > silence:
+                return False
+    return True
 
 
 def _tell(line: bytes, on_event: Callable[[Event], None]) -> None:

@@ -20,9 +20,9 @@ class Events:
         except OSError:  # the parent is gone
             self.descriptor = None
 
-    def taken(self, run_ids: Sequence[str], memory_bytes: int | None) -> None:
-        """Which of the runs given this process takes."""
-        self._say("taken", runs=list(run_ids), memory_bytes=memory_bytes)
+    def taken(self, run_ids: Sequence[str], memory_bytes: int | None, why: str) -> None:
+        """Which of the runs given this process takes; ``why`` begins a sentence on how many of the others follow."""
+        self._say("taken", runs=list(run_ids), memory_bytes=memory_bytes, why=why)
 
     def phase(self, what: str) -> None:
         self._say("phase", what=what)
@@ -41,6 +41,10 @@ class Events:
 
         advance(0)
         return advance
+
+    def cannot_write(self, why: str) -> None:
+        """A record file could not be written; the process ends with it."""
+        self._say("cannot_write", why=why)
 
     def ended(self, run_id: str) -> None:
         self._say("ended", run=run_id)

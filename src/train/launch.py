@@ -11,10 +11,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from src.durable import remove
 from src.records import ENDED
 from src.train.attempt import Attempt
 from src.train.claims import Claims
-from src.train.display import Display, notice
+from src.train.display import Display, describe, notice
 from src.train.memory import Memory
 from src.train.outlook import outlook
 from src.train.packs import Pack, group
@@ -47,7 +48,10 @@ def launch(jobs: Sequence[Job]) -> None:
         print(outlook(packs, memory), flush=True)
     with display:
         command.run(packs)
-    if any(status not in ENDED for status in command.statuses.values()):
+    failed = [job for job in jobs if command.statuses[job.run_id] not in ENDED]
+    if failed:
+        for job in failed if len(jobs) > 1 else []:
+            notice(f"{job.run_id} {job.label()}: {describe(job.folder.result() or {})}")
         raise RunsFailed
 
 
@@ -62,6 +66,7 @@ class Launch:
         self.put_off: list[Job] = []
         self.limit: int | None = None  # runs in a pack, once memory was too small for more
         self.halved_from: dict[str, int] = {}
+        self.died: set[str] = set()  # runs whose process has ended before they had, once
 
     def run(self, packs: Sequence[Pack]) -> None:
         self.queue.extend(pack.jobs for pack in packs)
@@ -77,10 +82,11 @@ class Launch:
     def is_done(self, job: Job) -> bool:
         """Whether the run has ended before; then this is said and counted."""
         before = job.folder.result()
-        if before is None or before["status"] not in ENDED or job.config.force:
+        if before is None or before["status"] not in ENDED or job.config.force or job.folder.damage(before):
             return False
         self.statuses[job.run_id] = before["status"]
         self.display.already_done(job, before)
+        _clear_leftovers(job)
         return True
 
     def _run_claimable(self, jobs: Sequence[Job], claims: Claims) -> None:
@@ -108,11 +114,23 @@ class Launch:
         halved = [self.halved_from[job.run_id] for job in pack.jobs if job.run_id in self.halved_from]
         attempt = Attempt(pack, claims, self.display, max(halved, default=None))
         attempt.run()
-        self.statuses |= attempt.statuses
         if attempt.untaken:
             self._put_in_front([attempt.untaken])
         if attempt.too_big:
             self._halve(attempt.too_big, len(attempt.jobs))
+        if attempt.dead:
+            self._try_again(attempt)
+        self.statuses |= attempt.statuses
+
+    def _try_again(self, attempt: Attempt) -> None:
+        """Once: what ended the process may have been an accident from outside."""
+        again = [job for job in attempt.dead if job.run_id not in self.died]
+        attempt.record_death([job for job in attempt.dead if job.run_id in self.died])
+        self.died.update(job.run_id for job in again)
+        if again:
+            what = f"{again[0].run_id} is" if len(again) == 1 else f"{len(again)} runs are"
+            notice(f"{attempt.end}: {what} tried once more")
+            self._put_in_front([again])
 
     def _halve(self, jobs: Sequence[Job], tried: int) -> None:
         self.limit = _half(tried)
@@ -125,6 +143,14 @@ class Launch:
 
     def _put_in_front(self, waiting: Sequence[Sequence[Job]]) -> None:
         self.queue.extendleft(reversed(waiting))
+
+
+def _clear_leftovers(job: Job) -> None:
+    """A kill between a result and the end of its run leaves checkpoints that nobody needs."""
+    if job.folder.checkpoints.exists():
+        with Claims() as claims:
+            if claims.take(job.folder):
+                remove(job.folder.checkpoints)
 
 
 def _half(count: int) -> int:

@@ -11,6 +11,7 @@ from src import device
 from src.config import Config
 from src.train.checkpoint import Progress
 from src.train.engine import Engine, Step
+from src.train.stop import Interrupted
 
 # Where train.checkpoint_every does not say: once a minute, or as rarely as keeps the writing to a fiftieth of the time.
 CHECKPOINT_SECONDS = 60.0
@@ -42,6 +43,7 @@ class Hooks:
     checkpoint: Callable[[list[int]], None]  # of these runs
     advance: Callable[[int, list[float | None], float | None], None]  # steps done, losses, tokens per second of the pack
     diverged: Callable[[int, Divergence], None]
+    stopping: Callable[[], bool] = lambda: False  # whether to save and stop here
     checkpoint_bytes: int = 0  # that ``checkpoint`` writes, about
 
 
@@ -55,7 +57,7 @@ def steps_of(config: Config, rows: int) -> int:
 def train(engine: Engine, config: Config, runs: Sequence[Progress], hooks: Hooks) -> None:
     """Train from ``runs``, which stand at the same step, to the last step, updating them in place.
 
-    ``config`` is any run's: they agree on what is read here.
+    ``config`` is any run's: they agree on what is read here. Raises Interrupted where a hook asks to stop.
     """
     loop = _Loop(engine, config, runs, hooks)
     while loop.step < engine.steps and loop.alive:
@@ -95,11 +97,19 @@ class _Loop:
             losses = self.hooks.validate()
             for run in self.alive:
                 self.hooks.log(run, {"step": self.step, "val/loss": losses[run]})
-        if not done and self._checkpoint_is_due():
-            began = time.monotonic()
-            self.hooks.checkpoint(self.alive)
-            self.saved = time.monotonic()
-            self.interval = _interval(self.saved - began)
+        stopping = self.hooks.stopping()
+        if stopping or (not done and self._checkpoint_is_due()):
+            self._checkpoint()
+        if stopping:
+            raise Interrupted
+
+    def _checkpoint(self) -> None:
+        began = time.monotonic()
+        self.hooks.checkpoint(self.alive)
+        self.saved = time.monotonic()
+        self.interval = _interval(self.saved - began)
+        for run in self.alive:
+            self.runs[run].checkpoint_seconds += self.saved - began
 
     def _advance(self, start: int, end: int) -> tuple[list[Step], float]:
         """The steps, and the seconds they took on the device."""

@@ -111,3 +111,13 @@ def free_memory(path: Path = Path("/proc/meminfo")) -> int | None:
         return None
     found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
     return found[0] * 1024 if found else None
+
+
+def oom_kills(path: Path = Path("/proc/vmstat")) -> int | None:
+    """How many processes the kernel has killed for memory since it started; None where it does not say."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) for line in lines if line.startswith("oom_kill ")]
+    return found[0] if found else None

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.records import RUNS, RunFolder
 from src.train.memory import Machine, Memory
-from src.train.packs import Pack, step_of
+from src.train.packs import Pack, steps_of
 
 SHOWN = 20  # packs; runs that train alone can be thousands
 
@@ -79,7 +79,7 @@ def expected(packs: Sequence[Pack], machine: Machine) -> float | None:
         train, kind = pack.config.train, (pack.precision, len(pack.jobs))
         if kind not in speeds:
             speeds[kind] = _nearest(known, *kind)["pack_tokens_per_second"]
-        rows = (train.steps - step_of(pack.jobs[0])) * train.batch_size * train.grad_accum
+        rows = (train.steps - max(steps_of(pack.jobs[0]), default=0)) * train.batch_size * train.grad_accum
         seconds += len(pack.jobs) * rows * per_row / speeds[kind]
     return seconds
 

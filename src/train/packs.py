@@ -71,15 +71,22 @@ class Pack:
 
 
 def group(jobs: Sequence[Job], memory: Memory, limit: int | None = None) -> list[Pack]:
-    """The jobs in packs of at most ``limit`` runs, in the order in which each kind first appears."""
+    """The jobs in packs of at most ``limit`` runs, in the order in which each kind first appears.
+
+    Runs of a pack take every step together, so they also go on from checkpoints of one step.
+    """
     kinds: dict[str, list[Job]] = {}
     for job in jobs:
         kinds.setdefault(agreement(job), []).append(job)
-    return [pack for kind in kinds.values() for pack in _fit(kind, memory, limit)]
+    packs = []
+    for kind in kinds.values():
+        for _, places in checkpoint.together([steps_of(job) for job in kind]):
+            packs += _fit([kind[at] for at in places], memory, limit)
+    return packs
 
 
 def agreement(job: Job) -> str:
-    """Equal for jobs that can train together."""
+    """Equal for jobs that can train together, if their checkpoints let them."""
     config = job.config
     if not packs(config):
         return job.run_id
@@ -90,12 +97,12 @@ def agreement(job: Job) -> str:
         for part in path:
             node = node[part]
         del node[last]
-    return json.dumps([fields, step_of(job)], sort_keys=True)
+    return json.dumps(fields, sort_keys=True)
 
 
-def step_of(job: Job) -> int:
-    """The step that the run goes on from: runs of a pack take every step together."""
-    return 0 if job.config.force else checkpoint.step_of(job.folder.checkpoint)
+def steps_of(job: Job) -> set[int]:
+    """The steps that the run can go on from."""
+    return set() if job.config.force else set(checkpoint.steps(job.folder.checkpoints))
 
 
 def _fit(jobs: list[Job], memory: Memory, limit: int | None) -> list[Pack]:

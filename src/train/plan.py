@@ -18,6 +18,7 @@ from src import datasets, embedded, models, prose
 from src.config import Config, ConfigError, resolve
 from src.progress import spinner
 from src.records import RunFolder, run_id, write_sweep
+from src.train import checkpoint
 from src.train.child import environment
 from src.variants.counts import linears, targets
 
@@ -106,7 +107,7 @@ def _refuse_other_contents(job: Job, key: str, fingerprint: str, now: str | None
     known = job.folder.provenance() or {}
     if job.config.force or now is None or known.get(fingerprint) in (None, now):
         return
-    if job.folder.result() or job.folder.checkpoint.exists():
+    if job.folder.result() or checkpoint.steps(job.folder.checkpoints):
         raise ConfigError(f"{key}: run {job.run_id} has read other contents of the same files; use force=true to repeat it")
 
 

@@ -23,6 +23,7 @@ MEASURED = (
     "pack_tokens_per_second",
     "train_seconds",
     "train_tokens",
+    "checkpoint_seconds",
     "rows_cut",
     "rows_left_out",
     "prose",

@@ -10,61 +10,87 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from src.config import ConfigError
 from src.device import is_out_of_memory
+from src.durable import Damaged, remove, write_atomically
 from src.records import ENDED, RunFolder
 from src.tracking import Mirror
 from src.train import checkpoint
-from src.train.checkpoint import Progress
+from src.train.checkpoint import Progress, Stand
 from src.train.loop import Divergence
+from src.train.metrics_log import MetricsLog
 from src.train.result import Outcome, result
+
+RUN = "run"  # what a checkpoint rests on beside base weights and tokens
 
 
 class Run:
     def __init__(self, path: Path) -> None:
         self.folder = RunFolder(path.name, path.parent)
         self.config = self.folder.read_config()
+        self.lines = MetricsLog(self.folder.metrics)
         self.outcome = Outcome()
-        self.progress = Progress()
-        self.tensors: dict[str, torch.Tensor] | None = None  # of the checkpoint it goes on from
+        self.stand = Stand(Progress())  # of the checkpoint it goes on from
+        self.tensors: dict[str, torch.Tensor] | None = None  # likewise
         self.mirror: Mirror | None = None
         self.started = time.perf_counter()
         self.ended = False
 
-    def read_checkpoint(self) -> None:
-        """Go on from the checkpoint, if there is one that can be read; a damaged one is taken away."""
-        if not self.folder.checkpoint.exists():
-            return
+    @property
+    def progress(self) -> Progress:
+        return self.stand.progress
+
+    def checkpoints(self) -> set[int]:
+        """The steps that it can go on from."""
+        return set(checkpoint.steps(self.folder.checkpoints))
+
+    def stand_at(self, step: int) -> bool:
+        """Go on from the checkpoint of this step, or from nothing at step 0; False where it had to be set aside."""
+        if step == 0:
+            self.start_over()
+            return True
+        path = checkpoint.steps(self.folder.checkpoints)[step]
         try:
-            self.tensors, self.progress = checkpoint.load(self.folder.checkpoint)
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            self._forget_checkpoint(f"is damaged ({first_line(error)})")
+            tensors, stand = checkpoint.load(path)
+            if stand.rests_on.get(RUN) != self.folder.run_id or stand.progress.step != step:
+                raise Damaged("it is another run's")
+        except Damaged as error:
+            self._set_aside(path, str(error))
+            return False
+        if not self.lines.holds(stand.log):
+            self._set_aside(path, f"{self.folder.metrics.name} is not what it was then")
+            return False
+        self.tensors, self.stand = tensors, stand
+        return True
 
-    def refuse_foreign_checkpoint(self, trainable: int) -> None:
-        """Take a checkpoint away that is not of this run's ``trainable`` numbers: its base model may have been replaced."""
-        if self.tensors is None:
-            return
-        found = sum(tensor.numel() for name, tensor in self.tensors.items() if name.startswith("parameter/"))
-        if found != trainable:
-            self._forget_checkpoint(f"holds {found:,} parameters where {trainable:,} train")
+    def _set_aside(self, path: Path, why: str) -> None:
+        print(f"{path}: {why}; set aside in {self.folder.damaged}", file=sys.stderr)
+        self.folder.set_aside(path)
 
-    def _forget_checkpoint(self, why: str) -> None:
-        print(f"{self.folder.checkpoint} {why}; starting from step 0", file=sys.stderr)
-        self.folder.checkpoint.unlink(missing_ok=True)
-        self.tensors, self.progress = None, Progress()
+    def start_over(self) -> None:
+        self.tensors, self.stand = None, Stand(Progress())
+
+    def rests_on(self, grounds: dict[str, str]) -> bool:
+        """Whether what it goes on from was trained on these base weights and tokens."""
+        return self.tensors is None or self.stand.rests_on == grounds | {RUN: self.folder.run_id}
+
+    def save(self, tensors: dict[str, torch.Tensor], grounds: dict[str, str]) -> None:
+        """Write a checkpoint of ``tensors`` at the step where the run is."""
+        stand = Stand(self.progress, self.lines.mark(), grounds | {RUN: self.folder.run_id})
+        checkpoint.save(self.folder.checkpoints, tensors, stand)
 
     def start(self) -> None:
         """Open the mirror and tell it what the record holds already."""
         self.mirror = Mirror(self.config, self.folder.run_id, self.folder.path)
-        self.folder.keep_metrics_until(self.progress.step)
+        checkpoint.drop_after(self.folder.checkpoints, self.progress.step)
+        self.lines.go_back_to(self.stand.log)
         for line in self.folder.logged():
             self.mirror.log(line)
             self._keep(line)
 
     def log(self, line: dict[str, Any]) -> None:
-        self.folder.log(line)
+        self.lines.append(line)
         if self.mirror is not None:
             self.mirror.log(line)
         self._keep(line)
@@ -89,7 +115,11 @@ class Run:
 
     def _count_training(self) -> None:
         progress, measured = self.progress, self.outcome.measured
-        measured |= {"train_seconds": progress.seconds, "train_tokens": progress.tokens}
+        measured |= {
+            "train_seconds": progress.seconds,
+            "train_tokens": progress.tokens,
+            "checkpoint_seconds": progress.checkpoint_seconds,
+        }
         if progress.rated_seconds > 0:
             measured["tokens_per_second"] = progress.rated_tokens / progress.rated_seconds
 
@@ -101,17 +131,17 @@ class Run:
             self.outcome.status, self.outcome.reason = "failed", str(error)
         else:
             text = "".join(traceback.format_exception(error))
-            self.folder.error.write_text(text, encoding="utf-8")
+            write_atomically(self.folder.error, text)
             self.outcome.status, self.outcome.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
 
     def finish(self) -> None:
         """Write the result, the last file of the record, and close the mirror."""
         self.outcome.measured["wall_seconds"] = time.perf_counter() - self.started
         values = result(self.config, self.folder.run_id, self.outcome)
-        self.folder.write_json("result.json", values)
+        self.folder.write_result(values)
         self.ended = True
         if self.outcome.status in ENDED:
-            self.folder.checkpoint.unlink(missing_ok=True)
+            remove(self.folder.checkpoints)
         summary = {key: value for key, value in values.items() if key not in ("metrics", "checks") and value is not None}
         if self.mirror is not None:
             self.mirror.finish(summary | self.outcome.metrics, ok=self.outcome.status == "ok")

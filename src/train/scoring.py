@@ -85,7 +85,6 @@ class Forgetting:
         """Measure runs that stand at step 0, before their first step. A later one has it in its metrics.jsonl."""
         fresh = {at: run for at, run in enumerate(runs) if run.progress.step == 0}
         for at, loss in self._losses(fresh).items():
-            fresh[at].folder.keep_metrics_until(-1)  # an attempt that left no checkpoint may have left its line
             fresh[at].log({"step": 0, BEFORE: loss})
         for run in runs:
             known = [line[BEFORE] for line in run.folder.logged() if line.get(BEFORE) is not None]

@@ -6,8 +6,8 @@ A process of its own keeps memory peaks clean, and a crash ends one pack.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,16 +19,18 @@ from src import batches, cli, datasets, device, models, prose, tracking
 from src.batches import Item
 from src.config import Config, packs
 from src.device import Numerics
+from src.durable import CannotWrite, replacing
 from src.eval.score import Scorer, per_token
 from src.quiet import quiet_libraries
 from src.train import checkpoint, room, scoring
 from src.train.checks import LiveChecks
-from src.train.child import OUT_OF_MEMORY
+from src.train.child import CANNOT_WRITE, OUT_OF_MEMORY
 from src.train.engine import Engine
 from src.train.events import Events
 from src.train.loop import Divergence, Hooks, steps_of, train
 from src.train.peft_engine import PeftEngine
 from src.train.run import Run
+from src.train.stop import Stop
 from src.variants import adapters, counts, quantization
 from src.variants.counts import Linear
 
@@ -36,16 +38,18 @@ from src.variants.counts import Linear
 class Pack:
     """The runs that this process trains together. ``runs`` shrinks before training if not all fit."""
 
-    def __init__(self, runs: Sequence[Run], events: Events) -> None:
+    def __init__(self, runs: Sequence[Run], events: Events, stop: Stop) -> None:
         self.runs = room.in_slot_order(runs)
         self.events = events
+        self.stop = stop
         self.config = runs[0].config  # for what the runs agree on
         self.has_base = False  # the base model is where it computes
 
     def execute(self) -> None:
         """Load, train, check, save, score; fills the outcomes and writes the results."""
+        self._go_on()
         self.events.phase(f"loading {self.config.model.name}")
-        numerics = device.choose(self.config)
+        self.numerics = numerics = device.choose(self.config)
         if packs(self.config):
             from src.train.packed.speed import prepare_to_compile
 
@@ -59,7 +63,6 @@ class Pack:
         self._read_prose()
         for run in self.runs:
             trainable = counts.trainable_parameters(run.config.variant, run.config.lora, targets, total)
-            run.refuse_foreign_checkpoint(trainable)
             run.outcome.measured |= {
                 "total_parameters": total,
                 "trainable_parameters": trainable,
@@ -78,15 +81,16 @@ class Pack:
             sum(linear.count for linear in linears),
         )
         # Equal text can still be unequal tokens: library versions read one tokenizer file differently.
+        self.grounds = {"token_fingerprint": batches.fingerprint(self.items), "base_fingerprint": live.base_before}
         prints = {
             "data_fingerprint": splits.fingerprint(),
-            "token_fingerprint": batches.fingerprint(self.items),
-            "base_fingerprint": live.base_before,
             "prose_fingerprint": self.prose_read and self.prose_read["fingerprint"],
+            **self.grounds,
         }
+        self._refuse_other_grounds()
         for run in self.runs:
             known = run.folder.provenance() or {}
-            run.folder.write_json("provenance.json", known | {"device": run.outcome.measured["device"], **prints})
+            run.folder.write_provenance(known | {"device": run.outcome.measured["device"], **prints})
             run.start()
         pad, trains = self.tokenizer.pad_token_id, self.config.variant.trains != "none"
         self.scorer = Scorer(engine.scored, self.config.eval.batch_size, pad)
@@ -94,22 +98,41 @@ class Pack:
         if trains:
             self.forgetting.before(self.runs)
         device.reset_peak(numerics.device)
-        if trains:
-            self._train(engine)
-        peak, kind = device.peak_memory(numerics.device)
-        for run in self.runs:
-            run.outcome.measured |= {"peak_memory_bytes": peak, "peak_memory_kind": kind}
-        engine.finish()
-        self._conclude(engine, live)
+        try:
+            if trains:
+                self._train(engine)
+            self._measure_peak(self.runs)
+            engine.finish()
+            self._conclude(engine, live)
+        except KeyboardInterrupt:
+            self._save_what_is_trained(engine)
+            raise
+
+    def _go_on(self) -> None:
+        """Keep the runs that go on from one step together; a checkpoint that is damaged makes way for the one before."""
+        while True:
+            (step, places), *_ = checkpoint.together([run.checkpoints() for run in self.runs])
+            runs = [self.runs[at] for at in places]
+            if all([run.stand_at(step) for run in runs]):
+                break
+        if len(runs) < len(self.runs):
+            self.events.taken([run.folder.run_id for run in runs], None, "one checkpoint is shared by")
+        self.runs = runs
+
+    def _refuse_other_grounds(self) -> None:
+        """Start over where checkpoints are of other base weights or tokens: a model's folder may hold others by now."""
+        other = [run for run in self.runs if not run.rests_on(self.grounds)]
+        if other:
+            names = ", ".join(run.folder.run_id for run in other)
+            print(f"{names}: the checkpoints are of other base weights or tokens; starting from step 0", file=sys.stderr)
+            for run in self.runs:
+                run.start_over()
 
     def _take(self, numerics: Numerics, targets: Sequence[Linear]) -> None:
-        """Keep the runs that stand at one step and fit into memory, in the order of their slots."""
-        if len(self.runs) > 1:
-            step, _ = Counter(run.progress.step for run in self.runs).most_common(1)[0]
-            self.runs = [run for run in self.runs if run.progress.step == step]
+        """Keep the runs that fit into memory, in the order of their slots."""
         count, memory = room.fitting([run.config for run in self.runs], targets, self._width, numerics.device)
         self.runs = self.runs[:count]
-        self.events.taken([run.folder.run_id for run in self.runs], memory)
+        self.events.taken([run.folder.run_id for run in self.runs], memory, "memory holds")
 
     @cached_property
     def _width(self) -> int:
@@ -184,10 +207,12 @@ class Pack:
             checkpoint=lambda places: self._checkpoint(engine, places),
             advance=lambda done, losses, rate: self._advance(engine, done, losses, rate),
             diverged=self._diverged,
+            stopping=lambda: self.stop.asked is not None,
             checkpoint_bytes=sum(12 * run.outcome.measured["trainable_parameters"] for run in self.runs),
         )
         before = [replace(run.progress) for run in self.runs]
-        train(engine, self.config, [run.progress for run in self.runs], hooks)
+        with self.stop.between_steps():
+            train(engine, self.config, [run.progress for run in self.runs], hooks)
         tokens = sum(run.progress.rated_tokens - was.rated_tokens for run, was in zip(self.runs, before, strict=True))
         seconds = max(run.progress.rated_seconds - was.rated_seconds for run, was in zip(self.runs, before, strict=True))
         for run in self.runs:
@@ -197,17 +222,30 @@ class Pack:
 
     def _checkpoint(self, engine: Engine, places: list[int]) -> None:
         for at in places:
-            checkpoint.save(self.runs[at].folder.checkpoint, engine.state(at), self.runs[at].progress)
+            self.runs[at].save(engine.state(at), self.grounds)
+
+    def _save_what_is_trained(self, engine: Engine) -> None:
+        """Checkpoints of the runs that have taken all their steps and have no result yet."""
+        trained = [at for at, run in enumerate(self.runs) if not run.ended and run.progress.step == engine.steps]
+        self._checkpoint(engine, [at for at in trained if engine.steps not in self.runs[at].checkpoints()])
+
+    def _measure_peak(self, runs: Sequence[Run]) -> None:
+        peak, kind = device.peak_memory(self.numerics.device)
+        for run in runs:
+            run.outcome.measured |= {"peak_memory_bytes": peak, "peak_memory_kind": kind}
 
     def _advance(self, engine: Engine, done: int, losses: list[float | None], rate: float | None) -> None:
         named = {run.folder.run_id: loss for run, loss in zip(self.runs, losses, strict=True)}
         self.events.step(done, engine.steps, named, rate)
 
     def _diverged(self, at: int, divergence: Divergence) -> None:
+        """It has ended, so its record is written at once: whatever happens to the others, it is not trained again."""
         self.runs[at].diverged(divergence)
+        self._measure_peak([self.runs[at]])
+        self._finish(self.runs[at])
 
     def _conclude(self, engine: Engine, live: LiveChecks) -> None:
-        """Checks, adapters and scores of the runs that did not diverge; results of all."""
+        """Checks, adapters, scores and results of the runs that did not diverge."""
         good = {at: run for at, run in enumerate(self.runs) if run.outcome.status == "ok"}
         for at, run in good.items():
             run.outcome.checks = live.judge(at)
@@ -222,7 +260,7 @@ class Pack:
                 one.result()
         finally:
             writing.shutdown(cancel_futures=True)
-        for run in self.runs:
+        for run in good.values():
             failed = [name for name, check in run.outcome.checks.items() if not check["ok"]]
             if failed:
                 details = "; ".join(f"{name}: {run.outcome.checks[name]['detail']}" for name in failed)
@@ -231,17 +269,19 @@ class Pack:
 
     def _save(self, engine: Engine, at: int, run: Run) -> None:
         if run.config.variant.trains == "adapter":
-            engine.save_adapter(at, run.config, run.folder.adapter)
+            with replacing(run.folder.adapter) as folder:
+                engine.save_adapter(at, run.config, folder)
             run.outcome.measured["adapter_bytes"] = (run.folder.adapter / "adapter_model.safetensors").stat().st_size
         elif run.config.variant.trains == "all":
-            engine.network.save_pretrained(run.folder.model)
+            with replacing(run.folder.model) as folder:
+                engine.network.save_pretrained(folder)
 
     def _finish(self, run: Run) -> None:
         run.finish()
         self.events.ended(run.folder.run_id)
 
     def fail(self, error: BaseException) -> None:
-        """Record what happened as the end of every run that has none; a run that diverged before has its own."""
+        """Record what happened as the end of every run that has none."""
         for run in self.runs:
             if run.ended:
                 continue
@@ -257,23 +297,30 @@ def _precision(config: Config, numerics: Numerics) -> str:
     return config.variant.base_precision
 
 
-def run(paths: Sequence[Path], events: Events, halved_from: int | None = None) -> int:
+def run(paths: Sequence[Path], events: Events, halved_from: int | None = None, stop: Stop | None = None) -> int:
     """Run what the ``config.yaml`` files say and write the results. Returns the exit code."""
-    pack = Pack([Run(path) for path in paths], events)
+    pack = Pack([Run(path) for path in paths], events, stop or Stop())
     for this in pack.runs:
         this.outcome.measured["halved_from"] = halved_from
-        this.read_checkpoint()
     try:
-        pack.execute()
-    except Exception as error:
-        if device.is_out_of_memory(error) and len(pack.runs) > 1 and pack.has_base:
-            return OUT_OF_MEMORY  # a smaller pack may do it
-        pack.fail(error)
+        try:
+            pack.execute()
+        except CannotWrite:
+            raise
+        except Exception as error:
+            if device.is_out_of_memory(error) and len(pack.runs) > 1 and pack.has_base:
+                return OUT_OF_MEMORY  # a smaller pack may do it
+            pack.fail(error)
+    except CannotWrite as error:
+        events.cannot_write(str(error))
+        return CANNOT_WRITE
     tracking.flush()
     return 0
 
 
 def main() -> int:
+    stop = Stop()
+    stop.listen()
     quiet_libraries()
     parser = argparse.ArgumentParser(prog="python -m src.train.worker")
     parser.add_argument("--events", type=int)
@@ -281,10 +328,13 @@ def main() -> int:
     parser.add_argument("paths", nargs="+", type=Path)
     arguments = parser.parse_args()
     try:
-        return run(arguments.paths, Events(arguments.events), arguments.halved_from)
+        code = run(arguments.paths, Events(arguments.events), arguments.halved_from, stop)
+        if code == CANNOT_WRITE:
+            tracking.abandon()
+        return code
     except KeyboardInterrupt:
         tracking.abandon()
-        return cli.INTERRUPTED  # the parent gets the signal too, and says so once
+        return cli.SIGNALLED + (stop.asked or signal.SIGINT)  # the parent got a signal too, and says so once
 
 
 if __name__ == "__main__":

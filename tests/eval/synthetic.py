@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from src.config import Config, DatasetConfig, LoraSettings, ModelConfig, PackConfig, TrainConfig, VariantConfig, variant_name
+from src.durable import END, seal_text
 from src.eval.assay import Assay, assay
 from src.eval.frame import gather, run_ids
 from src.records import RunFolder, identity, run_id
+from src.train.metrics_log import MetricsLog
 
 Make = Callable[..., str]
 Grid = Callable[..., list[str]]
@@ -75,13 +79,13 @@ def run(
     if not recorded:
         return name
     for step, logged in enumerate(curve, start=1):
-        folder.log({"step": 10 * step, "train/loss": logged, "train/lr": lr})
+        MetricsLog(folder.metrics).append({"step": 10 * step, "train/loss": logged, "train/lr": lr})
     if curve:
-        folder.log({"step": 30, "val/loss": 2.1})
+        MetricsLog(folder.metrics).append({"step": 30, "val/loss": 2.1})
     if predictions is not None:
         folder.write_predictions(predictions)
     if provenance is not None:
-        folder.write_json("provenance.json", provenance)
+        folder.write_provenance(provenance)
     metrics = {}
     if loss is not None:
         metrics = {"test/loss": loss, "val/loss": loss + 0.1 if val is None else val, "test/exact_match": 0.5}
@@ -101,8 +105,21 @@ def run(
     }  # fmt: skip
     if identified:
         record["identity"] = identity(config)
-    folder.write_json("result.json", record | result)
+    folder.write_result(record | result)
     return name
+
+
+def forge(path: Path, content: str | dict[str, Any]) -> None:
+    """Write a file that is sealed as ours are, whatever it says: a text that is a JSON object, or what json makes of one."""
+    if isinstance(content, dict):
+        content = json.dumps({key: value for key, value in content.items() if key != "sha256"})
+    path.write_text(seal_text(content.strip().removesuffix("}") + END))
+
+
+def record_again(run: str) -> None:
+    """Let the record hold the digests of its files as they are now."""
+    folder = RunFolder(run)
+    folder.write_result(folder.result() or {})
 
 
 def grid(

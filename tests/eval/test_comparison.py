@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from src.eval import columns, figures, logs, writers
 from src.eval.comparison import Comparison, compare
 from src.eval.frame import gather, run_ids
 from src.records import RUNS, RunFolder
-from tests.eval.synthetic import DIVERGED, DORA, FROZEN
+from tests.eval.synthetic import DIVERGED, DORA, FROZEN, forge, record_again
 
 HOSTILE = "<script>x</script> =cmd() a|b \\input{x}\nsecond line\x1b[31m 100% $y$ #1 & _z_ [l](http://h)"
 
@@ -192,7 +193,9 @@ def test_hostile_text_harms_no_output(make, tmp_path: Path) -> None:
     make(model=HOSTILE, model_note=HOSTILE, device=HOSTILE, checks=checks)
     run = make(seed=1, model="plain", **DIVERGED | {"reason": HOSTILE})
     record = RUNS / run / "result.json"
-    record.write_text(record.read_text().replace("second line", "second \\ud800 line"))  # half a surrogate pair
+    forge(
+        record, json.dumps(json.loads(record.read_text())).replace("second line", "second \\ud800 line")
+    )  # half a surrogate pair
     comparison = compared()
     writers.write(comparison, pd.DataFrame(), tmp_path)
     lines = (tmp_path / "comparison.md").read_text().splitlines()
@@ -235,6 +238,7 @@ def test_curves_stop_at_a_broken_line(make) -> None:
     run = make()
     with open(RunFolder(run).metrics, "a") as file:
         file.write('{"step": 40, "train/l\n{"step": 50, "train/loss": 1.0}\n')
+    record_again(run)
     found = logs.curves([run])
     assert len(found.frame) == 4 and "metrics.jsonl" in found.problems[0]
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from src.durable import dump_json
 from src.eval.__main__ import main
 from src.eval.assay import assay
 from src.eval.frame import gather, known_sweeps, run_ids
 from src.records import RUNS
-from tests.eval.synthetic import DORA, FROZEN, FULL, QLORA, RSLORA
+from tests.eval.synthetic import DORA, FROZEN, FULL, QLORA, RSLORA, forge
 
 DEEP = 10_000
 
@@ -23,7 +24,7 @@ def rewrite(run: str, change: Any) -> None:
     path = RUNS / run / "result.json"
     record = json.loads(path.read_text())
     change(record)
-    path.write_text(json.dumps(record))
+    forge(path, record)
 
 
 @pytest.mark.parametrize("variant", [{}, RSLORA, DORA, QLORA, FROZEN, FULL])
@@ -64,11 +65,23 @@ def test_where_a_run_came_from(make, provenance, origin) -> None:
     assert (row["commit"], row["dirty"], row["versions"]) == origin
 
 
-def test_a_broken_provenance_is_an_unknown_one(make) -> None:
-    run = make(provenance={"commit": "abc"})
-    (RUNS / run / "provenance.json").write_text("[" * DEEP)
+@pytest.mark.parametrize("how", ["broken", "of another run"])
+def test_a_provenance_that_is_not_what_was_written_is_an_unknown_one_and_is_said(make, how) -> None:
+    run, other = make(provenance={"commit": "abc"}), make(seed=1, provenance={"commit": "def"})
+    path = RUNS / run / "provenance.json"
+    path.write_text("[" * DEEP) if how == "broken" else shutil.copy(RUNS / other / "provenance.json", path)
     found = gather([run])
-    assert found.rows[0]["commit"] is None and found.problems == []
+    assert found.rows[0]["status"] == "ok" and found.rows[0]["commit"] is None
+    [problem] = found.problems
+    assert problem.startswith(f"runs/{run}/provenance.json: cannot be read, so nothing says which code the run came from: ")
+
+
+def test_a_config_that_is_not_its_folders_is_no_run(make) -> None:
+    run = make(recorded=False)
+    path = RUNS / run / "config.yaml"
+    path.write_text(path.read_text().replace("lr: 0.001", "lr: 0.003"))
+    found = gather([run])
+    assert found.rows == [] and "its fields are not those that the folder's name is the hash of" in found.problems[0]
 
 
 def test_forgetting_is_after_minus_before(make) -> None:
@@ -141,7 +154,10 @@ TEXTS = {
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_a_file_that_is_no_record_is_one_line_and_the_rest_goes_on(make, text) -> None:
     good, bad = make(1.0), make(3.0, seed=1, configured=True)
-    (RUNS / bad / "result.json").write_text(text)
+    path = RUNS / bad / "result.json"
+    path.write_text(text)
+    if text.endswith("}"):
+        forge(path, text)
     found = gather([good, bad])
     [problem] = found.problems
     assert problem.startswith(f"runs/{bad}/result.json: cannot be read: ") and "\n" not in problem
@@ -152,7 +168,7 @@ def test_a_broken_record_is_one_line_on_the_command_line(make, capsys) -> None:
     for seed in range(2):
         make(1.0, seed, r=4, trainable_parameters=500)
         bad = make(3.0, seed, configured=True)
-    (RUNS / bad / "result.json").write_text(TEXTS["deep identity"])
+    forge(RUNS / bad / "result.json", TEXTS["deep identity"])
     assert main([]) == 0
     captured = capsys.readouterr()
     assert captured.err.startswith(f"warning: runs/{bad}/result.json: cannot be read: ") and captured.err.count("\n") == 1
@@ -162,7 +178,9 @@ def test_a_broken_record_is_one_line_on_the_command_line(make, capsys) -> None:
 def test_values_that_are_no_numbers_are_absent(make) -> None:
     run = make(metrics={})
     path = RUNS / run / "result.json"
-    path.write_text(path.read_text().replace('"metrics": {}', '"metrics": {"test/loss": NaN, "val/loss": 1e999}'))
+    forge(
+        path, dump_json(json.loads(path.read_text())).replace('"metrics": {}', '"metrics": {"test/loss": NaN, "val/loss": 1e999}')
+    )
     found = gather([run])
     assert found.problems == [] and found.rows[0]["metrics"] == {}
 

@@ -68,9 +68,9 @@ def plant(at: int, name: str) -> None:
     runs = [synthetic.run(seed=seed, **options) for seed in (0, 1)]
     for run, own in zip(runs, ({"metrics": metrics}, {"status": name[:200], "reason": name, "metrics": {}}), strict=True):
         path = RUNS / run / "result.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | hostile | own))
+        synthetic.forge(path, json.loads(path.read_text()) | hostile | own)
         provenance = {"commit": name, "dirty": True, "python": name, "packages": {name: name}}
-        (RUNS / run / "provenance.json").write_text(json.dumps(provenance))
+        synthetic.forge(RUNS / run / "provenance.json", provenance)
     folder = re.sub(r"[/\x00\ud800-\udfff]", "", name)[:60].strip() or f"nameless {at}"
     (RUNS / runs[1]).rename(RUNS / folder)
     write_sweep(SWEEP, [runs[0], folder], add=True)

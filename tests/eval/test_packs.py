@@ -13,7 +13,7 @@ from src.eval import columns, figures, writers
 from src.eval.comparison import Comparison, compare
 from src.eval.frame import gather, run_ids
 from src.records import RUNS
-from tests.eval.synthetic import DORA, FROZEN, QLORA
+from tests.eval.synthetic import DORA, FROZEN, QLORA, forge
 
 NEW = ("pack_tokens_per_second", "estimated_memory_bytes", "hold_dequantised", "halved_from")
 
@@ -40,7 +40,7 @@ def raw(comparison: Comparison) -> list[dict[str, str]]:
 def rewrite(run: str, drop: tuple[str, ...] = (), **values: object) -> None:
     path = RUNS / run / "result.json"
     record = {key: value for key, value in json.loads(path.read_text()).items() if key not in drop}
-    path.write_text(json.dumps(record | values))
+    forge(path, record | values)
 
 
 def test_seeds_of_unequal_packs_are_one_row(make) -> None:

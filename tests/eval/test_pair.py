@@ -12,7 +12,7 @@ from scipy import stats
 from src.eval.__main__ import main
 from src.eval.logs import curves, items
 from src.records import RUNS, RunFolder
-from tests.eval.synthetic import RSLORA, assayed
+from tests.eval.synthetic import RSLORA, assayed, record_again
 
 Row = dict[str, Any]
 
@@ -91,6 +91,7 @@ def test_a_pair_that_is_none_is_one_line(make, capsys, change, words) -> None:
 def test_a_broken_file_of_predictions_is_one_line(make, capsys, text) -> None:
     one, other = make(predictions=answered([True])), make(seed=1, predictions=answered([True]))
     RunFolder(other).predictions.write_text(text)
+    record_again(other)
     assert main([f"pair={one},{other}"]) == 2
     assert f"{other}/predictions.jsonl is not there or cannot be read" in capsys.readouterr().err
 
@@ -131,6 +132,7 @@ def test_a_curve_is_read_up_to_a_broken_line(make, line) -> None:
     run = make(curve=(3.0, 2.0))
     with open(RunFolder(run).metrics, "a") as file:
         file.write(f"{line}\n" + json.dumps({"step": 50, "train/loss": 1.0}) + "\n")
+    record_again(run)
     found = curves([run])
     assert len(found.problems) == 1 and "read up to a line that is broken" in found.problems[0]
     assert list(found.frame["value"]) == [3.0, 2.0, 2.1]
@@ -140,6 +142,7 @@ def test_a_huge_whole_number_is_a_broken_line(make) -> None:
     run = make(curve=(3.0,))
     with open(RunFolder(run).metrics, "a") as file:
         file.write('{"step": 40, "train/loss": ' + "9" * 400 + "}\n")
+    record_again(run)
     assert "too large" in curves([run]).problems[0]
 
 

@@ -25,7 +25,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 def say_all(events: Events) -> None:
     events.phase("loading tiny")
-    events.taken(["a", "b"], None)
+    events.taken(["a", "b"], None, "memory holds")
     events.step(1, 2, {"a": 3.5, "b": None}, None)
     advance = events.scoring("the test split", 5)
     advance(2)
@@ -39,7 +39,7 @@ def test_every_event_is_one_line_of_json(pipe: tuple[int, int]) -> None:
     found: list[dict[str, Any]] = [json.loads(line) for line in os.read(ours, 1 << 16).splitlines()]
     assert found == [
         {"event": "phase", "what": "loading tiny"},
-        {"event": "taken", "runs": ["a", "b"], "memory_bytes": None},
+        {"event": "taken", "runs": ["a", "b"], "memory_bytes": None, "why": "memory holds"},
         {"event": "step", "step": 1, "steps": 2, "losses": {"a": 3.5, "b": None}, "tokens_per_second": None},
         *({"event": "scoring", "what": "the test split", "done": done, "total": 5} for done in (0, 2, 5)),
         {"event": "ended", "run": "a"},

@@ -96,13 +96,9 @@ def test_a_run_begun_without_the_first_number_has_no_second(train_pack: TrainPac
     settings = [*QUICK, "train.checkpoint_every=1"]
     with monkeypatch.context() as patch:
         interrupt(patch, "packed", 2)
+        patch.setattr(Forgetting, "before", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             train_pack(settings)
-    record = RunFolder(run_id(compose([*TINY, *settings])))
-    lines = [line for line in record.logged() if BEFORE not in line]
-    record.metrics.unlink()
-    for line in lines:
-        record.log(line)
     (result,) = train_pack(settings).results
     assert result["status"] == "ok" and not {BEFORE, AFTER} & set(result["metrics"])
 

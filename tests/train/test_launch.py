@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -33,12 +34,14 @@ from tests.conftest import CODE, TINY, shown_on
 WORKER = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
+from src.durable import seal
 
 arguments = sys.argv[1:]
 events = int(arguments[arguments.index("--events") + 1])
 halved = int(arguments[arguments.index("--halved-from") + 1]) if "--halved-from" in arguments else None
 folders = [Path(argument) for argument in arguments if argument.startswith("runs")]
 play = json.loads(Path("play.json").read_text())
+CHECKPOINT = "checkpoints/00000001.0123456789abcdef.safetensors"
 
 def tell(**event):
     os.write(events, json.dumps(event).encode() + b"\\n")
@@ -46,17 +49,17 @@ def tell(**event):
 def end(folder):
     time.sleep(play.get("seconds", 0))
     result = {"status": play.get("status", {}).get(folder.name, "ok"), "reason": "why", "metrics": {"test/loss": 2.5}}
-    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "result.json").write_text(seal(result))
     tell(event="ended", run=folder.name)
 
 with open("calls.jsonl", "a") as file:
-    checkpoints = [(folder / "checkpoint.safetensors").exists() for folder in folders]
+    checkpoints = [(folder / CHECKPOINT).exists() for folder in folders]
     call = {"runs": [f.name for f in folders], "halved_from": halved, "checkpoints": checkpoints, "pid": os.getpid()}
     file.write(json.dumps(call) + "\\n")
 print("a word from the worker", file=sys.stderr)
 tell(event="phase", what="loading tiny")
 taken = folders[: play.get("take", len(folders))]
-tell(event="taken", runs=[folder.name for folder in taken], memory_bytes=None)
+tell(event="taken", runs=[folder.name for folder in taken], memory_bytes=None, why="memory holds")
 tell(event="from the future", what=1)
 os.write(events, b"no json\\n[1]\\n")
 for step in (1, 2):
@@ -71,11 +74,23 @@ if "sleep" in play:
     time.sleep(play["sleep"])
 if len(taken) > play.get("memory_holds", len(taken)):
     for folder in taken:
-        (folder / "checkpoint.safetensors").write_text("")
+        (folder / CHECKPOINT).parent.mkdir(exist_ok=True)
+        (folder / CHECKPOINT).write_text("")
     sys.exit(3) if play["how"] == "exit" else os.kill(os.getpid(), signal.SIGKILL)
-if "crash" in play:
-    os.write(events, b'{"event": "ended", "ru')
-    sys.exit(play["crash"])
+if "full" in play:
+    tell(event="cannot_write", why=play["full"])
+    sys.exit(4)
+if "hang" in play:
+    child = subprocess.Popen(["sleep", "60"])
+    Path(f"child-of-{os.getpid()}").write_text(str(child.pid))
+    time.sleep(60)
+lives = len(Path("calls.jsonl").read_text().splitlines())
+if lives <= play.get("lives", 99) and {folder.name for folder in folders} <= set(play.get("victims", [f.name for f in folders])):
+    if "crash" in play:
+        os.write(events, b'{"event": "ended", "ru')
+        sys.exit(play["crash"])
+    if "signal" in play:
+        os.kill(os.getpid(), play["signal"])
 for folder in taken[play.get("end_first", 0) :]:
     end(folder)
 """
@@ -200,8 +215,12 @@ def test_what_the_worker_has_no_room_for_follows_in_order(capfd: pytest.CaptureF
     assert "memory holds 2 of these 5 runs; the other 3 follow" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("how", ["exit", "kill"])
-def test_out_of_memory_halves_the_pack_and_limits_later_ones(how: str, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("how", ["exit", "kill", "kill where the kernel says nothing"])
+def test_out_of_memory_halves_the_pack_and_limits_later_ones(
+    how: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = iter(range(100))
+    monkeypatch.setattr("src.train.attempt.oom_kills", lambda: next(kills) if how == "kill" else None)
     jobs = ranks(*range(1, 13))
     other = compose([*TINY, "variant=qlora"])
     later = [replace(other, seed=seed, data_seed=seed) for seed in range(8)]
@@ -223,20 +242,15 @@ def test_halving_goes_on_until_it_fits_and_ends_with_one() -> None:
     launch.launch(jobs)
     assert called(jobs) == [[1, 2, 3, 4, 5], [1, 2, 3], [1, 2], [1], [2], [3], [4], [5]]
     assert {call["halved_from"] for call in calls()[1:]} == {5}
-    play(memory_holds=0, how="kill")
-    alone = ranks(6)
-    with pytest.raises(RunsFailed):
-        launch.launch(alone)
-    assert alone[0].folder.result()["reason"] == "its process was killed by SIGKILL"  # type: ignore[index]
 
 
 def test_a_forced_run_is_cleared_once_and_not_when_it_goes_on() -> None:
     jobs = ranks(1, 2, 3, 4)
     for job in jobs:
         job.config.force = True
-        job.folder.path.mkdir(parents=True)
-        job.folder.checkpoint.write_text("old")
-        job.folder.write_json("result.json", {"status": "ok", "metrics": {}})
+        job.folder.checkpoints.mkdir(parents=True)
+        (job.folder.checkpoints / "00000001.0123456789abcdef.safetensors").write_text("old")
+        job.folder.write_result({"status": "ok", "metrics": {}})
     play(memory_holds=2, how="exit")
     launch.launch(jobs)
     assert called(jobs) == [[1, 2, 3, 4], [1, 2], [3, 4]]
@@ -244,15 +258,104 @@ def test_a_forced_run_is_cleared_once_and_not_when_it_goes_on() -> None:
     assert jobs[0].folder.read_config().lora.r == 1
 
 
-def test_a_dead_worker_leaves_failed_records_that_say_how(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_that_dies_is_tried_once_more(capfd: pytest.CaptureFixture[str]) -> None:
     jobs = ranks(1, 2, 3)
-    play(crash=7, end_first=1)  # its last event is torn
+    play(crash=7, end_first=1, lives=1)  # its last event is torn
+    launch.launch(jobs)
+    assert called(jobs) == [[1, 2, 3], [2, 3]] and statuses(jobs) == ["ok"] * 3
+    assert "its process ended with exit code 7: 2 runs are tried once more" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("how", "words"), [
+    ({"crash": 7}, "its process ended with exit code 7"),
+    ({"signal": signal.SIGSEGV}, "its process was killed by SIGSEGV"),
+    ({"signal": signal.SIGKILL}, "its process was killed by SIGKILL"),
+])  # fmt: skip
+def test_runs_whose_worker_dies_twice_are_failed_and_the_sweep_goes_on(
+    capfd: pytest.CaptureFixture[str], how: dict[str, Any], words: str
+) -> None:
+    jobs = ranks(1, 2, 3)
+    config = compose([*TINY, "variant=qlora"])
+    quantised = Job(run_id(config), config)
+    play(**how, victims=[job.run_id for job in jobs])
     with pytest.raises(RunsFailed):
-        launch.launch(jobs)
-    assert called(jobs) == [[1, 2, 3]]
-    assert statuses(jobs) == ["ok", "failed", "failed"]
-    assert jobs[2].folder.result()["reason"] == "its process ended with exit code 7"  # type: ignore[index]
-    assert capfd.readouterr().out.count("failed: its process ended with exit code 7") == 2
+        launch.launch([*jobs, quantised])
+    assert [len(call["runs"]) for call in calls()] == [3, 3, 1]
+    assert statuses([*jobs, quantised]) == ["failed"] * 3 + ["ok"]
+    assert jobs[2].folder.result()["reason"] == words  # type: ignore[index]
+    said = capfd.readouterr()
+    assert said.out.count(f"failed: {words}") == 3
+    assert [line.split()[0] for line in said.err.splitlines()[-3:]] == [job.run_id for job in jobs], "all are named at the end"
+
+
+def test_a_worker_that_says_nothing_is_stopped_with_its_children(capfd: pytest.CaptureFixture[str]) -> None:
+    (job,) = ranks(1)
+    job.config.pack.silence = 1.0
+    play(hang=True)
+    started = time.monotonic()
+    with pytest.raises(RunsFailed):
+        launch.launch([job])
+    assert time.monotonic() - started < 2 * (1.0 + 2.0)
+    assert len(calls()) == 2 and job.folder.result()["reason"] == "its process gave no sign of life for 1 s"  # type: ignore[index]
+    for call in calls():
+        for process in (call["pid"], int(Path(f"child-of-{call['pid']}").read_text())):
+            wait_for(lambda process=process: not is_alive(process))
+            assert not is_alive(process)
+
+
+def is_alive(process: int) -> bool:
+    """Whether it runs; what nobody has waited for yet is a zombie and does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_one_run_that_the_kernel_killed_for_memory_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = iter(range(10))
+    monkeypatch.setattr("src.train.attempt.oom_kills", lambda: next(kills))
+    (job,) = ranks(1)
+    play(signal=signal.SIGKILL)
+    with pytest.raises(RunsFailed):
+        launch.launch([job])
+    assert len(calls()) == 1 and statuses([job]) == ["out_of_memory"]
+
+
+def test_a_worker_that_cannot_write_ends_the_command_and_fails_no_run() -> None:
+    jobs = ranks(1, 2)
+    play(end_first=1, full="runs/x: No space left on device")
+    process = command(1, 2)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert error.splitlines()[-1] == (
+        "error: runs/x: No space left on device; what is done stays, and the same command goes on from here"
+    )
+    assert jobs[0].folder.result() is not None and jobs[1].folder.result() is None
+    play()
+    again = command(1, 2)
+    again.communicate(timeout=60)
+    assert again.returncode == 0 and called(jobs) == [[1, 2], [2]]
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.yaml"])
+def test_a_done_run_whose_record_is_damaged_is_set_aside_and_done_again(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    jobs = ranks(1, 2)
+    launch.launch(jobs)
+    jobs[0].folder.write_result(jobs[0].folder.result() or {})  # with digests, which the stand-in does not take
+    path = jobs[0].folder.path / name
+    path.write_bytes(path.read_bytes()[:-1] + b"#")
+    launch.launch(jobs)
+    assert called(jobs) == [[1, 2], [1]] and statuses(jobs) == ["ok", "ok"]
+    assert (jobs[0].folder.damaged / name).exists()
+    assert f"{jobs[0].run_id}: {name} " in capfd.readouterr().err
+
+
+def test_checkpoints_that_a_kill_left_beside_a_result_are_taken_away() -> None:
+    jobs = ranks(1)
+    launch.launch(jobs)
+    (jobs[0].folder.checkpoints).mkdir()
+    launch.launch(jobs)
+    assert len(calls()) == 1 and not jobs[0].folder.checkpoints.exists()
 
 
 def test_only_untaken_runs_are_free_while_the_worker_is_busy() -> None:
@@ -273,12 +376,11 @@ def test_runs_that_were_brought_further_since_the_plan_are_grouped_anew() -> Non
     memory = Memory()
     packs = group(jobs, memory)
     assert [len(pack.jobs) for pack in packs] == [3]
-    jobs[1].folder.path.mkdir(parents=True)
-    header = json.dumps({"__metadata__": {"progress": '{"step": 50}'}}).encode()
-    jobs[1].folder.checkpoint.write_bytes(len(header).to_bytes(8, "little") + header)
+    jobs[1].folder.checkpoints.mkdir(parents=True)
+    (jobs[1].folder.checkpoints / "00000050.0123456789abcdef.safetensors").write_text("")
     with Display(3) as display:
         launch.Launch(display, memory).run(packs)
-    assert called(jobs) == [[1, 3], [2]]
+    assert called(jobs) == [[2], [1, 3]]
 
 
 def test_a_process_that_outlives_its_worker_holds_nothing_up() -> None:

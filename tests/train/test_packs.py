@@ -209,7 +209,7 @@ def test_free_memory(folder: Path) -> None:
 
 def stand_at(step: int, each: Job) -> Job:
     each.folder.path.mkdir(parents=True)
-    checkpoint.save(each.folder.checkpoint, {"a": torch.ones(3)}, checkpoint.Progress(step=step))
+    checkpoint.save(each.folder.checkpoints, {"a": torch.ones(3)}, checkpoint.Stand(checkpoint.Progress(step=step)))
     return each
 
 
@@ -217,17 +217,7 @@ def test_interrupted_runs_join_those_at_the_same_step() -> None:
     jobs = [stand_at(50, job("lora.r=4")), job("lora.r=8"), stand_at(50, job("seed=7")), stand_at(25, job("seed=8"))]
     jobs.append(stand_at(25, job("seed=9", "force=true")))  # will start again
     packs = group(jobs, Roomy())
-    assert [[jobs.index(each) for each in pack.jobs] for pack in packs] == [[0, 2], [1, 4], [3]]
-
-
-def test_the_step_of_a_checkpoint(folder: Path) -> None:
-    path = stand_at(37, job()).folder.checkpoint
-    assert checkpoint.step_of(path) == 37 == checkpoint.load(path)[1].step
-    whole = path.read_bytes()
-    for damaged in (b"", whole[:30], b"\xff" * 100, b"\x02\0\0\0\0\0\0\0{}", b"\x02\0\0\0\0\0\0\0[]", b"\x10" * 100):
-        path.write_bytes(damaged)
-        assert checkpoint.step_of(path) == 0
-    assert checkpoint.step_of(folder / "nosuch") == 0
+    assert [[jobs.index(each) for each in pack.jobs] for pack in packs] == [[0, 2], [3], [1, 4]]
 
 
 def gib(number: float) -> int:
@@ -256,7 +246,7 @@ def earlier(name: str, size: int, speed: float | None, device: str = "cuda: a GP
     folder.write_config(config)
     values = {"run_id": name, "model": "tiny", "dataset": "cldr_names", "device": device, "base_precision": precision}
     counted = {"pack_size": size, "pack_tokens_per_second": speed, "train_tokens": 240, "steps": 3}
-    folder.write_json("result.json", values | counted)
+    folder.write_result(values | counted)
 
 
 def test_the_expected_time_is_that_of_the_most_similar_earlier_packs() -> None:

@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from src import models, tracking
 from src.cli import compose
 from src.records import RunFolder, run_id
+from src.train import checkpoint, worker
 from src.train.checks import LiveChecks
 from src.train.child import OUT_OF_MEMORY
 from src.train.engine import Step
 from src.train.packed.engine import PackedEngine
 from src.train.peft_engine import PeftEngine
 from src.train.run import Run as OneRun
+from src.train.stop import Interrupted, Stop
 from tests.conftest import TINY, Run, Trained, TrainPack, written
 
 ENGINES: dict[str, Any] = {"packed": PackedEngine, "peft": PeftEngine}
@@ -151,7 +153,7 @@ def test_interrupted_runs_go_on_to_the_same_bits(
         with pytest.raises(KeyboardInterrupt):
             train_pack(*runs)
     for record in whole.records:
-        assert record.checkpoint.exists() and record.result() is None
+        assert record.checkpoints.exists() and record.result() is None
         assert len(lines(record, "train/loss")) == 5  # one step more than the checkpoint has
     again = train_pack(*runs)
     assert [event["step"] for event in told(again, "step")] == [5, 6]
@@ -160,37 +162,140 @@ def test_interrupted_runs_go_on_to_the_same_bits(
         assert record.metrics.read_text() == metrics[at]
         assert again.results[at]["metrics"] == results[at]["metrics"]
         assert again.results[at]["train_tokens"] == results[at]["train_tokens"]
-        assert not record.checkpoint.exists()
+        assert not record.checkpoints.exists()
 
 
-@pytest.mark.parametrize("damage", ["torn", "of another rank"])
-def test_a_run_whose_checkpoint_is_of_no_use_starts_again_and_its_pack_goes_on_without_it(
-    train_pack: TrainPack, damage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = [[*QUICK, "train.steps=4", "train.checkpoint_every=2", f"lora.r={r}"] for r in (4, 8, 16)]
+def stopped_at_5(train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch) -> tuple[list[list[str]], list[RunFolder]]:
+    """Three runs of a pack with checkpoints at 2 and 4 of 6 steps."""
+    runs = [[*QUICK, "train.steps=6", "train.checkpoint_every=2", "lora.dropout=0.1", f"lora.r={r}"] for r in (4, 8, 16)]
     with monkeypatch.context() as patch:
-        interrupt(patch, "packed", 3)
+        interrupt(patch, "packed", 5)
         with pytest.raises(KeyboardInterrupt):
             train_pack(*runs)
-    first, second, third = [RunFolder(run_id(compose([*TINY, *overrides]))) for overrides in runs]
-    if damage == "torn":
-        first.checkpoint.write_bytes(first.checkpoint.read_bytes()[:-100])
+    records = [RunFolder(run_id(compose([*TINY, *overrides]))) for overrides in runs]
+    assert all(set(checkpoint.steps(record.checkpoints)) == {2, 4} for record in records)
+    return runs, records
+
+
+def damage(path: Path, how: str, other: Path) -> None:
+    if how == "torn":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif how == "one bit":
+        data = bytearray(path.read_bytes())
+        data[-5] ^= 4
+        path.write_bytes(data)
     else:
-        shutil.copy(third.checkpoint, first.checkpoint)
+        path.unlink()
+        shutil.copy(other, path.with_name(other.name))
+
+
+@pytest.mark.parametrize("how", ["torn", "one bit", "of another run"])
+def test_where_the_newest_checkpoint_is_damaged_the_pack_goes_on_from_the_one_before_to_the_same_bits(
+    train_pack: TrainPack, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [[*QUICK, "train.steps=6", "train.checkpoint_every=2", "lora.dropout=0.1", f"lora.r={r}"] for r in (4, 8, 16)]
+    whole = train_pack(*settings)
+    kept = [(adapter(record), record.metrics.read_bytes()) for record in whole.records]
+    for record in whole.records:
+        shutil.rmtree(record.path)
+    runs, (first, _, third) = stopped_at_5(train_pack, monkeypatch)
+    path = checkpoint.steps(first.checkpoints)[4]
+    damage(path, how, checkpoint.steps(third.checkpoints)[4])
     capsys.readouterr()
     trained = train_pack(*runs)
-    why = "is damaged (" if damage == "torn" else "holds 32,768 parameters where 8,192 train; "
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith(f"{first.checkpoint} {why}"), said
-    assert said.endswith("; starting from step 0")
-    assert trained.code == 0 and [result and result["status"] for result in trained.results] == [None, "ok", "ok"]
-    (taken,) = told(trained, "taken")
-    assert taken["runs"] == [second.run_id, third.run_id]
-    assert [event["step"] for event in told(trained, "step")] == [3, 4]
-    assert not first.checkpoint.exists()
+    why = "it is another run's" if how == "of another run" else "it holds other bytes than were written"
+    assert said.endswith(f": {why}; set aside in {first.damaged}"), said
+    assert [event["step"] for event in told(trained, "step")] == [3, 4, 5, 6]
+    assert [result["status"] for result in trained.results] == ["ok"] * 3
+    assert [(adapter(record), record.metrics.read_bytes()) for record in trained.records] == kept
+    assert len(list(first.damaged.iterdir())) == 1 and not first.checkpoints.exists()
 
+
+def test_a_run_without_a_sound_checkpoint_starts_again_and_its_pack_goes_on_without_it(
+    train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, (first, second, third) = stopped_at_5(train_pack, monkeypatch)
+    for path in checkpoint.steps(first.checkpoints).values():
+        damage(path, "torn", path)
+    trained = train_pack(*runs)
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert trained.code == 0 and [result and result["status"] for result in trained.results] == [None, "ok", "ok"]
+    taken = told(trained, "taken")[0]
+    assert (taken["runs"], taken["why"]) == ([second.run_id, third.run_id], "one checkpoint is shared by")
+    assert [event["step"] for event in told(trained, "step")] == [5, 6]
     alone = train_pack(runs[0])
-    assert alone.results[0]["status"] == "ok" and lines(first, "step") == [0, 1, 2, 3, 4, 4]
+    assert alone.results[0]["status"] == "ok" and lines(first, "step") == [0, 1, 2, 3, 4, 5, 6, 6]
+
+
+def test_a_log_that_changed_takes_the_run_back_to_where_it_had_not(
+    train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, (first, *_) = stopped_at_5(train_pack, monkeypatch)
+    whole = first.metrics.read_bytes()
+    first.metrics.write_bytes(whole.replace(b'{"step": 3, "train/loss": ', b'{"step": 3, "train/loss": 1'))
+    trained = train_pack(*runs)
+    assert "metrics.jsonl is not what it was then" in capsys.readouterr().err
+    assert [event["step"] for event in told(trained, "step")] == [3, 4, 5, 6]
+    assert first.metrics.read_bytes().startswith(whole[: whole.rindex(b'{"step": 6') if b'{"step": 6' in whole else len(whole)])
+
+
+def test_checkpoints_of_another_base_are_not_used(
+    train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, records = stopped_at_5(train_pack, monkeypatch)
+    with monkeypatch.context() as patch:
+        load = models.load
+
+        def changed(*arguments: Any) -> Any:
+            network, tokenizer = load(*arguments)
+            with torch.no_grad():
+                network.model.norm.weight[0] += 1
+            return network, tokenizer
+
+        patch.setattr(models, "load", changed)
+        trained = train_pack(*runs)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.endswith(": the checkpoints are of other base weights or tokens; starting from step 0")
+    assert [event["step"] for event in told(trained, "step")] == [1, 2, 3, 4, 5, 6]
+    assert all(lines(record, "step") == [0, 1, 2, 3, 4, 5, 6, 6] for record in records)
+
+
+@pytest.mark.parametrize("phase", ["training", "scoring"])
+def test_a_signal_leaves_a_checkpoint_of_the_step_that_it_met(
+    train_pack: TrainPack, phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [[*QUICK, "train.steps=4", f"lora.r={r}"] for r in (4, 8)]
+    whole = train_pack(*runs)
+    metrics = [result["metrics"] for result in whole.results]
+    kept = [(adapter(record), record.metrics.read_bytes()) for record in whole.records]
+    for record in whole.records:
+        shutil.rmtree(record.path)
+    with monkeypatch.context() as patch:
+        if phase == "training":
+            stop = Stop()
+            advance = PackedEngine.advance
+
+            def signalled(self: PackedEngine, first: int, last: int) -> list[Step]:
+                stop.asked = 15 if first == 1 else None  # what the handler does between two instructions
+                return advance(self, first, last)
+
+            patch.setattr(PackedEngine, "advance", signalled)
+            patch.setattr(worker, "Stop", lambda: stop)
+        else:
+
+            def interrupted(*_: object) -> None:
+                raise Interrupted
+
+            patch.setattr("src.train.scoring.test", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_pack(*runs)
+    at = 2 if phase == "training" else 4
+    assert all(list(checkpoint.steps(record.checkpoints)) == [at] and record.result() is None for record in whole.records)
+    again = train_pack(*runs)
+    assert [event["step"] for event in told(again, "step")] == list(range(at + 1, 5))
+    assert [(adapter(record), record.metrics.read_bytes()) for record in again.records] == kept
+    assert [result["metrics"] for result in again.results] == metrics
 
 
 def test_runs_for_which_there_is_no_room_are_left_untouched(train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +358,7 @@ def test_a_run_of_a_pack_that_diverges_leaves_its_neighbours_as_they_are(
     assert set(result["metrics"]) == {"forgetting/before"} and result["checks"] == {}
     assert 0 < result["train_seconds"] < trained.results[0]["train_seconds"]
     assert result["train_tokens"] == lines(first, "train/tokens")[2]
-    assert not (diverged.adapter.exists() or diverged.predictions.exists() or diverged.checkpoint.exists())
+    assert not (diverged.adapter.exists() or diverged.predictions.exists() or diverged.checkpoints.exists())
     assert [event["losses"][diverged.run_id] is None for event in told(trained, "step")] == [False, False, True, True, True]
 
 
@@ -433,17 +538,6 @@ def test_a_device_that_cannot_quantise_says_so_before_training(run: Run, monkeyp
 def test_a_device_that_is_not_there(run: Run) -> None:
     _, result = run("device=cuda")
     assert (result["status"], result["reason"]) == ("failed", "device=cuda: no CUDA device is visible here")
-
-
-def test_a_damaged_checkpoint_is_set_aside_and_the_run_starts_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    config = compose([*TINY, "seed=3"])
-    record = RunFolder(run_id(config))
-    record.path.mkdir(parents=True)
-    record.checkpoint.write_bytes(b"\x10" * 100)
-    _, result = run("seed=3")
-    assert result["status"] == "ok"
-    assert "is damaged" in capsys.readouterr().err
-    assert len(lines(record, "train/loss")) == 3
 
 
 def test_a_single_step_trains(run: Run) -> None:
