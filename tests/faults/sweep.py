@@ -20,7 +20,7 @@ ONE_PACK = "variant.base_precision=fp32"
 TWO_PACKS = "variant.base_precision=fp32,nf4"
 # Everything that draws a random number or reads a clock is on: dropout, generation, forgetting, many checkpoints.
 SETTINGS = [
-    *("model=tiny", "tracking=disabled", "dataset=jsonl", "dataset.path=rows.jsonl"),
+    *("model=tiny", "tracking=disabled", "sweep=faults", "dataset=jsonl", "dataset.path=rows.jsonl"),
     *("variant=lora,dora", "lora.r=2,6", "lora.dropout=0.1", "train.steps=40", "train.batch_size=4", "train.checkpoint_every=3"),
     *("eval.every=10", "eval.max_new_tokens=12", "forgetting.tokens=128"),
 ]
