@@ -24,7 +24,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 CODE = Path(__file__).resolve().parents[1]
 # Of the commands that tests run. They may use all cores; the tiny model in this process is faster with one, above all
 # where other processes want the cores too.
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(CODE)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The tiny model on a handful of rows: a whole run takes a few seconds.

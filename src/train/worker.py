@@ -34,6 +34,8 @@ from src.train.stop import Stop
 from src.variants import adapters, counts, quantization
 from src.variants.counts import Linear
 
+CHECKPOINT_WRITERS = 8  # threads; each holds a copy of one run's state
+
 
 class Pack:
     """The runs that this process trains together. ``runs`` shrinks before training if not all fit."""
@@ -221,8 +223,10 @@ class Pack:
             run.outcome.measured["pack_tokens_per_second"] = tokens / seconds if seconds else None
 
     def _checkpoint(self, engine: Engine, places: list[int]) -> None:
-        for at in places:
-            self.runs[at].save(engine.state(at), self.grounds)
+        """Side by side, since each waits for the disk, then for a digest."""
+        states = {at: engine.state(at) for at in places}
+        with ThreadPoolExecutor(CHECKPOINT_WRITERS) as writers:
+            list(writers.map(lambda at: self.runs[at].save(states[at], self.grounds), places))
 
     def _save_what_is_trained(self, engine: Engine) -> None:
         """Checkpoints of the runs that have taken all their steps and have no result yet."""
