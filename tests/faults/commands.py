@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 
@@ -20,7 +21,9 @@ STEPS = b'"train/loss"'
 class Command:
     """``python -m src.train ARGUMENTS`` in ``folder``, in a process group of its own; its output lies beside the folder."""
 
-    def __init__(self, folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "src.train"), **options: object) -> None:
+    started: ClassVar[list[Command]] = []
+
+    def __init__(self, folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "src.train")) -> None:
         self.folder = folder
         self._worker: psutil.Process | None = None
         number = len(list(folder.parent.glob(f"{folder.name}.*.out")))
@@ -34,8 +37,8 @@ class Command:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
-                **options,  # type: ignore[call-overload]
             )
+        self.started.append(self)
 
     def wait(self, timeout: float = TIMEOUT) -> int:
         return int(self.process.wait(timeout))
@@ -131,9 +134,13 @@ def left(folder: Path) -> list[psutil.Process]:
 
 
 def kill_all(folder: Path) -> None:
+    """SIGKILL to all that works in a folder or below."""
     for process in left(folder):
         with suppress(psutil.Error):
             process.kill()
+    for command in Command.started:
+        if command.folder.is_relative_to(folder):
+            command.wait()
 
 
 def wait_until_none_is_left(folder: Path, seconds: float) -> list[psutil.Process]:

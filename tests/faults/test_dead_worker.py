@@ -85,7 +85,9 @@ def results(folder: Path) -> list[dict[str, Any]]:
 def test_a_worker_that_died_once_is_started_again_and_goes_on_to_the_same_bits(
     folder: Path, size: Callable[[int, int], int], undisturbed: Reference, figure: Callable[[str, str], None]
 ) -> None:
-    reference, numbers = undisturbed.of_one_pack(), SIGNALS[: size(1, len(SIGNALS))]
+    reference, numbers = undisturbed.of_one_pack(), SIGNALS[: size(0, len(SIGNALS))]
+    if not numbers:
+        pytest.skip("test_kills.py kills a worker once")
 
     def one(number: signal.Signals) -> list[str]:
         place = folder / number.name

@@ -16,6 +16,7 @@ import pytest
 
 from src.records import RunFolder
 from src.train.claims import Claims
+from tests.conftest import CODE
 from tests.faults import sweep
 from tests.faults.commands import Command, left, wait_until_none_is_left
 from tests.faults.moments import steps_taken
@@ -186,8 +187,6 @@ def test_a_signal_ends_within_ten_seconds_a_command_whose_worker_does_not_stop(
 
 def stubborn(folder: Path) -> Command:
     """A command whose worker has been started and ignores signals."""
-    from tests.conftest import CODE
-
     sweep.prepare(folder)
     (folder / "worker.py").write_text(STUBBORN)
     (folder / "command.py").write_text(WITH_STAND_IN.format(code=str(CODE)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -97,10 +96,9 @@ def test_what_a_killed_command_leaves_the_other_finishes(
             assert not other.ended, other.errors()
             time.sleep(0.01)
         if victim == "all":
-            worker = other.worker()
-            assert worker is not None
-            worker.kill()
-        other.process.send_signal(signal.SIGKILL)
+            other.kill("worker")
+        other.kill("parent")
+        other.wait()
         assert survivor.wait() == 0, survivor.errors()
         assert statuses(place) == ["ok"] * runs
         assert len({*trained(survivor), *found_done(survivor)}) == runs
