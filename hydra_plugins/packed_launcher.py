@@ -37,9 +37,16 @@ class GridSweeper(BasicSweeper):
     """The grid of a multirun in one batch, without Hydra's multirun.yaml and its second composition of each job."""
 
     def sweep(self, arguments: list[str]) -> Any:
+        from src import admission, bounds
+
         assert self.hydra_context is not None and self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        words = [*self._parse_config(), *arguments]
+        bounds.refuse_large_arguments(words)
+        overrides = parser.parse_overrides(words)
+        for override in overrides:
+            admission.refuse_override(override)
+        bounds.refuse_many_jobs(overrides)
         (jobs,) = self.split_arguments(overrides, max_batch_size=None)
         return [self.launcher.launch(jobs, initial_job_idx=0)]
 

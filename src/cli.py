@@ -23,13 +23,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from src import admission, bounds
 from src.config import CONF_FOLDER, Config, ConfigError, resolve
+from src.credentials import redacting
 from src.durable import CannotWrite
 
 BAD_INPUT = 2
 SIGNALLED = 128  # plus the signal's number: the exit code of what a signal stopped
 GROUPS = ("model", "variant", "dataset", "tracking")
-OPTIONS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 
 
 def register_schema() -> None:
@@ -43,6 +44,7 @@ def compose(overrides: list[str]) -> Config:
     Raises:
         ConfigError: with one line that names the key and what is allowed.
     """
+    admission.refuse_secrets(overrides)
     refuse_malformed(overrides)
     register_schema()
     GlobalHydra.instance().clear()
@@ -63,6 +65,12 @@ def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequen
     parser = OverridesParser.create()
     composed: dict[tuple[str, ...], DictConfig] = {}
     nodes = []
+
+    def load(overrides: Sequence[str]) -> DictConfig:
+        node = loader.load_sweep_config(master, list(overrides))
+        admission.refuse_settings(node)  # a job's experiment has a hydra section of its own
+        return node
+
     for job in jobs:
         parsed = parser.parse_overrides(list(job))
         values = [o for o in parsed if o.key_or_group not in groups and not o.key_or_group.startswith("hydra")]
@@ -71,25 +79,22 @@ def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequen
             if any(o.type is not OverrideType.CHANGE or o.package is not None for o in values):
                 raise ValueError("an override that adds or deletes")
             if choices not in composed:
-                composed[choices] = loader.load_sweep_config(master, list(choices))
+                composed[choices] = load(choices)
             node = copy.deepcopy(composed[choices])
             for override in values:
                 OmegaConf.update(node, override.key_or_group, override.value(), merge=True)
         except (HydraException, OmegaConfBaseException, ValueError):
-            node = loader.load_sweep_config(master, list(job))
+            node = load(job)
         with open_dict(node):
             nodes.append((node, node.pop("hydra").runtime.choices))
     return nodes
 
 
 def refuse_malformed(arguments: list[str]) -> None:
-    """Raise ConfigError for an override that is not key=value; Hydra's own errors would not say which one it was."""
+    """Raise ConfigError for an override that is not key=value, or is not admitted. Hydra's errors would not say which."""
+    bounds.refuse_large_arguments(arguments)
     parser = OverridesParser.create()
-    takes_value = False
     for argument in arguments:
-        if argument.startswith("-") or takes_value:
-            takes_value = argument in OPTIONS_WITH_VALUE
-            continue
         try:
             override = parser.parse_override(argument)
         except HydraException:
@@ -97,6 +102,7 @@ def refuse_malformed(arguments: list[str]) -> None:
         if override is None or not override.key_or_group:
             hint = """; a value with spaces or signs is quoted: 'key="my file"'""" if "=" in argument[1:] else ""
             raise ConfigError(f"{argument}: not of the form key=value{hint}")
+        admission.refuse_override(override)
         if override.key_or_group in GROUPS and not override.is_sweep_override() and not isinstance(override.value(), str):
             raise ConfigError(f"{argument}: needs one name; several make a sweep, which needs -m {override.key_or_group}=A,B")
 
@@ -119,6 +125,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as it is after nohup
             signal.signal(number, _on_signal)
+    sys.stderr = redacting(sys.stderr)  # also for a traceback that nobody foresaw
     try:
         code = command() or 0
     except (ConfigError, HydraException, OmegaConfBaseException) as error:

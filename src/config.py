@@ -6,6 +6,7 @@ refusal is immediate. ``resolve`` is the only door from Hydra's types to these d
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -13,8 +14,13 @@ from typing import Any
 
 from omegaconf import II, DictConfig, OmegaConf
 
+from src import credentials
+
 CONF_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 ALL_LINEAR = "all-linear"
+REFERENCE = re.compile(r"\$\{[\w.]+\}")  # to another key, such as ${seed}; with a colon it would call a resolver
+RESOLVER = "only another key can be referred to, as in ${seed}; nothing else is expanded"
+MODULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,199}")
 
 
 class ConfigError(ValueError):
@@ -183,6 +189,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 # key: (lowest, highest, highest is allowed). The upper ends only catch slips that would allocate without bound.
 RANGES: dict[str, tuple[float, float, bool]] = {
+    "model.shape.vocab_size": (0, 10**7, True),
+    "model.shape.hidden_size": (0, 10**6, True),
+    "model.shape.intermediate_size": (0, 10**7, True),
+    "model.shape.num_hidden_layers": (0, 10**4, True),
+    "model.shape.num_attention_heads": (0, 10**5, True),
+    "model.shape.num_key_value_heads": (0, 10**5, True),
+    "model.shape.head_dim": (1, 10**5, True),
+    "model.shape.max_position_embeddings": (1, 10**9, True),
     "lora.r": (1, 65536, True),
     "lora.alpha": (1e-6, 1e6, True),
     "lora.dropout": (0, 1, False),
@@ -215,7 +229,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 def value_at(config: Config, key: str) -> Any:
     node: Any = config
     for part in key.split("."):
-        node = getattr(node, part)
+        node = None if node is None else getattr(node, part)  # model.shape may be null
     return node
 
 
@@ -226,6 +240,7 @@ def resolve(node: DictConfig) -> Config:
         ConfigError: a value is impossible; the message names the key and what is allowed.
     """
     _refuse_other_keys(node)
+    refuse_texts(OmegaConf.to_container(node))
     config = OmegaConf.to_object(node)
     assert isinstance(config, Config)
     if config.variant.name:
@@ -253,17 +268,46 @@ def _compare_keys(found: Any, wanted: Any, prefix: str) -> None:
             _compare_keys(found[key], value, f"{prefix}{key}.")
 
 
+def refuse_texts(value: Any, key: str = "") -> None:
+    """Raise ConfigError where a text, not resolved yet, is a secret or would call a resolver such as ``${oc.env:X}``.
+
+    A record holds the config: neither a key nor a variable of the environment may get into it.
+    """
+    if isinstance(value, dict):
+        for name, part in value.items():
+            refuse_texts(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for part in value:
+            refuse_texts(part, key)
+    elif isinstance(value, str):
+        if kind := credentials.found(value, key):
+            raise ConfigError(f"{key}: looks like {kind}; secrets stay in the environment, as a config is written to records")
+        if calls_resolver(value):
+            raise ConfigError(f"{key}: {RESOLVER}")
+
+
+def calls_resolver(text: str) -> bool:
+    return "${" in REFERENCE.sub("", text)
+
+
+def refuse_outside(key: str, value: float, name: str = "") -> None:
+    """Raise ConfigError where a value is outside ``RANGES[key]``; ``name`` is what the message calls it."""
+    low, high, closed = RANGES[key]
+    if not (low <= value and (value <= high if closed else value < high)):
+        kind = "a whole number" if isinstance(low, int) and isinstance(value, int) else "a number"
+        end = f"to {high:g}" if closed else f"to below {high:g}"
+        raise ConfigError(f"{name or key}={value}: needs {kind} from {low:g} {end}")
+
+
 def check(config: Config) -> None:
     """Refuse impossible values, each with one line."""
     for key, allowed in CHOICES.items():
         if value_at(config, key) not in allowed:
             raise ConfigError(f"{key}={value_at(config, key)}: choose one of {', '.join(allowed)}")
-    for key, (low, high, closed) in RANGES.items():
+    for key in RANGES:
         value = value_at(config, key)
-        if value is not None and not (low <= value and (value <= high if closed else value < high)):
-            kind = "a whole number" if isinstance(low, int) and isinstance(value, int) else "a number"
-            end = f"to {high:g}" if closed else f"to below {high:g}"
-            raise ConfigError(f"{key}={value}: needs {kind} from {low:g} {end}")
+        if value is not None:
+            refuse_outside(key, value)
     if config.variant.trains != "adapter" and (config.variant.scaling != "alpha_over_r" or config.variant.magnitude != "none"):
         raise ConfigError(f"variant.trains={config.variant.trains}: has no adapter, so leave scaling and magnitude as they are")
     if config.variant.trains == "all" and config.variant.base_precision in ("int8", "nf4"):
@@ -288,6 +332,8 @@ def _target_modules(value: Any) -> str | list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
         raise ConfigError(f"lora.target_modules={value}: needs {ALL_LINEAR} or a list of module names such as [q_proj,v_proj]")
+    if len(names) > 1000 or not all(n == ALL_LINEAR or MODULE_NAME.fullmatch(n) for n in names):
+        raise ConfigError("lora.target_modules: needs at most 1000 names of letters, digits, '.' and '_'; a pattern is none")
     if ALL_LINEAR in names:
         raise ConfigError(f"lora.target_modules={value}: {ALL_LINEAR} stands alone")
     if len(set(names)) != len(names):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import embedded
-from src.config import ConfigError, ModelConfig, Shape
+from src.config import RANGES, ConfigError, ModelConfig, Shape, refuse_outside
 
 if TYPE_CHECKING:
     import torch
@@ -19,29 +19,67 @@ if TYPE_CHECKING:
 
 # Families whose linear layers and parameter count follow from Shape (src/variants/counts.py).
 FAMILIES = ("llama", "qwen2", "mistral")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+CONFIG_BYTES = 10_000_000  # no model's config.json has more
+# Said to transformers each time: what is left out it asks for, on the terminal, where a model brings code of its own.
+NO_CODE = {"trust_remote_code": False}
 
 
 def find_shape(model: ModelConfig) -> Shape | None:
     """The model's dimensions without loading it, or None where its family is not one of ``FAMILIES``."""
     if model.source == "path" and model.path is not None:
-        values = _read_config(model.path)
+        values = _read_json(model.path, "config.json")
         if values.get("model_type") not in FAMILIES:
             return None
-        return Shape(**{entry.name: values[entry.name] for entry in fields(Shape) if entry.name in values})
+        return Shape(
+            **{entry.name: _dimension(model.path, values, entry.name) for entry in fields(Shape) if entry.name in values}
+        )
     return model.shape
 
 
-def _read_config(folder: str) -> dict[str, Any]:
-    path = Path(folder).expanduser() / "config.json"
+def _dimension(folder: str, values: dict[str, Any], name: str) -> Any:
+    value, key = values[name], f"model.shape.{name}"
+    if key in RANGES and value is not None:
+        if type(value) is not int:
+            raise ConfigError(f"model.path={folder}: config.json: {name} needs a whole number")
+        refuse_outside(key, value, f"model.path={folder}: config.json: {name}")
+    return value
+
+
+def _read_json(folder: str, name: str) -> dict[str, Any]:
+    path = Path(folder).expanduser() / name
     if not path.is_file():
-        raise ConfigError(f"model.path={folder}: no model there (config.json is missing)")
+        raise ConfigError(f"model.path={folder}: no model there ({name} is missing)")
+    if path.stat().st_size > CONFIG_BYTES:
+        raise ConfigError(f"model.path={folder}: {name} needs at most {CONFIG_BYTES:,} bytes")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"model.path={folder}: config.json is not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"model.path={folder}: {name} is not JSON ({error})") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"model.path={folder}: config.json is not a model's config")
+        raise ConfigError(f"model.path={folder}: {name} is not a model's config")
     return values
+
+
+def _refuse_kernels(values: dict[str, Any], where: str) -> None:
+    """Raise ConfigError where a model's config names compiled code of the hub, which transformers would download and run."""
+    for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
+        if "/" in str(values.get(key)):
+            raise ConfigError(f"{where} names a kernel to download ({key}), which is never run")
+
+
+def _refuse_folder(folder: str) -> None:
+    """Raise ConfigError for a local folder that is no model, names code, or has its weights in a pickle only."""
+    place = Path(folder).expanduser()
+    _refuse_kernels(_read_json(folder, "config.json"), f"model.path={folder}: config.json")
+    for name in ("config.json", "tokenizer_config.json"):
+        if (place / name).exists() and "auto_map" in _read_json(folder, name):
+            raise ConfigError(
+                f"model.path={folder}: {name} names code of its own (auto_map), which is never run; without that entry"
+                " transformers takes the classes that it has"
+            )
+    if not any((place / name).is_file() for name in WEIGHTS) and any(place.glob("*.bin")):
+        raise ConfigError(f"model.path={folder}: has no model.safetensors; a pickle (pytorch_model.bin) is never loaded")
 
 
 def _location(model: ModelConfig) -> str:
@@ -56,7 +94,7 @@ def refuse_impossible(model: ModelConfig) -> None:
     if model.source == "path":
         if not model.path:
             raise ConfigError("model.path: model=path needs the folder of a model, model.path=DIR")
-        _read_config(model.path)
+        _refuse_folder(model.path)
     if model.source == "hub" and not model.id:
         raise ConfigError("model.id: a hub model needs its id")
     if model.weights == "random":
@@ -77,7 +115,7 @@ def load(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[
     weights are drawn on ``device`` from one fixed seed, so that all runs share one base.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, GenerationConfig, PreTrainedConfig
 
     if model.weights == "random":
         assert model.shape is not None
@@ -90,8 +128,10 @@ def load(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[
     else:
         source = _location(model)
         options = {"revision": model.revision} if model.source == "hub" and model.revision else {}
-        network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if model.source == "hub":
+            _refuse_kernels(PreTrainedConfig.get_config_dict(source, **options)[0], f"model.id={model.id}: config.json")
+        network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **NO_CODE, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **NO_CODE, **options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     # Greedy means greedy: a model's own generation settings may hold a repetition penalty or a sampling temperature.

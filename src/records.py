@@ -28,14 +28,16 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from src.config import Config, ForgettingConfig
+from src.credentials import redact
 from src.durable import (
     Damaged,
     difference,
     digests,
+    dump_json,
     finite,
     remove,
     remove_temporary,
-    seal,
+    seal_text,
     sync,
     unseal,
     write_atomically,
@@ -101,6 +103,13 @@ class RunFolder:
         self.damaged = self.path / "damaged"
         self.error = self.path / "error.txt"
 
+    def drop_links(self) -> None:
+        """Take links away: nothing of a record is written, moved or removed through one to somewhere else."""
+        with writing(self.path):
+            for path in self.path.iterdir():
+                if path.is_symlink():
+                    remove(path)
+
     def set_damage_aside(self) -> list[str]:
         """Move what of an ended run's record is no longer what was written to ``damaged/``; a line for each file."""
         result = self.result()
@@ -134,7 +143,7 @@ class RunFolder:
                 path.rename(place)
 
     def write_config(self, config: Config) -> None:
-        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+        write_atomically(self.path / "config.yaml", redact(OmegaConf.to_yaml(OmegaConf.structured(config))))
 
     def read_config(self) -> Config:
         node = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(self.path / "config.yaml"))
@@ -143,7 +152,7 @@ class RunFolder:
         return config
 
     def write_provenance(self, value: dict[str, Any]) -> None:
-        write_atomically(self.path / PROVENANCE, seal(value))
+        write_atomically(self.path / PROVENANCE, _sealed(value))
 
     def write_result(self, value: dict[str, Any]) -> None:
         """Write result.json, with the digests of all other files of the record; the run has ended with it."""
@@ -151,7 +160,7 @@ class RunFolder:
             if self.metrics.exists():
                 sync(self.metrics)
             value = value | {"files": digests(self.path, FILES)}
-        write_atomically(self.path / RESULT, seal(value))
+        write_atomically(self.path / RESULT, _sealed(value))
 
     def result(self) -> dict[str, Any] | None:
         """The run's result, or None if it has none, or one that is damaged: such a run has to be done again."""
@@ -205,6 +214,11 @@ class RunFolder:
         write_atomically(self.predictions, text)
 
 
+def _sealed(value: dict[str, Any]) -> str:
+    """The text of a sealed file, in which no secret of this machine stands."""
+    return seal_text(redact(dump_json(value)))
+
+
 def read_sealed(path: Path) -> dict[str, Any] | None:
     """The content of a sealed file, None if there is no such file.
 
@@ -233,7 +247,7 @@ def write_sweep(name: str, run_ids: list[str], add: bool = False, root: Path = R
             if add:
                 run_ids = list(dict.fromkeys([*(_known_runs(path) or []), *run_ids]))
             value = {"name": name, "run_ids": run_ids, "argv": sys.argv, "created": datetime.now(UTC).isoformat()}
-            write_atomically(path, seal(value))
+            write_atomically(path, _sealed(value))
 
 
 def _known_runs(path: Path) -> list[str] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from src.config import Config
+from src.credentials import redact
 
 # Online, W&B may wait this long for its server before the run is mirrored offline instead.
 INIT_TIMEOUT_SECONDS = 15
@@ -121,4 +122,4 @@ def _first_line(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"W&B: {text}", file=sys.stderr)
+    print(f"W&B: {redact(text)}", file=sys.stderr)

@@ -47,6 +47,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def written(config: Config) -> RunFolder:
     """The folder of a run that a worker is about to train."""
     record = RunFolder(run_id(config))
+    record.path.mkdir(parents=True, exist_ok=True)
+    record.drop_links()
     record.write_config(config)
     return record
 

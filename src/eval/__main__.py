@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src.admission import refuse_secrets
 from src.config import ConfigError
+from src.credentials import redact
 from src.durable import write_atomically
 from src.eval.frame import Gathered, gather, known_sweeps, run_ids
 from src.eval.pair import compare_pair
@@ -29,6 +31,7 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 REPORTS = Path("reports")
 EVERYTHING = "all"
+LONGEST_NAME = 255  # bytes; a file system's limit
 PIPED_WIDTH = 200
 USAGE = """\
 usage: python -m src.eval [sweep=NAME] [reference=lora] [metric=NAME] [tune=0,1,2] [margin=0.01] [strict=true]
@@ -158,7 +161,16 @@ def _runs_of(sweep: str) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{RUNS / 'sweeps' / sweep}.json: cannot be read: {' '.join(str(error).split())}") from error
     # An id is a folder's name: a hand-edited list must not lead out of runs/.
-    return list(dict.fromkeys(run for run in ids or [] if isinstance(run, str) and Path(run).name == run))
+    return list(dict.fromkeys(run for run in ids or [] if _is_folder_name(run)))
+
+
+def _is_folder_name(run: object) -> bool:
+    if not isinstance(run, str) or run in ("", ".", "..") or "/" in run or "\0" in run:
+        return False
+    try:
+        return len(os.fsencode(run)) <= LONGEST_NAME
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def report(found: Gathered, arguments: Arguments) -> None:
@@ -267,6 +279,7 @@ def main(arguments: list[str]) -> int:
         print(USAGE, end="")
         return 0
     try:
+        refuse_secrets(arguments)
         given = read_arguments(arguments)
         try:
             if given.pair is not None:
@@ -280,7 +293,7 @@ def main(arguments: list[str]) -> int:
         except OSError as error:
             raise ConfigError(f"{given.folder}: cannot be written: {error}") from error
     except ConfigError as error:
-        print(f"error: {clean(str(error))}", file=sys.stderr)
+        print(f"error: {redact(clean(str(error)))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -21,7 +21,9 @@ from src.eval.text import clean, few
 
 NOT_IN_TEX = ("sd", "detectable", "train s", "adapter", "tuning runs", "Pareto front", "flags")
 LONGEST_CAPTION, LONGEST_CELL = 1000, 200  # characters
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run, after OWASP "CSV injection"
+# What a spreadsheet would run, after OWASP "CSV injection"; the last four are the signs of Japanese keyboards.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+AFTER_SEMICOLON = re.compile(r";(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")  # which separates cells in half of the world
 MARKDOWN = re.compile(r"[\\|`*\[\]#$~{}!]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is harmless
 HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 TEX = {
@@ -54,8 +56,10 @@ def csv_text(table: pd.DataFrame) -> str:
 
 
 def _csv_text(value: str) -> str:
-    # Cleaning comes second: it would take away the tab or the blank in front of a formula.
-    return ("'" if value.startswith(FORMULA) or value.lstrip().startswith(FORMULA) else "") + clean(value)
+    cleaned = clean(value)
+    # Cleaning takes away a tab in front, and uncovers a formula behind signs that nobody sees.
+    live = any(text.startswith(FORMULA) for text in (value, value.lstrip(), cleaned))
+    return ("'" if live else "") + AFTER_SEMICOLON.sub(";'", cleaned)
 
 
 def markdown_text(comparison: Comparison) -> str:

@@ -9,7 +9,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from src import cli
+from src import admission, cli
 from src.config import CONF_FOLDER
 
 _composed: list[tuple[DictConfig, Any]] = []
@@ -27,8 +27,12 @@ def main() -> int:
     sweep = [option for option in sys.argv[1:] if option in ("-m", "--multirun")]
     # argparse, inside Hydra, takes -m only before the overrides.
     sys.argv[1:] = [*sweep[:1], *(argument for argument in sys.argv[1:] if argument not in sweep)]
-    cli.refuse_malformed(sys.argv[1:])
+    admission.refuse_secrets(sys.argv[1:])
+    options = admission.read_options(sys.argv[1:])
+    cli.refuse_malformed(options.overrides)
     cli.register_schema()
+    if not options.shell_completion:
+        admission.refuse_command(options)
     try:
         compose()  # with -m the jobs go to the launcher (hydra_plugins/), which runs them all
         if _composed:

@@ -81,6 +81,7 @@ class Attempt:
         """Also the jobs as they stand from here on: forced no more, since a second attempt goes on from checkpoints."""
         origin = provenance(sys.argv)
         for job in self.pack.jobs:
+            job.folder.drop_links()
             if not job.config.force:
                 for damage in job.folder.set_damage_aside():
                     notice(f"{job.run_id}: {damage}; set aside in {job.folder.damaged}, the run is done again")

@@ -9,6 +9,7 @@ renamed, and the two newest are kept: if one turns out to be damaged, there is t
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -84,17 +85,38 @@ def save(folder: Path, tensors: dict[str, torch.Tensor], stand: Stand) -> None:
     """
     from safetensors.torch import save_file
 
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    flat, layout = _flat(tensors)
     name = f"{stand.progress.step:08d}"
     with writing(folder):
         folder.mkdir(exist_ok=True)
         remove_temporary(folder)
         before = set(steps(folder).values())
         with replacing(folder / name, lambda path: f"{name}.{_digest(path)}.safetensors") as temporary:
-            save_file(plain, temporary, {"stand": json.dumps(asdict(stand))})
+            save_file(flat, temporary, {"stand": json.dumps(asdict(stand)), "layout": json.dumps(layout)})
         kept = sorted(step for step in steps(folder) if step < stand.progress.step)[1 - KEPT :]
         for path in before - {steps(folder)[step] for step in kept}:
             remove(path)
+
+
+def _flat(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[tuple[str, str, list[int]]]]:
+    """({format: all tensors of it end to end}, (name, format, shape) of each): a run has over a thousand small ones."""
+    import torch
+
+    layout = [(name, str(tensor.dtype), list(tensor.shape)) for name, tensor in tensors.items()]
+    kinds = dict.fromkeys(kind for _, kind, _ in layout)
+    parts = {kind: [t.detach().reshape(-1).cpu() for t in tensors.values() if str(t.dtype) == kind] for kind in kinds}
+    return {kind: torch.cat(found) for kind, found in parts.items()}, layout
+
+
+def _apart(flat: dict[str, torch.Tensor], layout: list[tuple[str, str, list[int]]]) -> dict[str, torch.Tensor]:
+    """The inverse of ``_flat``."""
+    at = dict.fromkeys(flat, 0)
+    found = {}
+    for name, kind, shape in layout:
+        end = at[kind] + math.prod(shape)
+        found[name] = flat[kind][at[kind] : end].view(shape)
+        at[kind] = end
+    return found
 
 
 def drop_after(folder: Path, step: int) -> None:
@@ -122,8 +144,8 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], Stand]:
         if match is None or _digest(path) != match[2]:
             raise Damaged("it holds other bytes than were written")
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-            stand = json.loads(file.metadata()["stand"])
-        return tensors, Stand(Progress(**stand["progress"]), Mark(**stand["log"]), stand["rests_on"])
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            stand, layout = (json.loads(file.metadata()[name]) for name in ("stand", "layout"))
+        return _apart(flat, layout), Stand(Progress(**stand["progress"]), Mark(**stand["log"]), stand["rests_on"])
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise error if isinstance(error, Damaged) else Damaged(str(error)) from error

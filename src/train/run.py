@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from src.config import ConfigError
+from src.credentials import redact
 from src.device import is_out_of_memory
 from src.durable import Damaged, remove, write_atomically
 from src.records import ENDED, RunFolder
@@ -131,7 +132,7 @@ class Run:
             self.outcome.status, self.outcome.reason = "failed", str(error)
         else:
             text = "".join(traceback.format_exception(error))
-            write_atomically(self.folder.error, text)
+            write_atomically(self.folder.error, redact(text))
             self.outcome.status, self.outcome.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
 
     def finish(self) -> None:

@@ -22,7 +22,7 @@ def is_long(config: pytest.Config) -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if is_long(config) and item.path.parent.name == "faults":
+        if is_long(config) and "faults" in item.path.parts:
             item.add_marker(pytest.mark.timeout(LONG_TIMEOUT))
 
 

@@ -65,11 +65,11 @@ def _conditions() -> str:
 
 def write(found: dict[str, dict[str, str]]) -> None:
     """Add what this session found (row -> test -> figure) and write the page."""
+    DOCS.mkdir(exist_ok=True)
     known, conditions = _known(), _conditions()
     for row, figures in found.items():
         for test, text in figures.items():
             known.setdefault(row, {})[test] = {"figure": text, "conditions": conditions}
-    DOCS.mkdir(exist_ok=True)
     (DOCS / "reliability.json").write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     (DOCS / "reliability.md").write_text(_page(known), encoding="utf-8")
 

@@ -14,8 +14,8 @@ import torch
 from tests.conftest import ENVIRONMENT
 
 CUDA = torch.cuda.is_available()
-# About three minutes of steps: a checkpoint a minute.
-STEPS, SEEDS = (2600, 16) if CUDA else (60, 1)
+# Minutes of steps: a checkpoint a minute.
+STEPS, SEEDS = (2000, 16) if CUDA else (60, 1)
 SWEEP = [
     *("model=smollm2_135m", "model.weights=random", "lora.r=16", f"train.steps={STEPS}", "eval.every=10000"),
     *("eval.val_examples=4", "eval.test_examples=4", "eval.generate=false", "forgetting.tokens=0", "tracking=disabled"),

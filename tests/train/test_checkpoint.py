@@ -13,19 +13,27 @@ from src.train.checkpoint import Progress, Stand, together
 from src.train.metrics_log import Mark
 
 
+def tensors(step: int) -> dict[str, torch.Tensor]:
+    """Of several formats and shapes: no dimension, none of one, one that is not contiguous."""
+    grown = torch.arange(6.0).view(2, 3) + step
+    return {"a": grown, "b": torch.tensor(step), "c": grown.T, "d": torch.zeros(0, 4), "e": grown.bfloat16(), "f": -grown}
+
+
 def save(folder: Path, *steps: int) -> Stand:
     for step in steps:
         stand = Stand(Progress(step, tokens=5 * step, loss=1 / 3), Mark(7, "f" * 64), {"base": "b"})
-        checkpoint.save(folder, {"a": torch.arange(6.0).view(2, 3) + step, "b": torch.tensor(step)}, stand)
+        checkpoint.save(folder, tensors(step), stand)
     return stand
 
 
 def test_a_checkpoint_gives_back_what_was_saved(folder: Path) -> None:
     stand = save(folder / "c", 3)
     ((step, path),) = checkpoint.steps(folder / "c").items()
-    tensors, found = checkpoint.load(path)
+    read, found = checkpoint.load(path)
     assert (step, found) == (3, stand)
-    assert torch.equal(tensors["a"], torch.arange(6.0).view(2, 3) + 3) and tensors["b"].item() == 3
+    assert list(read) == list(tensors(3))
+    for name, tensor in tensors(3).items():
+        assert torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype, name
 
 
 def test_the_newest_two_are_kept_and_nothing_else_stands_there(folder: Path) -> None:

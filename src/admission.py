@@ -1,0 +1,149 @@
+"""What a command line and the YAML files it chooses may bring in: values for our schema, and nothing that names code.
+
+Our schema has no ``_target_``. Hydra's own node has: it instantiates or imports what ``hydra`` says about launchers, callbacks,
+loggers and search paths, sets the environment and changes folders, and that node can be set from the command line, from an
+experiment's YAML and from its defaults list. So each command is composed once before Hydra acts on it, and its ``hydra`` node,
+unresolved, has to be the one of a command without arguments, but for ``hydra.mode`` and ``hydra.sweeper.params``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from src import bounds, credentials
+from src.config import CONF_FOLDER, ConfigError, refuse_texts
+
+ALLOWED = ("mode", "sweeper.params")
+# What Hydra writes into its node while it composes. Nothing there is instantiated; the overrides are checked one by one.
+FILLED_IN = (
+    *("overrides.hydra", "overrides.task", "job.override_dirname"),
+    *("runtime.choices", "runtime.config_sources", "runtime.cwd"),
+)
+CHOICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+GROUPS = ("model", "variant", "dataset", "tracking", "experiment")
+NO_OPTION = {  # as argparse names them
+    "experimental_rerun": "--experimental-rerun: is not taken, as it loads a pickle",
+    "config_path": "--config-path: is not taken; --config-dir adds a folder of your own YAML files",
+    "config_name": "--config-name: is not taken; an experiment is chosen by experiment=NAME",
+}
+
+
+def refuse_secrets(arguments: Sequence[str]) -> None:
+    if problem := credentials.in_arguments(arguments):
+        raise ConfigError(problem)
+
+
+def read_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line as Hydra reads it.
+
+    Raises:
+        ConfigError: it has an option that does not exist or is not taken.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(message)
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    options = parser.parse_args(arguments)
+    for name, message in NO_OPTION.items():
+        if getattr(options, name) is not None:
+            raise ConfigError(message)
+    return options
+
+
+def refuse_override(override: Override) -> None:
+    """Raise ConfigError for a word that sets what it may not. This comes before composing, which may import a search path."""
+    key = override.key_or_group
+    for name in (key, override.package or ""):
+        if re.match(r"(_global_\.)?hydra\b", name) and not any(_is_below(key, f"hydra.{allowed}") for allowed in ALLOWED):
+            raise ConfigError(_refusal(key))
+    value = override.value()
+    values: list[Any] = [getattr(part, "text", part) for part in value.list] if isinstance(value, ChoiceSweep) else [value]
+    refuse_texts(values, key)
+    if key in GROUPS:
+        for choice in values:
+            _refuse_choice(key, choice)
+
+
+def refuse_command(options: argparse.Namespace) -> None:
+    """Raise ConfigError where the command would change more of Hydra's settings than it may."""
+    search_path = create_config_search_path(str(CONF_FOLDER))
+    bounds.refuse_large_yaml(CONF_FOLDER / "experiment")
+    if options.config_dir is not None:
+        folder = Path(options.config_dir).absolute()
+        if not folder.is_dir():
+            raise ConfigError(f"--config-dir={options.config_dir}: no such folder")
+        bounds.refuse_large_yaml(folder)
+        for path in [*folder.glob("*.yaml"), *folder.glob("*.yml"), *folder.glob("hydra")]:
+            # It would stand in for our schema, or for one of Hydra's settings.
+            raise ConfigError(f"{path}: is not read; YAML files stand in its folders {', '.join(GROUPS)}")
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    loader = ConfigLoaderImpl(search_path)
+    # As Hydra composes to find out hydra.mode: values that make a sweep are left to the sweeper.
+    refuse_settings(loader.load_configuration("config", options.overrides, RunMode.MULTIRUN, validate_sweep_overrides=False))
+
+
+def refuse_settings(composed: DictConfig) -> None:
+    """Raise ConfigError where the ``hydra`` node of a composed config is not that of a command without arguments.
+
+    It may differ in ``hydra.mode``, ``hydra.sweeper.params`` and in what Hydra fills in by itself.
+    """
+    found, plain = _flat(composed), _plain()
+    for key in sorted(found.keys() | plain.keys()):
+        if not any(_is_below(key, free) for free in (*ALLOWED, *FILLED_IN)) and found.get(key, ...) != plain.get(key, ...):
+            raise ConfigError(_refusal(f"hydra.{key}"))
+    overrides = [*composed.hydra.overrides.hydra, *composed.hydra.overrides.task]
+    for override in bounds.parse(overrides):
+        refuse_override(override)
+    for group, choice in composed.hydra.runtime.choices.items():
+        _refuse_choice(group, choice)
+    params = OmegaConf.to_container(composed, resolve=False)["hydra"]["sweeper"]["params"]  # type: ignore[index, call-overload]
+    refuse_texts(params, "hydra.sweeper.params")
+
+
+@cache
+def _plain() -> dict[str, Any]:
+    loader = ConfigLoaderImpl(create_config_search_path(str(CONF_FOLDER)))
+    return _flat(loader.load_configuration("config", [], RunMode.MULTIRUN))
+
+
+def _flat(composed: DictConfig) -> dict[str, Any]:
+    """Hydra's node as dotted keys and plain values, interpolations unresolved."""
+    return dict(_leaves(OmegaConf.to_container(composed, resolve=False)["hydra"], ""))  # type: ignore[index, call-overload]
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, part in value.items():
+            yield from _leaves(part, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def _is_below(key: str, parent: str) -> bool:
+    return key == parent or key.startswith(f"{parent}.")
+
+
+def _refuse_choice(group: str, choice: Any) -> None:
+    if isinstance(choice, list | ListConfig):
+        names = ",".join(map(str, choice))
+        raise ConfigError(f"{group}=[{names}]: needs one name; several make a sweep, which needs -m {group}=A,B")
+    if isinstance(choice, str) and not (len(choice) <= 100 and CHOICE.fullmatch(choice)):
+        raise ConfigError(f"{group}={choice!r}: is the name of a file of the group {group}, not a path")
+
+
+def _refusal(key: str) -> str:
+    return f"{key}: cannot be set; of Hydra's own settings only hydra.mode and hydra.sweeper.params can"
