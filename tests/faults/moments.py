@@ -58,12 +58,12 @@ def by_an_event(command: Command, kind: str, rng: random.Random) -> Moment:
     def count(pattern: str) -> int:
         return sum(1 for _ in folder.glob(pattern))
 
-    steps = steps_taken(folder) + rng.randint(1, 120)
+    steps = steps_taken(folder) + rng.randint(1, 48)
     results = count("runs/*/result.json") + (4 if kind == "the end of a pack" else rng.randint(1, 4))
     happens: dict[str, Callable[[], bool]] = {
         "a worker": lambda: command.worker() is not None,
         "some steps": lambda: steps_taken(folder) >= steps,
-        "more steps": lambda: steps_taken(folder) >= steps + 40,
+        "more steps": lambda: steps_taken(folder) >= steps + 48,
         "a checkpoint half written": lambda: count("runs/*/checkpoints/.*") > 0,
         "an adapter half written": lambda: count("runs/*/.adapter.*") > 0,
         "an adapter": lambda: _has(command, "adapter"),

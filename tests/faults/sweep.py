@@ -18,11 +18,19 @@ from tests.faults.commands import Command
 # fp32 tells how exact regrouping is; nf4 multiplies in bf16.
 ONE_PACK = "variant.base_precision=fp32"
 TWO_PACKS = "variant.base_precision=fp32,nf4"
+STEPS = 24
 # Everything that draws a random number or reads a clock is on: dropout, generation, forgetting, many checkpoints.
 SETTINGS = [
     *("model=tiny", "tracking=disabled", "sweep=faults", "dataset=jsonl", "dataset.path=rows.jsonl"),
-    *("variant=lora,dora", "lora.r=2,6", "lora.dropout=0.1", "train.steps=40", "train.batch_size=4", "train.checkpoint_every=3"),
-    *("eval.every=10", "eval.max_new_tokens=12", "forgetting.tokens=128"),
+    *(
+        "variant=lora,dora",
+        "lora.r=2,6",
+        "lora.dropout=0.1",
+        f"train.steps={STEPS}",
+        "train.batch_size=4",
+        "train.checkpoint_every=3",
+    ),
+    *("eval.every=8", "eval.max_new_tokens=12", "forgetting.tokens=128"),
 ]
 # What a result says of the time, the machine and the company of a run; nothing else may differ.
 CIRCUMSTANCES = (
