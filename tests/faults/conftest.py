@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.faults import page
+from tests.faults import page, sweep
+from tests.faults.commands import kill_all
+from tests.faults.sweep import Reference
 
 LONG_TIMEOUT = 3 * 3600  # seconds; a long test may take most of an hour
 
@@ -39,6 +42,25 @@ def figure(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         print(f"\n{row}: {text}")
 
     return tell
+
+
+@pytest.fixture
+def no_survivors(folder: Path) -> Iterator[None]:
+    """End what a failed test has left running in its folder."""
+    yield
+    kill_all(folder)
+
+
+@pytest.fixture(scope="session")
+def precisions(size: Callable[[int, int], int]) -> str:
+    """The override that decides how many packs the sweep has that gets disturbed."""
+    return [sweep.ONE_PACK, sweep.TWO_PACKS][size(0, 1)]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, precisions: str) -> Reference:
+    """What the sweep comes to when nothing happens to it."""
+    return sweep.undisturbed(tmp_path_factory.mktemp("undisturbed") / "sweep", precisions)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
