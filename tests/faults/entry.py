@@ -79,7 +79,8 @@ def evaluate(*arguments: str) -> Ended:
 
 def _ended(command: Callable[[], Any], name: str, arguments: Sequence[str], jobs: list[Job] | None = None) -> Ended:
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace")]  # as Python's
-    argv, folder, environment, on_term = sys.argv, Path.cwd(), dict(os.environ), signal.getsignal(signal.SIGTERM)
+    argv, folder, environment = sys.argv, Path.cwd(), dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
     sys.argv = [f"src/{name}/__main__.py", *arguments]
     try:
         with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]), warnings.catch_warnings():
@@ -93,7 +94,8 @@ def _ended(command: Callable[[], Any], name: str, arguments: Sequence[str], jobs
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
-        signal.signal(signal.SIGTERM, on_term)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     said = []
     for stream in streams:
         stream.flush()
@@ -139,7 +141,7 @@ def check(ended: Ended, names: Sequence[str], before: set[str]) -> None:
     assert "Traceback" not in ended.stdout + ended.stderr, ended.stderr
     written = tree(Path.cwd()) - before
     if ended.code == 0:
-        assert all(re.fullmatch(r"runs(/sweeps(/[\w.-]+\.json)?)?", path) for path in written), written
+        assert all(re.fullmatch(r"runs(/sweeps(/\.lock|/[\w.-]+\.json(\.damaged)?)?)?", path) for path in written), written
         return
     assert ended.code == cli.BAD_INPUT, ended
     assert not written
