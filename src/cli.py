@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
+from types import TracebackType
 from typing import Any, NoReturn
 
 from hydra import compose as hydra_compose
@@ -18,7 +19,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -31,6 +32,11 @@ from src.durable import CannotWrite
 BAD_INPUT = 2
 SIGNALLED = 128  # plus the signal's number: the exit code of what a signal stopped
 GROUPS = ("model", "variant", "dataset", "tracking")
+OPTIONAL_GROUPS = ("experiment",)
+OURS = ("__main__", "src", "hydra_plugins")
+LIBRARIES = ("hydra", "omegaconf", "antlr4", "yaml")  # they read what the user wrote
+LONGEST = 500  # characters of a message; of a longer one the two ends are shown
+GOES_ON = "; what is done stays, and the same command goes on from here"
 
 
 def register_schema() -> None:
@@ -96,15 +102,33 @@ def refuse_malformed(arguments: list[str]) -> None:
     parser = OverridesParser.create()
     for argument in arguments:
         try:
+            argument.encode()
+        except UnicodeEncodeError:
+            shown = argument.encode(errors="backslashreplace").decode()
+            raise ConfigError(f"{shown}: not in UTF-8; the records could not hold it") from None
+        try:
             override = parser.parse_override(argument)
         except HydraException:
             override = None
+        except Exception as error:  # what Python raises in it: on 5,000 digits, or 1,000 brackets
+            raise ConfigError(f"{argument}: cannot be read ({_join(str(error))})") from error
         if override is None or not override.key_or_group:
             hint = """; a value with spaces or signs is quoted: 'key="my file"'""" if "=" in argument[1:] else ""
-            raise ConfigError(f"{argument}: not of the form key=value{hint}")
+            raise ConfigError(f"{argument if argument.strip() else repr(argument)}: not of the form key=value{hint}")
         admission.refuse_override(override)
-        if override.key_or_group in GROUPS and not override.is_sweep_override() and not isinstance(override.value(), str):
-            raise ConfigError(f"{argument}: needs one name; several make a sweep, which needs -m {override.key_or_group}=A,B")
+        _refuse_bad_choice(override, argument)
+
+
+def _refuse_bad_choice(override: Override, argument: str) -> None:
+    """Raise ConfigError for a group that is given anything but the name of one of its files."""
+    group = override.key_or_group
+    optional = group in OPTIONAL_GROUPS
+    if not (group in GROUPS or optional or "/" in group) or override.is_sweep_override() or override.is_delete():
+        return
+    value = override.value()
+    named = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) is not None
+    if not named and not (optional and value is None):
+        raise ConfigError(f"{argument}: needs one name; several make a sweep, which needs -m {group}=A,B")
 
 
 class Signalled(KeyboardInterrupt):
@@ -129,16 +153,44 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     try:
         code = command() or 0
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        say(error)
         code = BAD_INPUT
     except OSError as error:
-        goes_on = "; what is done stays, and the same command goes on from here" if isinstance(error, CannotWrite) else ""
-        print(f"error: {one_line(error)}{goes_on}", file=sys.stderr)
-        code = 1
+        say(error, GOES_ON if isinstance(error, CannotWrite) else "")
+        code = BAD_INPUT if of_the_libraries(error) else 1
     except KeyboardInterrupt as error:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         code = SIGNALLED + (error.number if isinstance(error, Signalled) else signal.SIGINT)
+    except Exception as error:
+        if not of_the_libraries(error):
+            raise  # a defect of ours, which a traceback shows
+        say(error)
+        code = BAD_INPUT
     sys.exit(code)
+
+
+def say(error: BaseException, more: str = "") -> None:
+    """Print the error as one line on stderr, with escapes for what a terminal would not show, or would obey."""
+    text = one_line(error)
+    words = sys.argv[1:]
+    if not isinstance(error, ConfigError) and not any(word.lstrip("+~").partition("=")[0] in text for word in words if word):
+        text += f"; in: {' '.join(words)}"  # such as the experiment whose file it is about
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if len(shown) > LONGEST:
+        shown = f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"
+    print(f"error: {shown}{more}", file=sys.stderr)
+
+
+def of_the_libraries(error: BaseException) -> bool:
+    """Whether ``LIBRARIES`` raised it, or Python inside them: then it is about the text that they were given."""
+    called = ""
+    frame: TracebackType | None = error.__traceback__
+    while frame is not None:
+        package = frame.tb_frame.f_globals.get("__name__", "").split(".")[0]
+        if package in (*OURS, *LIBRARIES):
+            called = package
+        frame = frame.tb_next
+    return called in LIBRARIES
 
 
 def one_line(error: BaseException) -> str:
@@ -159,7 +211,7 @@ def one_line(error: BaseException) -> str:
         return f"{match[1]}: several values make a sweep, which needs -m; a list is written key=[a,b]"
     if match := re.search(r"field '(\S+)' is not Optional", cause):
         return f"{match[1]}=null: needs a value"
-    if match := re.search(r"Value '(.*?)'.*could not be converted to (\w+)", cause, re.S):
+    if match := re.search(r"Value '(.*?)'(?: of type '.*')? could not be converted to (\w+)", cause, re.S):
         wanted = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(match[2], match[2])
         return f"{_full_key(cause)}={match[1]}: needs {wanted}"
     if match := re.search(r"(?:Could not override|Error merging override) '?([^'\s=]+)", cause):
@@ -167,7 +219,9 @@ def one_line(error: BaseException) -> str:
             key = match[1].lstrip("+~")
             return f"{key}: no such key{_suggest(key, known_keys())}"
         return f"{match[1]}: {_join(str(error.__cause__ or text).splitlines()[0])}"
-    return _join(text)
+    if match := re.search(r"^(.+?)\n\s*full_key: (\S+)", text, re.S):
+        return f"{match[2]}: {_join(match[1])}"
+    return _join(text) or f"cannot be composed ({type(error).__name__})"
 
 
 def _join(text: str) -> str:

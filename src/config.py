@@ -21,6 +21,7 @@ ALL_LINEAR = "all-linear"
 REFERENCE = re.compile(r"\$\{[\w.]+\}")  # to another key, such as ${seed}; with a colon it would call a resolver
 RESOLVER = "only another key can be referred to, as in ${seed}; nothing else is expanded"
 MODULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,199}")
+BYT5_TOKENS = 384  # of the byte tokenizer that comes with random weights
 
 
 class ConfigError(ValueError):
@@ -189,12 +190,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 # key: (lowest, highest, highest is allowed). The upper ends only catch slips that would allocate without bound.
 RANGES: dict[str, tuple[float, float, bool]] = {
-    "model.shape.vocab_size": (0, 10**7, True),
-    "model.shape.hidden_size": (0, 10**6, True),
-    "model.shape.intermediate_size": (0, 10**7, True),
-    "model.shape.num_hidden_layers": (0, 10**4, True),
-    "model.shape.num_attention_heads": (0, 10**5, True),
-    "model.shape.num_key_value_heads": (0, 10**5, True),
+    "model.shape.vocab_size": (1, 10**8, True),
+    "model.shape.hidden_size": (1, 10**6, True),
+    "model.shape.intermediate_size": (1, 10**7, True),
+    "model.shape.num_hidden_layers": (1, 10**4, True),
+    "model.shape.num_attention_heads": (1, 10**5, True),
+    "model.shape.num_key_value_heads": (0, 10**5, True),  # 0: as many as there are query heads
     "model.shape.head_dim": (1, 10**5, True),
     "model.shape.max_position_embeddings": (1, 10**9, True),
     "lora.r": (1, 65536, True),
@@ -227,9 +228,10 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 
 
 def value_at(config: Config, key: str) -> Any:
+    """The value of a dotted key; None where what would hold it is None, as ``model.shape`` may be."""
     node: Any = config
     for part in key.split("."):
-        node = None if node is None else getattr(node, part)  # model.shape may be null
+        node = None if node is None else getattr(node, part)
     return node
 
 
@@ -257,6 +259,8 @@ def _refuse_other_keys(node: DictConfig) -> None:
 
 
 def _compare_keys(found: Any, wanted: Any, prefix: str) -> None:
+    if not isinstance(found, dict):
+        raise ConfigError(f"{prefix.rstrip('.')}={found}: holds keys of its own, such as {prefix}{fields(wanted)[0].name}")
     known = {entry.name: getattr(wanted, entry.name) for entry in fields(wanted)}
     for key in found:
         if key not in known:
@@ -295,8 +299,8 @@ def refuse_outside(key: str, value: float, name: str = "") -> None:
     low, high, closed = RANGES[key]
     if not (low <= value and (value <= high if closed else value < high)):
         kind = "a whole number" if isinstance(low, int) and isinstance(value, int) else "a number"
-        end = f"to {high:g}" if closed else f"to below {high:g}"
-        raise ConfigError(f"{name or key}={value}: needs {kind} from {low:g} {end}")
+        end = f"to {_plain(high)}" if closed else f"to below {_plain(high)}"
+        raise ConfigError(f"{name or key}={value}: needs {kind} from {_plain(low)} {end}")
 
 
 def check(config: Config) -> None:
@@ -308,6 +312,8 @@ def check(config: Config) -> None:
         value = value_at(config, key)
         if value is not None:
             refuse_outside(key, value)
+    if config.model.shape is not None:
+        _check_shape(config.model.shape, config.model.weights)
     if config.variant.trains != "adapter" and (config.variant.scaling != "alpha_over_r" or config.variant.magnitude != "none"):
         raise ConfigError(f"variant.trains={config.variant.trains}: has no adapter, so leave scaling and magnitude as they are")
     if config.variant.trains == "all" and config.variant.base_precision in ("int8", "nf4"):
@@ -318,8 +324,27 @@ def check(config: Config) -> None:
         raise ConfigError("model.hold_dequantised: LLM.int8() rounds its inputs too, so no held copy gives the same numbers")
     if config.sweep is not None and not _is_name(config.sweep):
         raise ConfigError(f"sweep={config.sweep!r}: use letters, digits, '.', '_' and '-', at most 100, not starting with '.'")
+    # OmegaConf lets a list into a list of texts.
+    if not all(isinstance(label, str) and label.strip() for label in config.dataset.labels or []):
+        raise ConfigError(f"dataset.labels={config.dataset.labels}: needs a list of texts such as [yes,no]")
     if config.dataset.val_share + config.dataset.test_share >= 1:
         raise ConfigError("dataset.val_share, dataset.test_share: together they must stay below 1")
+
+
+def _check_shape(shape: Shape, weights: str) -> None:
+    heads, groups = shape.num_attention_heads, shape.num_key_value_heads
+    if shape.head_dim is None and shape.hidden_size % heads:
+        raise ConfigError(f"model.shape.hidden_size={shape.hidden_size}: needs a multiple of num_attention_heads={heads}")
+    if groups and heads % groups:
+        raise ConfigError(f"model.shape.num_key_value_heads={groups}: needs a divisor of num_attention_heads={heads}")
+    if weights == "random" and shape.vocab_size < BYT5_TOKENS:
+        raise ConfigError(
+            f"model.shape.vocab_size={shape.vocab_size}: needs {BYT5_TOKENS}, the bytes of random weights' tokenizer"
+        )
+
+
+def _plain(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _is_name(name: str) -> bool:

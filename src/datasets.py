@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src import inputs
 from src.cldr_names import cldr_rows
 from src.config import ConfigError, DatasetConfig
 
@@ -53,9 +54,9 @@ def load(dataset: DatasetConfig) -> Splits:
     if dataset.source == "jsonl":
         if not dataset.path:
             raise ConfigError("dataset.path: dataset=jsonl needs a file, dataset.path=FILE.jsonl")
-        train = _read_jsonl(Path(dataset.path), "dataset.path", dataset)
-        val = _read_jsonl(Path(dataset.val_path), "dataset.val_path", dataset) if dataset.val_path else None
-        test = _read_jsonl(Path(dataset.test_path), "dataset.test_path", dataset) if dataset.test_path else None
+        train = _read_jsonl(dataset.path, "dataset.path")
+        val = _read_jsonl(dataset.val_path, "dataset.val_path") if dataset.val_path else None
+        test = _read_jsonl(dataset.test_path, "dataset.test_path") if dataset.test_path else None
         return _limit(dataset, _split(dataset, train, val, test))
     return _limit(dataset, _load_hub(dataset))
 
@@ -118,12 +119,9 @@ def _limit(dataset: DatasetConfig, splits: Splits) -> Splits:
     return Splits(chosen, splits.val, splits.test, splits.left_out)
 
 
-def _read_jsonl(path: Path, key: str, dataset: DatasetConfig) -> list[Example]:
-    path = path.expanduser()
-    if not path.is_file():
-        raise ConfigError(f"{key}={path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+def _read_jsonl(path: str, key: str) -> list[Example]:
     examples = []
-    for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for number, raw in enumerate(inputs.read(path, key).split(b"\n"), start=1):
         if not raw.strip():
             continue
         where = f"{key}: {path}, line {number}"
@@ -134,10 +132,12 @@ def _read_jsonl(path: Path, key: str, dataset: DatasetConfig) -> list[Example]:
             raise ConfigError(f"{where}: has half of a surrogate pair (\\ud800 to \\udfff), which is no text") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"{where}: not UTF-8 (byte {error.start + 1} of the line)") from error
-        except (json.JSONDecodeError, RecursionError) as error:
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{where}: not JSON ({error.msg}, character {error.pos + 1} of the line)") from error
+        except (ValueError, RecursionError) as error:  # Python's own, on 5,000 digits or 1,000 brackets
             raise ConfigError(f"{where}: not JSON ({error})") from error
         prompt, target = read_row(row, where)
-        examples.append(Example(f"{path.name}:{number}", prompt, target, json.dumps(prompt)))
+        examples.append(Example(f"{Path(path).name}:{number}", prompt, target, json.dumps(prompt)))
     if not examples:
         raise ConfigError(f"{key}={path}: the file is empty")
     return examples

@@ -118,8 +118,8 @@ def remove(path: Path) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Take away what a crash left half written in a folder."""
-    for path in folder.glob(f".*{TEMPORARY}"):
+    """Take away what a crash left half written in a folder, by us or by safetensors, whose names are ``.tmp`` and a word."""
+    for path in [*folder.glob(f".*{TEMPORARY}"), *folder.glob(f"{TEMPORARY}*")]:
         remove(path)
 
 
@@ -159,7 +159,10 @@ def unseal(data: bytes) -> dict[str, Any]:
     body, end = data[:-SEAL_LENGTH] + END.encode(), data[-SEAL_LENGTH:]
     if end != f"{SEAL}{hashlib.sha256(body).hexdigest()}{SEAL_END}".encode():
         raise Damaged("its sha256 is not that of its text")
-    value = json.loads(body)
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:  # nothing that seal wrote
+        raise Damaged(str(error)) from error
     if not isinstance(value, dict):
         raise Damaged("it is no mapping")
     return value

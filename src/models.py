@@ -47,14 +47,18 @@ def _dimension(folder: str, values: dict[str, Any], name: str) -> Any:
 
 
 def _read_json(folder: str, name: str) -> dict[str, Any]:
-    path = Path(folder).expanduser() / name
-    if not path.is_file():
-        raise ConfigError(f"model.path={folder}: no model there ({name} is missing)")
-    if path.stat().st_size > CONFIG_BYTES:
-        raise ConfigError(f"model.path={folder}: {name} needs at most {CONFIG_BYTES:,} bytes")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        path = Path(folder).expanduser() / name
+        if not path.is_file():
+            raise ConfigError(f"model.path={folder}: no model there ({name} is missing)")
+        if path.stat().st_size > CONFIG_BYTES:
+            raise ConfigError(f"model.path={folder}: {name} needs at most {CONFIG_BYTES:,} bytes")
+        text = path.read_bytes()
+    except (OSError, RuntimeError) as error:  # a name too long, no permission, ~NAME of nobody
+        raise ConfigError(f"model.path={folder}: no model there ({getattr(error, 'strerror', error)})") from error
+    try:
+        values = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # besides its own errors, Python's on 5,000 digits or 1,000 brackets
         raise ConfigError(f"model.path={folder}: {name} is not JSON ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"model.path={folder}: {name} is not a model's config")
@@ -70,8 +74,8 @@ def _refuse_kernels(values: dict[str, Any], where: str) -> None:
 
 def _refuse_folder(folder: str) -> None:
     """Raise ConfigError for a local folder that is no model, names code, or has its weights in a pickle only."""
-    place = Path(folder).expanduser()
     _refuse_kernels(_read_json(folder, "config.json"), f"model.path={folder}: config.json")
+    place = Path(folder).expanduser()
     for name in ("config.json", "tokenizer_config.json"):
         if (place / name).exists() and "auto_map" in _read_json(folder, name):
             raise ConfigError(

@@ -18,6 +18,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src import inputs
 from src.config import ConfigError, ForgettingConfig
 from src.datasets import Example
 
@@ -55,22 +56,17 @@ def load(forgetting: ForgettingConfig) -> Prose:
     Raises:
         ConfigError: the file cannot be read, is not UTF-8, or has nothing in it; the message names it.
     """
-    return _default() if forgetting.path is None else _read(Path(forgetting.path).expanduser())
+    return _default() if forgetting.path is None else _read(forgetting.path)
 
 
-def _read(path: Path) -> Prose:
-    where = f"forgetting.path={path}"
+def _read(path: str) -> Prose:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = inputs.read(path, "forgetting.path").decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}: not UTF-8 (byte {error.start + 1})") from error
-    except FileNotFoundError as error:
-        raise ConfigError(f"{where}: no such file") from error
-    except OSError as error:
-        raise ConfigError(f"{where}: {'is a folder, not a file' if path.is_dir() else error.strerror}") from error
+        raise ConfigError(f"forgetting.path={path}: not UTF-8 (byte {error.start + 1})") from error
     if not text.strip():
-        raise ConfigError(f"{where}: the file is empty")
-    return Prose(str(path), text)
+        raise ConfigError(f"forgetting.path={path}: the file is empty")
+    return Prose(str(Path(path).expanduser()), text)
 
 
 @cache

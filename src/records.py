@@ -164,7 +164,8 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """The run's result, or None if it has none, or one that is damaged: such a run has to be done again."""
-        return self._readable(RESULT)
+        found = self._readable(RESULT)
+        return None if found is None or found.get("run_id", self.run_id) != self.run_id else found
 
     def provenance(self) -> dict[str, Any] | None:
         return self._readable(PROVENANCE)
@@ -244,21 +245,22 @@ def write_sweep(name: str, run_ids: list[str], add: bool = False, root: Path = R
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.parent / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            remove_temporary(path.parent)
             if add:
-                run_ids = list(dict.fromkeys([*(_known_runs(path) or []), *run_ids]))
+                run_ids = list(dict.fromkeys([*(_known_runs(name, root) or []), *run_ids]))
             value = {"name": name, "run_ids": run_ids, "argv": sys.argv, "created": datetime.now(UTC).isoformat()}
             write_atomically(path, _sealed(value))
 
 
-def _known_runs(path: Path) -> list[str] | None:
+def _known_runs(name: str, root: Path) -> list[str] | None:
     """The runs of a list; one that is damaged is moved aside, since the runs themselves say what is done."""
     try:
-        value = read_sealed(path)
+        return read_sweep(name, root)
     except Damaged as error:
+        path = root / "sweeps" / f"{name}.json"
         print(f"{path}: {error}; set aside as {path.name}.damaged", file=sys.stderr)
         os.replace(path, path.with_name(f"{path.name}.damaged"))
         return None
-    return None if value is None else list(value["run_ids"])
 
 
 def read_sweep(name: str, root: Path = RUNS) -> list[str] | None:
@@ -268,7 +270,11 @@ def read_sweep(name: str, root: Path = RUNS) -> list[str] | None:
         Damaged: the list is not what was written.
     """
     value = read_sealed(root / "sweeps" / f"{name}.json")
-    return None if value is None else list(value["run_ids"])
+    if value is None:
+        return None
+    if value.get("name") != name or not isinstance(value.get("run_ids"), list):
+        raise Damaged("it is not the list of this sweep")
+    return list(value["run_ids"])
 
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "hydra-core", "wandb", "pandas", "numpy", "scipy")

@@ -1,120 +1,143 @@
-"""The W&B mirror: one W&B run per run, fed from the record's own lines. Training never fails because of it."""
+"""The W&B mirror: one W&B run per run, fed from the record's own lines. Training never waits for it or fails because of it.
+
+Each mirror has a thread of its own. Where W&B breaks on the way (its service process was killed, its disk is full) the mirror is
+made again from the record when the run has ended: offline, and once.
+"""
 
 from __future__ import annotations
 
 import math
-import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+import threading
+import time
+from collections.abc import Iterable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
+from src import wandb_run
 from src.config import Config
-from src.credentials import redact
+from src.offline_file import closed_with
+from src.records import RunFolder
 
-# Online, W&B may wait this long for its server before the run is mirrored offline instead.
-INIT_TIMEOUT_SECONDS = 15
+# Its service writes the end of that file just after it has said that a run is finished.
+WRITE_SECONDS = 5.0
+# At the end of a worker all of it may take this long: one init and one upload, and time for files made again.
+FLUSH_SECONDS = 60.0
+# Of the 10 s that a signal leaves to the whole process. Ending a healthy service takes 0.1 s.
+CLOSE_SECONDS = 3.0
+
+_setting_up = threading.Lock()  # one thread at a time, so that one server that does not answer is waited for once
+_closing = threading.Event()
+_mirrors: list[Mirror] = []
+_online = True  # until the server did not answer in this process
 
 
-# One thread does all of W&B's work of a process, in the order in which it was asked for, so that training never waits.
-_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wandb")
+def flush(seconds: float = FLUSH_SECONDS) -> None:
+    """Wait until the mirrors of all ended runs are closed, at most this long: then they are left, with one line."""
+    until = time.monotonic() + seconds
+    ended = [mirror for mirror in _mirrors if mirror.ended.is_set()]
+    for mirror in ended:
+        mirror.thread.join(max(0.0, until - time.monotonic()))
+        _mirrors.remove(mirror)
+    if left := [str(mirror.folder) for mirror in ended if mirror.thread.is_alive()]:
+        _say(f"left after {seconds:.0f} s, with complete records: {', '.join(left)}; later: wandb sync FOLDER/wandb/*run-*")
 
 
-def flush() -> None:
-    """Wait until all that was asked for is done."""
-    _thread.submit(lambda: None).result()
+def close(seconds: float = CLOSE_SECONDS) -> None:
+    """End W&B at the end of the process, at most this much later and whatever its mirrors do; not to be used after.
 
-
-def abandon() -> None:
-    """Leave undone what has not begun: the process was told to stop."""
-    _thread.shutdown(wait=False, cancel_futures=True)
+    It takes W&B's own exit hook away, which would wait for as long as its service does.
+    """
+    _closing.set()
+    if "wandb" not in sys.modules:
+        return
+    ending = threading.Thread(target=wandb_run.teardown, daemon=True)
+    ending.start()
+    ending.join(seconds)
+    if ending.is_alive():  # the service would go on for FINISH_SECONDS, holding our stderr
+        for service in wandb_run.services():
+            service.kill()
 
 
 class Mirror:
-    """Mirrors one run. Whatever W&B raises becomes one line on stderr, and the mirror is off from then on."""
+    """Mirrors one run. Whatever W&B raises becomes one line on stderr when the run has ended."""
 
     def __init__(self, config: Config, run_id: str, folder: Path) -> None:
-        self.run: Any = None
-        self.off = config.tracking.mode == "disabled"
-        if not self.off:
-            _thread.submit(self._open, config, run_id, folder)
-
-    def _open(self, config: Config, run_id: str, folder: Path) -> None:
-        mode = config.tracking.mode
-        if mode == "online" and not _has_key():
-            _say("no API key (WANDB_API_KEY or wandb login); mirroring offline")
-            mode = "offline"
-        for attempt in dict.fromkeys([mode, "offline"]):
-            try:
-                self.run = _start(config, run_id, folder, attempt)
-                return
-            except Exception as error:  # any failure of a mirror is a failure to mirror, nothing more
-                _say(f"{attempt}: {_first_line(error)}")
+        self.config, self.run_id, self.folder = config, run_id, folder
+        self.lines: SimpleQueue[dict[str, Any] | None] = SimpleQueue()  # None is the end
+        self.ended = threading.Event()
+        self.on = config.tracking.mode != "disabled"
+        self.thread = threading.Thread(target=self._work, name=f"mirror of {run_id}", daemon=True)
+        if self.on:
+            _mirrors.append(self)
+            self.thread.start()
 
     def log(self, line: dict[str, Any]) -> None:
         """One line of metrics.jsonl, at its step."""
-        values = {key: value for key, value in line.items() if value is not None and math.isfinite(value)}
-        self._try(lambda: self.run.log(values, step=values["step"]))
+        if self.on:
+            self.lines.put(line)
 
     def finish(self, summary: dict[str, Any], ok: bool) -> None:
         """Close the mirror, after all that was logged."""
+        self.summary, self.exit_code = summary, 0 if ok else 1
+        self.lines.put(None)
+        self.ended.set()
 
-        def close() -> None:
-            self.run.summary.update(summary)
-            self.run.finish(exit_code=0 if ok else 1)
-
-        self._try(close)
-
-    def _try(self, action: Any) -> None:
-        if not self.off:
-            _thread.submit(self._do, action)
-
-    def _do(self, action: Any) -> None:
-        if self.run is None:
-            return
+    def _work(self) -> None:
         try:
-            action()
-        except Exception as error:  # see __init__
-            _say(f"switched off: {_first_line(error)}")
-            self.run = None
+            self._fill(self._open(), iter(self.lines.get, None))
+        except Exception as error:  # any failure of a mirror is a failure to mirror, nothing more
+            self.ended.wait()
+            self._again(_first_line(error))
 
+    def _open(self) -> Any:
+        global _online
+        with _setting_up:
+            if self.config.tracking.mode == "online" and _online:
+                try:
+                    if not wandb_run.has_key():
+                        raise LookupError("no API key (WANDB_API_KEY or wandb login)")
+                    return self._start("online")
+                except Exception as error:
+                    _online = False
+                    _say(f"online: {_first_line(error)}; mirroring offline")
+            return self._start("offline")
 
-def _start(config: Config, run_id: str, folder: Path, mode: str) -> Any:
-    import wandb
+    def _start(self, mode: str) -> Any:
+        if _closing.is_set():
+            raise InterruptedError("the process ends")
+        return wandb_run.start(self.config, self.run_id, self.folder, mode, _say)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    # An offline run cannot be resumed, so each attempt is a W&B run of its own in the same group.
-    attempt = len(list(folder.glob("wandb/*run-*-*")))
-    return wandb.init(
-        project=config.tracking.project,
-        entity=config.tracking.entity,
-        id=run_id if attempt == 0 else f"{run_id}-{attempt}",
-        name=f"{config.variant.name}-r{config.lora.r}-s{config.seed}",
-        group=config.sweep,
-        job_type="train",
-        tags=[config.variant.name],
-        config={**asdict(config), "run_id": run_id},
-        dir=str(folder.resolve()),  # W&B writes from a service process with a current folder of its own
-        mode=mode,  # type: ignore[arg-type]
-        reinit="create_new",
-        settings=wandb.Settings(
-            silent=True,
-            console="off",
-            init_timeout=INIT_TIMEOUT_SECONDS,
-            x_disable_stats=True,
-            x_disable_meta=True,
-            disable_git=True,
-            save_code=False,
-        ),
-    )
+    def _fill(self, run: Any, lines: Iterable[dict[str, Any]]) -> None:
+        """Tell W&B everything and see that its file holds it: a full disk is no error to W&B."""
+        steps = set()
+        for line in lines:
+            steps.add(line["step"])
+            run.log({key: value for key, value in line.items() if value is not None and math.isfinite(value)}, step=line["step"])
+        run.summary.update(self.summary)
+        file = Path(run.dir).parent / f"run-{run.id}.wandb"
+        try:
+            run.finish(exit_code=self.exit_code)
+        except TimeoutError:
+            folder = self.folder / "wandb" / file.parent.name
+            _say(f"the server did not take everything in {wandb_run.FINISH_SECONDS} s; later: wandb sync {folder}")
+        until = time.monotonic() + WRITE_SECONDS
+        while closed_with(file) != steps:
+            if time.monotonic() > until:
+                raise OSError(f"{file.name} is not complete")
+            time.sleep(0.1)
 
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
-    return netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8", errors="replace")
+    def _again(self, reason: str) -> None:
+        try:
+            with _setting_up:
+                if not wandb_run.services():
+                    wandb_run.teardown()  # it would go on asking the one that died
+                run = self._start("offline")
+            self._fill(run, RunFolder(self.folder.name, self.folder.parent).logged())
+            _say(f"{reason}; the mirror of {self.folder} was made again from its record")
+        except Exception as error:
+            _say(f"{reason}; no complete mirror of {self.folder} ({_first_line(error)}); its record is complete")
 
 
 def _first_line(error: Exception) -> str:
@@ -122,4 +145,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"W&B: {redact(text)}", file=sys.stderr)
+    if not _closing.is_set():
+        print(f"W&B: {text}", file=sys.stderr)

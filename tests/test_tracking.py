@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ def mirrored(run: Run, *overrides: str) -> tuple[RunFolder, dict[str, Any]]:
 def read(record: RunFolder) -> dict[str, list[dict[str, Any]]]:
     """The offline file's records by type, read with W&B's own inspector."""
     (path,) = record.path.glob("wandb/offline-run-*/run-*.wandb")
+    return inspected(path)
+
+
+def inspected(path: Path) -> dict[str, list[dict[str, Any]]]:
     wandb = Path(sys.executable).parent / "wandb"
     done = subprocess.run([wandb, "leet", "inspect", "--json", path], capture_output=True, text=True, check=True, timeout=60)
     found: dict[str, list[dict[str, Any]]] = {}
@@ -95,63 +100,105 @@ def test_a_broken_mirror_never_stops_a_run(run: Run, monkeypatch: pytest.MonkeyP
         raise wandb.errors.CommError("no network\nat all")
 
     monkeypatch.setattr(wandb, "init", fail)
-    _, result = mirrored(run, "seed=6")
+    record, result = mirrored(run, "seed=6")
     assert result["status"] == "ok"
-    assert capsys.readouterr().err.splitlines() == ["W&B: offline: no network"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"W&B: no network; no complete mirror of {record.path} (no network); its record is complete"
 
 
-def test_a_mirror_that_breaks_on_the_way_is_switched_off_once(
+def test_a_mirror_that_breaks_on_the_way_is_made_again_once(
     capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken:
         def log(self, *_: object, **__: object) -> None:
             raise OSError("disk full")
 
-    monkeypatch.setattr("src.tracking._start", lambda *_: Broken())
+    begun = []
+    monkeypatch.setattr("src.wandb_run.start", lambda *_: begun.append(1) or Broken())
     for tracked in ("disabled", "wandb_offline"):
-        mirror = Mirror(compose([*TINY, f"tracking={tracked}"]), "id", folder)
-        mirror.log({"step": 1, "train/loss": 2.0})
-        mirror.log({"step": 2, "train/loss": 2.0})
+        record = RunFolder("id")
+        record.path.mkdir(parents=True, exist_ok=True)
+        mirror = Mirror(compose([*TINY, f"tracking={tracked}"]), record.run_id, record.path)
+        for step in (1, 2):
+            record.log({"step": step, "train/loss": 2.0})
+            mirror.log({"step": step, "train/loss": 2.0})
         mirror.finish({}, ok=True)
         tracking.flush()
-        assert capsys.readouterr().err.splitlines() == ["W&B: switched off: disk full"] * (tracked != "disabled")
+        said = ["W&B: disk full; no complete mirror of runs/id (disk full); its record is complete"]
+        assert capsys.readouterr().err.splitlines() == said * (tracked != "disabled")
+        assert len(begun) == 2 * (tracked != "disabled")
 
 
-def test_training_does_not_wait_for_the_mirror_and_nothing_is_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reached, told = threading.Event(), []
+class Held:
+    """A W&B run that begins when it is told to."""
 
-    class Slow:
-        summary: dict[str, Any] = {}  # noqa: RUF012
+    def __init__(self, path: Path, begin: threading.Event) -> None:
+        self.told: list[Any] = []
+        self.summary: dict[str, Any] = {}
+        self.dir, self.id, self.begin = str(path / "files"), "id", begin
 
-        def log(self, values: dict[str, Any], step: int) -> None:
-            told.append((step, values))
+    def start(self, *_: object) -> Held:
+        assert self.begin.wait(30)
+        return self
 
-        def finish(self, exit_code: int) -> None:
-            told.append(("finished", exit_code, dict(self.summary)))
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.told.append((step, values))
 
-    def start(*_: object) -> Slow:
-        assert reached.wait(30)
-        return Slow()
+    def finish(self, exit_code: int) -> None:
+        self.told.append(("finished", exit_code, dict(self.summary)))
 
-    monkeypatch.setattr("src.tracking._start", start)
+
+@pytest.fixture
+def held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Held:
+    held = Held(folder, threading.Event())
+    monkeypatch.setattr("src.wandb_run.start", held.start)
+    monkeypatch.setattr("src.tracking.closed_with", lambda _: {1})
+    return held
+
+
+def test_training_does_not_wait_for_the_mirror_and_nothing_is_lost(folder: Path, held: Held) -> None:
     mirror = Mirror(compose([*TINY, "tracking=wandb_offline"]), "id", folder)
     mirror.log({"step": 1, "train/loss": 2.0})
     mirror.log({"step": 1, "val/loss": float("nan")})
     mirror.finish({"seed": 3}, ok=False)
-    assert told == []
-    reached.set()
+    assert held.told == []
+    held.begin.set()
     tracking.flush()
-    assert told == [(1, {"step": 1, "train/loss": 2.0}), (1, {"step": 1}), ("finished", 1, {"seed": 3})]
+    assert held.told == [(1, {"step": 1, "train/loss": 2.0}), (1, {"step": 1}), ("finished", 1, {"seed": 3})]
 
 
-def test_online_without_a_key_falls_back_to_offline(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+def test_a_mirror_that_hangs_is_left_after_a_time_with_one_line(
+    folder: Path, held: Held, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirrors = [Mirror(compose([*TINY, "tracking=wandb_offline"]), "id", Path("runs") / name) for name in ("a", "b", "c")]
+    for mirror in mirrors[:2]:
+        mirror.log({"step": 1})
+        mirror.finish({}, ok=True)
+    started = time.monotonic()
+    tracking.flush(0.3)
+    assert 0.3 <= time.monotonic() - started < 5
+    said = "W&B: left after 0 s, with complete records: runs/a, runs/b; later: wandb sync FOLDER/wandb/*run-*"
+    assert capsys.readouterr().err.splitlines() == [said]  # c goes on
+    held.begin.set()
+    mirrors[2].log({"step": 1})
+    mirrors[2].finish({"seed": 3}, ok=True)
+    tracking.flush()
+    assert ("finished", 0, {"seed": 3}) in held.told and capsys.readouterr().err == ""
+
+
+def test_online_without_a_key_falls_back_to_offline_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, held: Held
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(folder / "none"))
+    monkeypatch.setattr("src.tracking._online", True)
     modes = []
-    monkeypatch.setattr("src.tracking._start", lambda config, run_id, folder, mode: modes.append(mode))
-    Mirror(compose([*TINY, "tracking=wandb_online"]), "id", folder)
+    held.begin.set()
+    monkeypatch.setattr("src.wandb_run.start", lambda config, run_id, folder, mode, say: modes.append(mode) or held)
+    for _ in range(2):
+        mirror = Mirror(compose([*TINY, "tracking=wandb_online"]), "id", folder)
+        mirror.log({"step": 1})
+        mirror.finish({}, ok=True)
     tracking.flush()
-    assert modes == ["offline"]
-    assert "mirroring offline" in capsys.readouterr().err
+    assert modes == ["offline", "offline"]
+    assert capsys.readouterr().err == "W&B: online: no API key (WANDB_API_KEY or wandb login); mirroring offline\n"

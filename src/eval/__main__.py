@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from src.admission import refuse_secrets
 from src.config import ConfigError
 from src.credentials import redact
-from src.durable import write_atomically
+from src.durable import Damaged, write_atomically
 from src.eval.frame import Gathered, gather, known_sweeps, run_ids
 from src.eval.pair import compare_pair
 from src.eval.text import clean
@@ -158,7 +158,7 @@ def _runs_of(sweep: str) -> list[str]:
         raise ConfigError(f"sweep={sweep}: no such sweep in {RUNS / 'sweeps'}; known are {', '.join(known) or 'none'}")
     try:
         ids = read_sweep(sweep)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, Damaged) as error:
         raise ConfigError(f"{RUNS / 'sweeps' / sweep}.json: cannot be read: {' '.join(str(error).split())}") from error
     # An id is a folder's name: a hand-edited list must not lead out of runs/.
     return list(dict.fromkeys(run for run in ids or [] if _is_folder_name(run)))

@@ -46,6 +46,7 @@ NUMBERS = (
 TEXTS = ("reason", "model_note", "peak_memory_kind", "device", "engine")
 COUNTS_BELOW = 2.0**53  # a table counts in whole numbers, which a float holds up to here
 METRICS_BELOW = 1e100  # so that sums of squares are finite
+RUN_ID = re.compile(r"[0-9a-f]{10}")
 METRIC = re.compile(r"[A-Za-z0-9_.-]{1,50}/[A-Za-z0-9_.-]{1,50}")  # "split/name"
 BEFORE, AFTER, CHANGE = "forgetting/before", "forgetting/after", "forgetting/change"
 
@@ -194,6 +195,8 @@ def _ordered_by_record(run: str, result: dict[str, Any]) -> dict[str, Any] | Non
         return None
     if not isinstance(said, dict) or id_of(said) != result.get("run_id"):
         raise ValueError("not a record: its identity is not what its run_id is the hash of")
+    if RUN_ID.fullmatch(run) and run != result["run_id"]:  # a folder that was given another name is still its run's
+        raise ValueError("it is the record of another run")
     names = {name: result.get(name) for name in ("model", "dataset", "variant")}
     if not all(isinstance(name, str) for name in names.values()):
         raise ValueError("not a record: its model, dataset and variant are not named")
@@ -246,6 +249,8 @@ def _origin(folder: Path, result: dict[str, Any] | None) -> tuple[dict[str, Any]
     known = files.get(PROVENANCE) if isinstance(files, dict) else None
     origin, broken = _read(folder, PROVENANCE, known.get("sha256") if isinstance(known, dict) else None)
     if origin is None:
+        if broken is None and known is not None:
+            broken = "it is gone"
         problem = f"{folder / PROVENANCE}: cannot be read, so nothing says which code the run came from: {broken}"
         return {"commit": None, "dirty": None, "versions": None}, None if broken is None else problem
     packages, commit, dirty = origin.get("packages"), origin.get("commit"), origin.get("dirty")

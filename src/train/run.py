@@ -6,6 +6,7 @@ import math
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,8 @@ class Run:
         self.folder.write_result(values)
         self.ended = True
         if self.outcome.status in ENDED:
-            remove(self.folder.checkpoints)
+            with suppress(OSError):  # the run is done; the next command that finds it so tries again
+                remove(self.folder.checkpoints)
         summary = {key: value for key, value in values.items() if key not in ("metrics", "checks") and value is not None}
         if self.mirror is not None:
             self.mirror.finish(summary | self.outcome.metrics, ok=self.outcome.status == "ok")

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from src import batches, cli, datasets, device, models, prose, tracking
 from src.batches import Item
@@ -322,7 +322,7 @@ def run(paths: Sequence[Path], events: Events, halved_from: int | None = None, s
     return 0
 
 
-def main() -> int:
+def main() -> NoReturn:
     stop = Stop()
     stop.listen()
     quiet_libraries()
@@ -333,12 +333,14 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         code = run(arguments.paths, Events(arguments.events), arguments.halved_from, stop)
-        if code == CANNOT_WRITE:
-            tracking.abandon()
-        return code
     except KeyboardInterrupt:
-        tracking.abandon()
-        return cli.SIGNALLED + (stop.asked or signal.SIGINT)  # the parent got a signal too, and says so once
+        code = cli.SIGNALLED + (stop.asked or signal.SIGINT)  # the parent got a signal too, and says so once
+    finally:
+        tracking.close()
+    # Python takes seconds to take torch's modules apart, and a signal leaves ten in all. What has to be done at the exit
+    # is done: W&B removes its temporary folders there.
+    atexit._run_exitfuncs()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -140,8 +141,9 @@ def matched(config: Config, shape: Shape, asked: str, overrides: Sequence[str]) 
 
 def budget_of(asked: str, overrides: Sequence[str], chosen: Sequence[counts.Linear], total: int) -> tuple[int, str]:
     """(trainable parameters, where they come from): a number such as 4_884_480 or 4.88M, or those of VARIANT:RANK."""
-    if number := re.fullmatch(r"(\d+(?:[_,]\d+)*(?:\.\d+)?(?:e\d{1,2})?)([kmb]?)", asked, re.IGNORECASE):
-        return round(float(number[1].replace(",", "")) * UNITS[number[2].lower()]), ""
+    number = re.fullmatch(r"(\d+(?:[_,]\d+)*(?:\.\d+)?(?:e\d{1,2})?)([kmb]?)", asked, re.IGNORECASE)
+    if number and math.isfinite(budget := float(number[1].replace(",", "")) * UNITS[number[2].lower()]):
+        return round(budget), ""
     if reference := re.fullmatch(r"(\w+):(\d+)", asked):
         others = [override for override in overrides if not re.match(r"variant[=.]|lora\.r=", override)]
         other = cli.compose([*others, f"variant={reference[1]}", f"lora.r={reference[2]}"])

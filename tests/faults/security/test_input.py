@@ -108,7 +108,7 @@ def test_no_name_leads_out_of_runs_and_reports(
             assert evaluate([word]) == 2, word[:100]
             assert len(capsys.readouterr().err.splitlines()) == 1
     (RUNS / "sweeps").mkdir()
-    forge(RUNS / "sweeps/mine.json", {"run_ids": [*NAMES, 3, None, run_id(config)]})
+    forge(RUNS / "sweeps/mine.json", {"name": "mine", "run_ids": [*NAMES, 3, None, run_id(config)]})
     assert evaluate(["sweep=mine"]) == 0
     assert tree(folder) == before
     assert {path.name for path in place.iterdir()} == {"runs", "reports"}
