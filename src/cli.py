@@ -173,7 +173,7 @@ def say(error: BaseException, more: str = "") -> None:
     """Print the error as one line on stderr, with escapes for what a terminal would not show, or would obey."""
     text = one_line(error)
     words = sys.argv[1:]
-    if not isinstance(error, ConfigError) and not any(word.lstrip("+~").partition("=")[0] in text for word in words if word):
+    if not isinstance(error, ConfigError | CannotWrite) and not any(word.lstrip("+~").partition("=")[0] in text for word in words if word):
         text += f"; in: {' '.join(words)}"  # such as the experiment whose file it is about
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     if len(shown) > LONGEST:

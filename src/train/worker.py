@@ -6,6 +6,8 @@ A process of its own keeps memory peaks clean, and a crash ends one pack.
 from __future__ import annotations
 
 import argparse
+import atexit
+import os
 import signal
 import sys
 from collections.abc import Sequence
