@@ -52,10 +52,10 @@ def play(seed: int, folder: Path, precisions: str, reference: Reference) -> Case
     workers_killed = 0
     for _ in range(1 + (rng.random() < AGAIN)):
         victim = rng.choices([*VICTIMS], [*VICTIMS.values()])[0]
-        hit = strike(commands[-1], victim, rng, reference.seconds, case)
+        killed = strike(commands[-1], victim, rng, reference.seconds, case)
         finished |= {path: identity(path) for path in finished_runs(folder) if path not in finished}
-        workers_killed += hit and victim == "worker"
-        if hit and victim != "worker":
+        workers_killed += killed == "worker"
+        if killed in ("all", "parent"):
             commands[-1].wait()
             commands.append(sweep.start(folder, precisions, *more))
     code = commands[-1].wait()
@@ -73,8 +73,8 @@ def play(seed: int, folder: Path, precisions: str, reference: Reference) -> Case
     return case
 
 
-def strike(command: Command, victim: str, rng: random.Random, seconds: float, case: Case) -> bool:
-    """Whether there was anyone left to kill when the moment had come."""
+def strike(command: Command, victim: str, rng: random.Random, seconds: float, case: Case) -> str | None:
+    """Who was killed when the moment had come: all where there was no worker, None where the command had ended."""
     if rng.random() < CLOCK:
         moment = moments.by_the_clock(rng.uniform(0, seconds))
     else:
@@ -82,13 +82,13 @@ def strike(command: Command, victim: str, rng: random.Random, seconds: float, ca
     moment.come(command)
     phase = command.phase()
     if phase == "ended":
-        return False
+        return None
     if victim == "worker" and command.worker() is None:
         victim = "all"
     command.kill(victim)
     case.kills.append(f"{victim}, {phase}")
     case.torn += victim != "parent" and bool(moments.half_written(command.folder))
-    return True
+    return victim
 
 
 def finished_runs(folder: Path) -> list[Path]:
