@@ -35,6 +35,7 @@ CHOICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*
 GROUPS = ("model", "variant", "dataset", "tracking", "experiment")
 NO_OPTION = {  # as argparse names them
     "experimental_rerun": "--experimental-rerun: is not taken, as it loads a pickle",
+    "package": "--package: is not taken; --cfg job shows the whole config",
     "config_path": "--config-path: is not taken; --config-dir adds a folder of your own YAML files",
     "config_name": "--config-name: is not taken; an experiment is chosen by experiment=NAME",
 }

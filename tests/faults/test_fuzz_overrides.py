@@ -70,7 +70,7 @@ def test_a_line_trains_or_is_refused_in_one_line(folder: Path, rows: Path, size:
     counts: Counter[str] = Counter()
     accepted: dict[str, Job] = {}
 
-    @settings(STEADY, max_examples=size(60, 6000))
+    @settings(STEADY, max_examples=size(60, 2400))
     @given(lines())
     def one(line: list[str]) -> None:
         try:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_survivors")
 ROW = "SIGKILL at a random moment, then the same command"
 CLOCK = 0.3  # of the kills come by the clock, the others at an event
 AGAIN = 0.25  # of the cases are killed a second time
+SWEEPS = 84  # in the long form: a hundred kills and some
 MIRRORED = 0.15  # of the cases have W&B's offline mirror
 VICTIMS = {"all": 0.5, "parent": 0.2, "worker": 0.3}
 FEW = (24, 95)  # seeds: all processes in the middle of a checkpoint, the worker in the middle of training
@@ -116,7 +117,7 @@ def test_after_a_kill_the_same_command_ends_with_the_same_bits(
         return case if case.kills or verdict.wrong else one(seed + 1000)
 
     with ThreadPoolExecutor(max_workers=2) as two:
-        cases = list(two.map(one, range(size(0, 100)) or FEW))
+        cases = list(two.map(one, range(size(0, SWEEPS)) or FEW))
     wrong = [f"{case}: {text}" for case in cases for text in case.verdict.wrong]
     assert not wrong, "\n".join(wrong)
     figure(ROW, summary(cases, len(undisturbed.records)))
