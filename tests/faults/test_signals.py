@@ -63,7 +63,7 @@ class Case:
 CASES = [
     Case(number, phase, to_group=(at + shift) % 2 == 0) for at, number in enumerate(SIGNALS) for shift, phase in enumerate(PHASES)
 ]
-FEW = [Case(signal.SIGINT, "training", to_group=True), Case(signal.SIGTERM, "training", to_group=False)]
+FEW = [Case(signal.SIGINT, "training", to_group=True), Case(signal.SIGTERM, "loading", to_group=False)]
 
 
 def play(case: Case, folder: Path, reference: Reference) -> tuple[float, list[str]]:
