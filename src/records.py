@@ -19,6 +19,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -132,6 +133,11 @@ class RunFolder:
         with writing(self.path):
             remove(self.checkpoints)
             remove(self.metrics)
+
+    def clear_checkpoints(self) -> None:
+        """Take away what an ended run needs no more. Where that fails nothing is lost, and the next command tries again."""
+        with suppress(OSError):
+            remove(self.checkpoints)
 
     def set_aside(self, path: Path) -> None:
         """Move a file that is not what was written to ``damaged/``, in place of an earlier one there."""

@@ -16,6 +16,7 @@ from src import tracking
 from src.cli import compose
 from src.records import RunFolder
 from src.tracking import Mirror
+from src.train.metrics_log import MetricsLog
 from tests.conftest import TINY, Run, TrainPack
 
 
@@ -120,7 +121,7 @@ def test_a_mirror_that_breaks_on_the_way_is_made_again_once(
         record.path.mkdir(parents=True, exist_ok=True)
         mirror = Mirror(compose([*TINY, f"tracking={tracked}"]), record.run_id, record.path)
         for step in (1, 2):
-            record.log({"step": step, "train/loss": 2.0})
+            MetricsLog(record.metrics).append({"step": step, "train/loss": 2.0})
             mirror.log({"step": step, "train/loss": 2.0})
         mirror.finish({}, ok=True)
         tracking.flush()

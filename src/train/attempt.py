@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from src.durable import CannotWrite
-from src.records import provenance
+from src.records import ENDED, provenance
 from src.train import checkpoint, child
 from src.train.child import Event
 from src.train.claims import Claims
@@ -119,6 +119,8 @@ class Attempt:
         result = job.folder.result()
         if result is not None and job.run_id not in self.statuses:
             self.statuses[job.run_id] = result["status"]
+            if result["status"] in ENDED:
+                job.folder.clear_checkpoints()  # its process may have died before it could
             self.display.ended(job, result, time.perf_counter() - self.started)
 
 

@@ -65,16 +65,18 @@ def steps(folder: Path) -> dict[int, Path]:
 def together(available: Sequence[set[int]]) -> list[tuple[int, list[int]]]:
     """(step, which runs go on from it together): first the step that most runs have, of several the newest.
 
-    ``available`` holds the steps of each run's checkpoints. Runs that have none come last, with step 0. A crash in the
-    middle of a pack's checkpoint leaves some runs one ahead: all go on from the one before, so the pack stays together.
+    ``available`` holds the steps of each run's checkpoints. A crash in the middle of a pack's checkpoint leaves some runs
+    one ahead: all go on from the one before, so the pack stays together. For the first checkpoint that is step 0, so a run
+    that has fewer than are kept may start over; it repeats one interval at most.
     """
-    left = dict(enumerate(available))
+    left = {at: run | ({0} if len(run) < KEPT else set()) for at, run in enumerate(available)}
     found = []
-    while counts := Counter(step for run in left.values() for step in run):
+    while left:
+        counts = Counter(step for run in left.values() for step in run)
         best = max(counts, key=lambda step: (counts[step], step))
         found.append((best, [at for at, run in left.items() if best in run]))
         left = {at: run for at, run in left.items() if best not in run}
-    return found + ([(0, list(left))] if left else [])
+    return found
 
 
 def save(folder: Path, tensors: dict[str, torch.Tensor], stand: Stand) -> None:

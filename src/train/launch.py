@@ -11,7 +11,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from src.durable import remove
 from src.records import ENDED
 from src.train.attempt import Attempt
 from src.train.claims import Claims
@@ -43,6 +42,9 @@ def launch(jobs: Sequence[Job]) -> None:
     display, memory = Display(len(jobs)), Memory()
     command = Launch(display, memory)
     left = [job for job in jobs if not command.is_done(job)]
+    for job in jobs:
+        if job.run_id in command.statuses:
+            _clear_leftovers(job)
     packs = group(left, memory)
     if len(left) > 1:
         print(outlook(packs, memory), flush=True)
@@ -86,7 +88,6 @@ class Launch:
             return False
         self.statuses[job.run_id] = before["status"]
         self.display.already_done(job, before)
-        _clear_leftovers(job)
         return True
 
     def _run_claimable(self, jobs: Sequence[Job], claims: Claims) -> None:
@@ -99,6 +100,7 @@ class Launch:
             if not claims.take(job.folder):
                 self.put_off.append(job)
             elif self.is_done(job):
+                job.folder.clear_checkpoints()
                 claims.give_up(job.folder)
             else:
                 mine.append(job)
@@ -150,7 +152,7 @@ def _clear_leftovers(job: Job) -> None:
     if job.folder.checkpoints.exists():
         with Claims() as claims:
             if claims.take(job.folder):
-                remove(job.folder.checkpoints)
+                job.folder.clear_checkpoints()
 
 
 def _half(count: int) -> int:

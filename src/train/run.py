@@ -6,7 +6,6 @@ import math
 import sys
 import time
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from src.config import ConfigError
 from src.credentials import redact
 from src.device import is_out_of_memory
-from src.durable import Damaged, remove, write_atomically
+from src.durable import Damaged, write_atomically
 from src.records import ENDED, RunFolder
 from src.tracking import Mirror
 from src.train import checkpoint
@@ -143,8 +142,7 @@ class Run:
         self.folder.write_result(values)
         self.ended = True
         if self.outcome.status in ENDED:
-            with suppress(OSError):  # the run is done; the next command that finds it so tries again
-                remove(self.folder.checkpoints)
+            self.folder.clear_checkpoints()
         summary = {key: value for key, value in values.items() if key not in ("metrics", "checks") and value is not None}
         if self.mirror is not None:
             self.mirror.finish(summary | self.outcome.metrics, ok=self.outcome.status == "ok")

@@ -89,7 +89,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before(folder: Path, m
     ([{1, 2}, {1, 2}], [(2, [0, 1])]),
     ([{2, 3}, {1, 2}, {2, 3}], [(2, [0, 1, 2])]),  # killed while checkpoint 3 was being written
     ([set(), {5}, {5, 6}], [(5, [1, 2]), (0, [0])]),
-    ([{10}, set(), {30, 40}, {30, 40}, {10}], [(40, [2, 3]), (10, [0, 4]), (0, [1])]),
+    ([{10, 20}, set(), {30, 40}, {30, 40}, {10}], [(40, [2, 3]), (10, [0, 4]), (0, [1])]),
+    ([{3}, {3}, set(), set()], [(0, [0, 1, 2, 3])]),  # killed while the first checkpoint was being written
+    ([{3}, {3}], [(3, [0, 1])]),
     ([set(), set()], [(0, [0, 1])]),
 ])  # fmt: skip
 def test_which_runs_go_on_together(available: list[set[int]], found: list[tuple[int, list[int]]]) -> None:

@@ -377,10 +377,11 @@ def test_runs_that_were_brought_further_since_the_plan_are_grouped_anew() -> Non
     packs = group(jobs, memory)
     assert [len(pack.jobs) for pack in packs] == [3]
     jobs[1].folder.checkpoints.mkdir(parents=True)
-    (jobs[1].folder.checkpoints / "00000050.0123456789abcdef.safetensors").write_text("")
+    for step in ("00000040", "00000050"):
+        (jobs[1].folder.checkpoints / f"{step}.0123456789abcdef.safetensors").write_text("")
     with Display(3) as display:
         launch.Launch(display, memory).run(packs)
-    assert called(jobs) == [[2], [1, 3]]
+    assert called(jobs) == [[1, 3], [2]]
 
 
 def test_a_process_that_outlives_its_worker_holds_nothing_up() -> None:
