@@ -63,7 +63,8 @@ def test_a_run_that_diverges_changes_no_bit_of_its_neighbours(
 
     kinds = ("weights", "gradients", "gradient overflow")
     cases = [(slot, what) for slot in range(len(runs)) for what in kinds]
-    tried = cases if size(0, 1) else [(at % len(runs), what) for at, what in enumerate(kinds)]
+    at = PRECISIONS.index(precision)
+    tried = cases if size(0, 1) else [(at % len(runs), kinds[at % len(kinds)])]
     for slot, what in tried:
         for record in healthy.records:
             shutil.rmtree(record.path)

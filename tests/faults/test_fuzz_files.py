@@ -38,7 +38,7 @@ def test_a_data_file_trains_or_is_refused_in_one_line(folder: Path, data: Path, 
     counts: Counter[str] = Counter()
     accepted: dict[str, tuple[Job, bytes]] = {}
 
-    @settings(STEADY, max_examples=size(20, 3000))
+    @settings(STEADY, max_examples=size(12, 3000))
     @given(jsonl(), settings_beside())
     def one(content: bytes, line: list[str]) -> None:
         data.write_bytes(content)
@@ -86,7 +86,7 @@ def test_an_experiment_composes_or_is_refused_in_one_line(folder: Path, size: Si
     before = entry.tree(folder)
     counts: Counter[str] = Counter()
 
-    @settings(STEADY, max_examples=size(20, 1000))
+    @settings(STEADY, max_examples=size(10, 1000))
     @given(experiments())
     def one(content: bytes) -> None:
         path.write_bytes(content)
@@ -119,7 +119,7 @@ def test_a_damaged_order_or_list_of_runs_leaves_the_table(
     tables: list[int] = []
     monkeypatch.setattr(eval_command, "report", lambda found, arguments: tables.append(len(found.frame())))
 
-    @settings(STEADY, max_examples=size(80, 2000))
+    @settings(STEADY, max_examples=size(30, 2000))
     @given(st.sampled_from(sorted(good)), st.data())
     def one(path: Path, drawn: st.DataObject) -> None:
         whole = path.suffix == ".json" and drawn.draw(st.booleans())

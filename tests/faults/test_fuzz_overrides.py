@@ -70,7 +70,7 @@ def test_a_line_trains_or_is_refused_in_one_line(folder: Path, rows: Path, size:
     counts: Counter[str] = Counter()
     accepted: dict[str, Job] = {}
 
-    @settings(STEADY, max_examples=size(60, 2400))
+    @settings(STEADY, max_examples=size(20, 2400))
     @given(lines())
     def one(line: list[str]) -> None:
         try:
@@ -83,7 +83,7 @@ def test_a_line_trains_or_is_refused_in_one_line(folder: Path, rows: Path, size:
 
     one()
     local = [job.config for job in accepted.values() if job.config.dataset.source != "hub"]
-    wanted = size(2, 40)
+    wanted = size(1, 40)
     chosen = {run_id(small): small for small in map(bounded, local)}
     for small in list(chosen.values())[:wanted]:
         train_to_a_record(small)
@@ -94,7 +94,7 @@ def test_the_cost_of_a_line_is_counted_or_refused_in_one_line(folder: Path, size
     before = entry.tree(folder)
     counts: Counter[str] = Counter()
 
-    @settings(STEADY, max_examples=size(60, 1000))
+    @settings(STEADY, max_examples=size(15, 1000))
     @given(budget_lines())
     def one(line: list[str]) -> None:
         ended = entry.variants(*line)
