@@ -105,19 +105,20 @@ def _gpu() -> Machine | None:
 
 def free_memory(path: Path = Path("/proc/meminfo")) -> int | None:
     """Bytes that the system can still give; None where it does not say."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return found[0] * 1024 if found else None
+    kibibytes = _stated(path, "MemAvailable:")
+    return None if kibibytes is None else kibibytes * 1024
 
 
 def oom_kills(path: Path = Path("/proc/vmstat")) -> int | None:
     """How many processes the kernel has killed for memory since it started; None where it does not say."""
+    return _stated(path, "oom_kill")
+
+
+def _stated(path: Path, name: str) -> int | None:
+    """The number behind ``name`` in one of the kernel's lists; None where there is none."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
         return None
-    found = [int(line.split()[1]) for line in lines if line.startswith("oom_kill ")]
+    found = [int(words[1]) for words in map(str.split, lines) if words[:1] == [name]]
     return found[0] if found else None
