@@ -326,14 +326,14 @@ def run(paths: Sequence[Path], events: Events, halved_from: int | None = None, s
 
 def main() -> NoReturn:
     stop = Stop()
-    stop.listen()
-    quiet_libraries()
-    parser = argparse.ArgumentParser(prog="python -m src.train.worker")
-    parser.add_argument("--events", type=int)
-    parser.add_argument("--halved-from", type=int)
-    parser.add_argument("paths", nargs="+", type=Path)
-    arguments = parser.parse_args()
     try:
+        stop.listen()
+        quiet_libraries()
+        parser = argparse.ArgumentParser(prog="python -m src.train.worker")
+        parser.add_argument("--events", type=int)
+        parser.add_argument("--halved-from", type=int)
+        parser.add_argument("paths", nargs="+", type=Path)
+        arguments = parser.parse_args()
         code = run(arguments.paths, Events(arguments.events), arguments.halved_from, stop)
     except KeyboardInterrupt:
         code = cli.SIGNALLED + (stop.asked or signal.SIGINT)  # the parent got a signal too, and says so once
