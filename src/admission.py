@@ -32,7 +32,8 @@ FILLED_IN = (
     *("runtime.choices", "runtime.config_sources", "runtime.cwd"),
 )
 CHOICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
-GROUPS = ("model", "variant", "dataset", "tracking", "experiment")
+NEEDED = ("model", "variant", "dataset", "tracking")
+GROUPS = (*NEEDED, "experiment")
 NO_OPTION = {  # as argparse names them
     "experimental_rerun": "--experimental-rerun: is not taken, as it loads a pickle",
     "package": "--package: is not taken; --cfg job shows the whole config",
@@ -74,7 +75,7 @@ def refuse_override(override: Override) -> None:
     value = override.value()
     values: list[Any] = [getattr(part, "text", part) for part in value.list] if isinstance(value, ChoiceSweep) else [value]
     refuse_texts(values, key)
-    if key in GROUPS:
+    if (key in GROUPS or "/" in key) and not override.is_delete():
         for choice in values:
             _refuse_choice(key, choice)
 
@@ -139,10 +140,14 @@ def _is_below(key: str, parent: str) -> bool:
 
 
 def _refuse_choice(group: str, choice: Any) -> None:
-    if isinstance(choice, list | ListConfig):
-        names = ",".join(map(str, choice))
-        raise ConfigError(f"{group}=[{names}]: needs one name; several make a sweep, which needs -m {group}=A,B")
-    if isinstance(choice, str) and not (len(choice) <= 100 and CHOICE.fullmatch(choice)):
+    """Raise ConfigError for anything but the name of one file of a group."""
+    if choice is None and group not in NEEDED:
+        return
+    if not isinstance(choice, str):
+        several = isinstance(choice, list | ListConfig)
+        shown = f"[{','.join(map(str, choice))}]" if several else "null" if choice is None else choice
+        raise ConfigError(f"{group}={shown}: needs one name; several make a sweep, which needs -m {group}=A,B")
+    if not (len(choice) <= 100 and CHOICE.fullmatch(choice)):
         raise ConfigError(f"{group}={choice!r}: is the name of a file of the group {group}, not a path")
 
 

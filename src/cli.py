@@ -19,7 +19,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -31,8 +31,6 @@ from src.durable import CannotWrite
 
 BAD_INPUT = 2
 SIGNALLED = 128  # plus the signal's number: the exit code of what a signal stopped
-GROUPS = ("model", "variant", "dataset", "tracking")
-OPTIONAL_GROUPS = ("experiment",)
 OURS = ("__main__", "src", "hydra_plugins")
 LIBRARIES = ("hydra", "omegaconf", "antlr4", "yaml")  # they read what the user wrote
 LONGEST = 500  # characters of a message; of a longer one the two ends are shown
@@ -116,19 +114,6 @@ def refuse_malformed(arguments: list[str]) -> None:
             hint = """; a value with spaces or signs is quoted: 'key="my file"'""" if "=" in argument[1:] else ""
             raise ConfigError(f"{argument if argument.strip() else repr(argument)}: not of the form key=value{hint}")
         admission.refuse_override(override)
-        _refuse_bad_choice(override, argument)
-
-
-def _refuse_bad_choice(override: Override, argument: str) -> None:
-    """Raise ConfigError for a group that is given anything but the name of one of its files."""
-    group = override.key_or_group
-    optional = group in OPTIONAL_GROUPS
-    if not (group in GROUPS or optional or "/" in group) or override.is_sweep_override() or override.is_delete():
-        return
-    value = override.value()
-    named = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) is not None
-    if not named and not (optional and value is None):
-        raise ConfigError(f"{argument}: needs one name; several make a sweep, which needs -m {group}=A,B")
 
 
 class Signalled(KeyboardInterrupt):

@@ -7,7 +7,8 @@ from dataclasses import fields
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from src.cli import GROUPS, known_keys
+from src.admission import GROUPS
+from src.cli import known_keys
 from src.config import CHOICES, CONF_FOLDER, RANGES, Shape
 
 # What a test's folder holds beside a good rows.jsonl.
@@ -16,7 +17,7 @@ PATHS = (
     "a/" * 3000,
 )  # fmt: skip
 PATH_KEYS = ("dataset.path", "dataset.val_path", "dataset.test_path", "forgetting.path", "model.path")
-NAMES = {group: sorted(path.stem for path in (CONF_FOLDER / group).glob("*.yaml")) for group in (*GROUPS, "experiment")}
+NAMES = {group: sorted(path.stem for path in (CONF_FOLDER / group).glob("*.yaml")) for group in GROUPS}
 
 NUMBERS = (
     "0", "-0", "+1", "1", "2", "3.5", "-1", "1_000", "1__0", "0x10", "0b1", "0o7", "007", ".5", "1.", "1e3", "1e400", "-1e400",
