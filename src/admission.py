@@ -23,7 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src import bounds, credentials
-from src.config import CONF_FOLDER, ConfigError, refuse_texts
+from src.config import CONF_FOLDER, ConfigError
+from src.values import refuse_texts
 
 ALLOWED = ("mode", "sweeper.params")
 # What Hydra writes into its node while it composes. Nothing there is instantiated; the overrides are checked one by one.

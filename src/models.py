@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import embedded
-from src.config import RANGES, ConfigError, ModelConfig, Shape, refuse_outside
+from src.config import ConfigError, ModelConfig, Shape
+from src.values import RANGES, refuse_outside
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from src.cli import compose, compose_jobs, register_schema
-from src.config import CONF_FOLDER, ConfigError, resolve
+from src.config import CONF_FOLDER, ConfigError
 from src.records import run_id
+from src.values import resolve
 
 
 def names(group: str) -> list[str]:

@@ -15,11 +15,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from src import datasets, embedded, models, prose
-from src.config import Config, ConfigError, resolve
+from src.config import Config, ConfigError
 from src.progress import spinner
 from src.records import RunFolder, run_id, write_sweep
 from src.train import checkpoint
 from src.train.child import environment
+from src.values import resolve
 from src.variants.counts import linears, targets
 
 

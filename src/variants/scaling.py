@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from src.config import ConfigError
 
-# A new rule is one entry here and its name in config.CHOICES.
+# A new rule is one entry here and its name in values.CHOICES.
 RULES: dict[str, Callable[[float, int], float]] = {
     # LoRA, Hu et al. 2021, arXiv 2106.09685, section 4.1: "we then scale dW x by alpha/r".
     "alpha_over_r": lambda alpha, r: alpha / r,

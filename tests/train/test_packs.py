@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from src.cli import compose, known_keys
-from src.config import Config, value_at
+from src.config import Config
 from src.datasets import Example
 from src.records import RunFolder, run_id
 from src.train import checkpoint
@@ -22,6 +22,7 @@ from src.train.memory import Machine, Memory, free_memory, width
 from src.train.outlook import outlook
 from src.train.packs import Pack, agreement, group, split
 from src.train.plan import Job
+from src.values import value_at
 from tests.conftest import TINY
 
 # Written out once more: what runs of one pack may differ in, each with the reason that the engine can hold both.
