@@ -102,6 +102,8 @@ class TrainConfig:
     lr: float = 1e-3
     schedule: str = "linear"  # linear | cosine | constant
     warmup: float = 0.03  # share of the steps
+    warmup_steps: int | None = None  # if set, it decides instead of warmup
+    optimizer: str = "adamw"  # adamw | adamw_bnb_8bit | paged_adamw_8bit; the latter two (bitsandbytes) need engine=peft
     weight_decay: float = 0.0
     clip: float = 1.0  # maximum gradient norm; 0 switches clipping off
     checkpoint_every: int | None = None  # steps; default: about once a minute

@@ -51,6 +51,8 @@ RESULT, PROVENANCE = "result.json", "provenance.json"
 FILES = ["config.yaml", PROVENANCE, "metrics.jsonl", "predictions.jsonl", "adapter", "model"]
 # A run with one of these is over: the same command would only give the same again.
 ENDED = ("ok", "diverged")
+# Fields that came after the first records: where they are the default they are left out, so that ids stay what they were.
+LATER = {"train": ("optimizer", "warmup_steps")}
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -70,6 +72,10 @@ def identity(config: Config) -> dict[str, Any]:
     # It came later than the first records and decides no weight: where it is the default, their ids stay.
     if config.forgetting == ForgettingConfig():
         del fields["forgetting"]
+    for section, names in LATER.items():
+        for name in names:
+            if fields[section][name] == LATER_DEFAULTS[f"{section}.{name}"]:
+                del fields[section][name]
     if config.variant.base_precision != "nf4":
         del fields["model"]["hold_dequantised"]
     if config.variant.trains != "adapter":
@@ -77,6 +83,9 @@ def identity(config: Config) -> dict[str, Any]:
     if config.variant.trains == "none":
         del fields["train"]
     return fields
+
+
+LATER_DEFAULTS = {f"{part}.{name}": getattr(getattr(Config(), part), name) for part, names in LATER.items() for name in names}
 
 
 def run_id(config: Config) -> str:

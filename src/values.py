@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from src import credentials
-from src.config import ALL_LINEAR, Config, ConfigError, Shape, variant_name
+from src.config import ALL_LINEAR, Config, ConfigError, Shape, packs, variant_name
 
 BYT5_TOKENS = 384  # of the byte tokenizer that comes with random weights
 MODULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,199}")
@@ -28,6 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "lora.init": ("kaiming", "gaussian"),
     "dataset.source": ("cldr_names", "jsonl", "hub"),
     "train.schedule": ("linear", "cosine", "constant"),
+    "train.optimizer": ("adamw", "adamw_bnb_8bit", "paged_adamw_8bit"),
     "tracking.mode": ("offline", "online", "disabled"),
     "engine": ("packed", "peft"),
     "device": ("auto", "cpu", "cuda"),
@@ -56,6 +57,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "train.grad_accum": (1, 65536, True),
     "train.lr": (1e-12, 100, True),
     "train.warmup": (0, 1, False),
+    "train.warmup_steps": (0, 10**8, True),
     "train.weight_decay": (0, 100, True),
     "train.clip": (0, 1e9, True),
     "train.checkpoint_every": (1, 10**8, True),
@@ -165,6 +167,8 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"variant.base_precision={config.variant.base_precision}: variant=full trains all weights, which needs bf16 or fp32"
         )
+    if config.train.optimizer != "adamw" and packs(config):
+        raise ConfigError(f"train.optimizer={config.train.optimizer}: needs engine=peft; the packed engine has AdamW in fp32")
     if config.model.hold_dequantised and config.variant.base_precision == "int8":
         raise ConfigError("model.hold_dequantised: LLM.int8() rounds its inputs too, so no held copy gives the same numbers")
     if config.sweep is not None and not _is_name(config.sweep):

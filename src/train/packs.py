@@ -21,7 +21,7 @@ MAY_DIFFER = (
     *("model.name", "model.note", "dataset.name"),
     *("variant.name", "variant.scaling", "variant.magnitude"),
     *("lora.r", "lora.alpha", "lora.dropout", "lora.init"),
-    *("train.lr", "train.schedule", "train.warmup", "train.weight_decay", "train.clip"),
+    *("train.lr", "train.schedule", "train.warmup", "train.warmup_steps", "train.weight_decay", "train.clip"),
     *("seed", "data_seed", "tracking", "sweep", "force"),
 )
 # A pack saves a GPU from idling between small kernels. A processor is busy with a few runs already, and more of them

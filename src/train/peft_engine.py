@@ -18,12 +18,13 @@ from src.config import Config
 from src.device import Numerics
 from src.eval.score import Solo
 from src.losses import target_losses
+from src.train import optimizer
 from src.train.engine import Step
-from src.train.schedule import lr_factor
+from src.train.schedule import learning_rate
 
 
 class PeftEngine:
-    """Advances one run: AdamW on fp32 master weights, products in the run's compute format."""
+    """Advances one run: AdamW (train.optimizer) on fp32 master weights, products in the run's compute format."""
 
     name = "peft"
     speed_layers = "eager"
@@ -39,12 +40,7 @@ class PeftEngine:
         self.scored = Solo(model, numerics)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if self.parameters:
-            self.optimizer = torch.optim.AdamW(
-                self.parameters.values(),
-                lr=config.train.lr,
-                weight_decay=config.train.weight_decay,
-                fused=numerics.device.type == "cuda",
-            )
+            self.optimizer = optimizer.build(config.train, list(self.parameters.values()), numerics.device)
 
     def advance(self, first: int, last: int) -> list[Step]:
         """Steps ``first`` to ``last``, 0-based and without ``last``."""
@@ -68,7 +64,7 @@ class PeftEngine:
             total += loss.detach()
         parameters = list(self.parameters.values())
         norm = nn.utils.clip_grad_norm_(parameters, train.clip or math.inf)
-        lr = train.lr * lr_factor(train.schedule, step, self.steps, train.warmup)
+        lr = learning_rate(train, step, self.steps)
         found = Step([total.item()], [norm.item()], [lr], [sum(batch.tokens for batch in micro_batches)])
         if math.isfinite(found.loss[0]) and math.isfinite(found.grad_norm[0]):
             for group in self.optimizer.param_groups:
@@ -78,24 +74,16 @@ class PeftEngine:
         return found
 
     def state(self, run: int = 0) -> dict[str, torch.Tensor]:
-        """Everything a checkpoint needs: trained tensors and AdamW's moments, by parameter name."""
-        tensors = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"{key}/{name}"] = value
-        return tensors
+        """Everything a checkpoint needs: trained tensors and the optimizer's moments, by parameter name."""
+        return {f"parameter/{name}": p.detach() for name, p in self.parameters.items()} | optimizer.state(
+            self.optimizer, self.parameters
+        )
 
     def load_state(self, run: int, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"parameter/{name}"])
-                self.optimizer.state[parameter] = {
-                    "step": tensors[f"step/{name}"].clone(),
-                    "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
-                    "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
-                }
-                if self.numerics.device.type == "cuda":  # the fused optimizer keeps its step count on the device
-                    self.optimizer.state[parameter]["step"] = tensors[f"step/{name}"].to(parameter.device)
+        optimizer.load_state(self.optimizer, self.parameters, tensors)
 
     def trained(self, run: int = 0) -> dict[str, torch.Tensor]:
         """What trains, by the names of the model's parameters."""

@@ -63,6 +63,7 @@ def result(config: Config, run_id: str, outcome: Outcome) -> dict[str, Any]:
         "alpha": config.lora.alpha if adapter else None,
         "effective_scale": effective_scale(config.variant.scaling, config.lora.alpha, config.lora.r) if adapter else None,
         "learning_rate": None if config.variant.trains == "none" else config.train.lr,
+        "optimizer": None if config.variant.trains == "none" else config.train.optimizer,
         "seed": config.seed,
         "data_seed": config.data_seed,
         "engine": config.engine if adapter else "peft",

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 
+from src.config import TrainConfig
 
-def lr_factor(schedule: str, step: int, steps: int, warmup: float) -> float:
-    """Factor on the peak learning rate at 0-based ``step`` of ``steps``; ``warmup`` is a share of the steps.
+
+def learning_rate(train: TrainConfig, step: int, steps: int) -> float:
+    """The learning rate at 0-based ``step`` of ``steps``."""
+    warmup = math.ceil(steps * train.warmup) if train.warmup_steps is None else train.warmup_steps
+    return train.lr * lr_factor(train.schedule, step, steps, warmup)
+
+
+def lr_factor(schedule: str, step: int, steps: int, warmup: int) -> float:
+    """Factor on the peak learning rate at 0-based ``step`` of ``steps``, of which ``warmup`` are the warm-up.
 
     Linear rise over the warm-up, then constant, linear to 0, or half a cosine to 0: the same curves as
     ``transformers.get_scheduler`` gives under the names constant_with_warmup, linear, cosine.
     """
     # transformers' warm-up starts at 0, so a run of one step must not consist of it.
-    rise = min(math.ceil(steps * warmup), steps - 1)
+    rise = min(warmup, steps - 1)
     if step < rise:
         return step / max(1, rise)
     progress = (step - rise) / max(1, steps - rise)

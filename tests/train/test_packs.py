@@ -30,7 +30,14 @@ MAY_DIFFER = {
     *("model.name", "model.note", "dataset.name", "variant.name"),  # names only
     *("variant.scaling", "variant.magnitude", "lora.r", "lora.alpha", "lora.init"),  # the adapter's own
     *("lora.dropout", "seed", "data_seed"),  # drawn for each run
-    *("train.lr", "train.schedule", "train.warmup", "train.weight_decay", "train.clip"),  # one value per run and step
+    *(
+        "train.lr",
+        "train.schedule",
+        "train.warmup",
+        "train.warmup_steps",
+        "train.weight_decay",
+        "train.clip",
+    ),  # one value per run and step
     *("tracking.mode", "tracking.project", "tracking.entity", "sweep", "force"),  # not the worker's arithmetic
 }
 

@@ -21,7 +21,7 @@ from src.train.packed.feed import Feed, Inputs
 from src.train.packed.members import member, slot_order
 from src.train.packed.model import PackedModel, rows_apart
 from src.train.packed.speed import Graphs, Speed, choose_speed
-from src.train.schedule import lr_factor
+from src.train.schedule import learning_rate
 from src.variants import counts
 
 BUFFERS = {"parameter": "values", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
@@ -75,7 +75,7 @@ class PackedEngine:
         done = []
         for step in range(first, last):
             inputs = self.feed.at(step)
-            rates = [m.train.lr * lr_factor(m.train.schedule, step, self.steps, m.train.warmup) for m in self.members]
+            rates = [learning_rate(m.train, step, self.steps) for m in self.members]
             self._place(step, rates)
             self.graphs.run(inputs.shape, self._on_device(inputs))
             losses[step - first].copy_(self.loss)
