@@ -1,0 +1,75 @@
+"""FinLoRA's named configs: all there, each as published, each matched one at the same scale."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+
+import pytest
+
+from experiments.finlora_small.configs import FOLDER, METHODS, configs
+from src.cli import compose
+from src.config import Config
+from src.variants.scaling import effective_scale
+
+PUBLISHED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+@cache
+def composed(name: str) -> Config:
+    return compose([f"experiment=finlora/{name}"])
+
+
+def scale(config: Config) -> float:
+    return effective_scale(config.variant.scaling, config.lora.alpha, config.lora.r)
+
+
+def test_the_files_are_those_of_the_table() -> None:
+    written = {path.relative_to(FOLDER).as_posix(): path.read_text(encoding="utf-8") for path in FOLDER.glob("**/*.yaml")}
+    assert written == dict(configs()), "python -m experiments.finlora_small.configs writes them again"
+
+
+def test_there_are_39_and_8_and_each_once_more_matched() -> None:
+    """The counts of lora/finetune_configs.json by suffix, and of finetune_configs_plain.json."""
+    counts = Counter(name.partition("_llama_3_1_8b_")[2] for name in PUBLISHED)
+    published = {"4bits_r4": 7, "8bits_r8": 6, "8bits_r8_dora": 9, "8bits_r8_dora_a32": 8, "8bits_r8_rslora": 9, "fp16_r8": 8}
+    assert counts == published and sum(counts.values()) == 39 + 8
+    assert sorted(path.stem for path in (FOLDER / "matched").iterdir()) == PUBLISHED
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "r", "wanted", "optimizer"),
+    [
+        ("sentiment_llama_3_1_8b_4bits_r4", "qlora", 4, 4.0, "paged_adamw_8bit"),
+        ("formula_llama_3_1_8b_8bits_r8", "lora_8bit", 8, 2.0, "adamw_bnb_8bit"),
+        ("cfa_llama_3_1_8b_8bits_r8_dora", "dora_8bit", 8, 2.0, "adamw_bnb_8bit"),
+        ("ner_llama_3_1_8b_8bits_r8_dora_a32", "dora_8bit", 8, 4.0, "adamw_bnb_8bit"),
+        ("xbrl_term_llama_3_1_8b_8bits_r8_rslora", "rslora_8bit", 8, 5.65685, "adamw_bnb_8bit"),
+        ("headline_llama_3_1_8b_fp16_r8", "lora", 8, 2.0, "adamw"),
+    ],
+)
+def test_a_config_is_the_published_one(name: str, variant: str, r: int, wanted: float, optimizer: str) -> None:
+    config = composed(name)
+    assert (config.model.name, config.variant.name, config.lora.r) == ("llama_3_1_8b", variant, r)
+    assert scale(config) == pytest.approx(wanted, abs=1e-5)
+    assert (config.train.optimizer, config.engine, config.seed) == (optimizer, "peft", 42)
+    assert (config.train.lr, config.train.schedule, config.train.warmup_steps) == (1e-4, "cosine", 10)
+    assert (config.lora.dropout, config.lora.target_modules) == (0.05, ["k_proj", "q_proj", "v_proj"])
+    assert config.dataset.name == f"finlora_{name.partition('_llama')[0]}"
+
+
+def test_the_batch_is_that_of_four_gpus() -> None:
+    """The released sentiment adapter says: 4 GPUs, total train batch size 64."""
+    train = composed("sentiment_llama_3_1_8b_8bits_r8_dora").train
+    assert train.batch_size * train.grad_accum == 64 and train.epochs == 4
+
+
+def test_a_matched_config_differs_in_alpha_alone_and_all_have_one_scale() -> None:
+    methods = {method.suffix for method in METHODS}
+    names = [name for name in PUBLISHED if name.startswith(("sentiment_", "formula_"))]
+    assert {name.partition("_llama_3_1_8b_")[2] for name in names} == methods
+    for name in names:
+        published, matched = composed(name), composed(f"matched/{name}")
+        assert scale(matched) == 2.0
+        matched.lora.alpha = published.lora.alpha
+        assert matched == published
