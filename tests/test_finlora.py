@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import pytest
 
 from experiments.finlora_small.configs import FOLDER, METHODS, configs
 from src.cli import compose
 from src.config import Config
+from src.eval.assay import assay
+from src.eval.frame import gather
 from src.variants.scaling import effective_scale
+from tests.conftest import Run
 
 PUBLISHED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
@@ -73,3 +78,52 @@ def test_a_matched_config_differs_in_alpha_alone_and_all_have_one_scale() -> Non
         assert scale(matched) == 2.0
         matched.lora.alpha = published.lora.alpha
         assert matched == published
+
+
+def rows(config: Config, name: str, count: int) -> str:
+    """Rows in the form of a published file."""
+    answers = {
+        "label": config.dataset.labels or ["positive"],
+        "number": ["15092.44", "-3.5", "1200"],
+        "tags": ["us-gaap:Revenues", "us-gaap:Assets", "us-gaap:Cash"],
+    }.get(config.dataset.answer, ["Amount of revenue.", "Cost of goods sold.", "Cash paid."])
+    lines = (
+        {"context": f"Instruction: what is row {at} of {name}?\nAnswer: ", "target": answers[at % len(answers)]}
+        for at in range(count)
+    )
+    return "".join(f"{json.dumps(line)}\n" for line in lines)
+
+
+def published_files(config: Config, folder: Path) -> Path:
+    for name, count in [(name, 60) for name in config.dataset.train_files or []] + [
+        (name, 8) for name in config.dataset.test_files or []
+    ]:
+        path = folder / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(rows(config, name, count))
+    return folder / "data"
+
+
+# One of each method and of each task; with --long all 47.
+SOME = [
+    *("sentiment_llama_3_1_8b_4bits_r4", "headline_llama_3_1_8b_8bits_r8_dora", "ner_llama_3_1_8b_8bits_r8_dora_a32"),
+    *("finer_llama_3_1_8b_8bits_r8_rslora", "xbrl_extract_llama_3_1_8b_fp16_r8", "financebench_llama_3_1_8b_8bits_r8"),
+    *("formula_llama_3_1_8b_8bits_r8", "xbrl_term_llama_3_1_8b_8bits_r8", "cfa_llama_3_1_8b_8bits_r8"),
+]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_config_trains_scores_and_lands_in_a_table(name: str, run: Run, folder: Path, pytestconfig: pytest.Config) -> None:
+    """The tiny model in the place of Llama, two steps in the place of the epochs; all else is as the config says."""
+    if name not in SOME and not pytestconfig.getoption("--long"):
+        pytest.skip("nine of them run each method and each task; all with --long")
+    data = published_files(composed(name), folder)
+    config = compose([
+        *(f"experiment=finlora/{name}", "model=tiny", f"dataset.path={data}", "train.epochs=null", "train.steps=2"),
+        *("train.batch_size=2", "train.grad_accum=1", "eval.test_examples=4", "eval.max_new_tokens=4", "tracking=disabled"),
+    ])  # fmt: skip
+    record, result = run(config=config)
+    assert result["status"] == "ok", result["reason"]
+    assert result["optimizer"] == composed(name).train.optimizer
+    table = assay(gather([record.run_id]), "test/loss", "lora", None, None).comparison.table
+    assert list(table["status"]) == ["ok"] and table["test_loss_mean"].notna().all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 from tests.faults import page, sweep
 from tests.faults.commands import kill_all
 from tests.faults.sweep import Reference
+
+# A shell without job control starts what runs in its background with Ctrl-C ignored, and so would every command here be.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONG_TIMEOUT = 3 * 3600  # seconds; a long test may take most of an hour
 
