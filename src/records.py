@@ -22,13 +22,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from src.config import Config, ForgettingConfig
+from src.config import Config
 from src.credentials import redact
 from src.durable import (
     Damaged,
@@ -53,6 +54,38 @@ FILES = ["config.yaml", PROVENANCE, "metrics.jsonl", "predictions.jsonl", "adapt
 ENDED = ("ok", "diverged")
 
 
+# Fields that came later than the first records: where one is its default the ids of these stay, as it is left out.
+LATER = (
+    "forgetting",
+    *("dataset.version", "dataset.format", "dataset.answer"),
+    *("dataset.train_files", "dataset.val_files", "dataset.test_files"),
+)
+
+
+@cache
+def default_of(key: str) -> Any:
+    """The schema's default of a dotted key, as in an ``identity``."""
+    node: Any = asdict(Config())
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
+    """A flat identity with the later fields that it leaves out, so that it differs from another one in what it says."""
+    groups = {key.partition(".")[0] for key in fields}
+    left_out = {key: default_of(key) for key in LATER if "." in key and key not in fields and key.partition(".")[0] in groups}
+    return fields | left_out
+
+
+def _drop_default(fields: dict[str, Any], default: Any, key: str) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        fields = fields[part]
+    if fields[last] == default:
+        del fields[last]
+
+
 def identity(config: Config) -> dict[str, Any]:
     """The fields of a config that decide its outcome: no tracking, packing, device, sweep name or checkpoint interval.
 
@@ -67,9 +100,9 @@ def identity(config: Config) -> dict[str, Any]:
     for key in ("name",):
         del fields["variant"][key]
     del fields["dataset"]["name"]
-    # It came later than the first records and decides no weight: where it is the default, their ids stay.
-    if config.forgetting == ForgettingConfig():
-        del fields["forgetting"]
+    del fields["dataset"]["files_from"]
+    for key in LATER:
+        _drop_default(fields, default_of(key), key)
     if config.variant.base_precision != "nf4":
         del fields["model"]["hold_dequantised"]
     if config.variant.trains != "adapter":
