@@ -73,10 +73,17 @@ class LoraSettings:
 @dataclass
 class DatasetConfig:
     name: str = ""
-    source: str = "jsonl"  # cldr_names | jsonl | hub
+    source: str = "jsonl"  # cldr_names | jsonl | hub | task: from ``path`` where it is set, else from the hub
+    version: int | None = None  # of a named dataset: raised when its rows, its prompt or its judging change
+    format: str = "pairs"  # how a row is read: src/formats.py
+    answer: str = "text"  # how an answer is judged: text | label | number | choice | tags | overlap | bleu
     path: str | None = None  # training rows; without val_path/test_path the file is split by prompt
     val_path: str | None = None
     test_path: str | None = None
+    train_files: list[str] | None = None  # what is read where ``path`` is a folder or a .zip
+    val_files: list[str] | None = None
+    test_files: list[str] | None = None
+    files_from: str | None = None  # where these files are from, for who does not have them
     id: str | None = None
     revision: str | None = None
     subset: str | None = None
@@ -85,7 +92,7 @@ class DatasetConfig:
     test_split: str | None = None
     prompt_column: str = "prompt"
     target_column: str = "target"
-    labels: list[str] | None = None  # a label task: macro-F1 and parse failures are reported
+    labels: list[str] | None = None  # a label task: macro-F1 and parse failures are reported; answer=label alone collects them
     chat_template: bool = False
     max_length: int = 512
     val_share: float = 0.05

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from src import inputs
+from src import rows
 from src.cldr_names import cldr_rows
 from src.config import ConfigError, DatasetConfig
-
-Messages = list[dict[str, str]]
+from src.formats import FORMATS, POOLED, Messages, normalised
 
 
 @dataclass(frozen=True)
@@ -25,6 +22,8 @@ class Example:
     prompt: str | Messages  # a chat keeps its messages until the tokenizer's template is at hand
     target: str
     group: str  # examples of one group (the same source name, the same prompt) stay in one split
+    choices: tuple[str, ...] = ()  # the targets between which a choice is made
+    references: tuple[str, ...] = ()  # all targets that are known to be good, where there are several
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,16 @@ class Splits:
     val: list[Example]
     test: list[Example]
     left_out: int = 0  # training rows left out because their prompt stands in validation or test as well
+    repeated: int = 0  # test examples whose prompt stands earlier in the test split; they stay in it
+    labels: tuple[str, ...] = ()  # of a label task: those given, or all that are targets
 
     def fingerprint(self) -> str:
         """SHA-256 over all examples in order: two runs with the same one saw the same data."""
         digest = hashlib.sha256()
         for name, split in (("train", self.train), ("val", self.val), ("test", self.test)):
             for example in split:
-                digest.update(json.dumps([name, example.prompt, example.target], ensure_ascii=False).encode())
+                more = [example.choices, example.references] if example.choices or example.references else []
+                digest.update(json.dumps([name, example.prompt, example.target, *more], ensure_ascii=False).encode())
         return digest.hexdigest()
 
 
@@ -50,20 +52,28 @@ def load(dataset: DatasetConfig) -> Splits:
         ConfigError: a file is missing, empty or malformed; the message names the file and the line.
     """
     if dataset.source == "cldr_names":
-        return _limit(dataset, _split(dataset, list(cldr_rows_as_examples())))
-    if dataset.source == "jsonl":
-        if not dataset.path:
-            raise ConfigError("dataset.path: dataset=jsonl needs a file, dataset.path=FILE.jsonl")
-        train = _read_jsonl(dataset.path, "dataset.path")
-        val = _read_jsonl(dataset.val_path, "dataset.val_path") if dataset.val_path else None
-        test = _read_jsonl(dataset.test_path, "dataset.test_path") if dataset.test_path else None
-        return _limit(dataset, _split(dataset, train, val, test))
-    return _limit(dataset, _load_hub(dataset))
+        splits = _split(dataset, list(cldr_rows_as_examples()))
+    elif from_hub(dataset):
+        splits = _load_hub(dataset)
+    else:
+        splits = _load_files(dataset)
+    labels: Sequence[str] = dataset.labels or []
+    if dataset.answer == "label" and not labels:
+        labels = sorted({example.target.strip() for example in [*splits.train, *splits.val, *splits.test]})
+    train = splits.train
+    if dataset.train_examples is not None:
+        train = sorted(train, key=lambda example: share_of(example.id))[: dataset.train_examples]
+    repeated = len(splits.test) - len({_question(dataset, example) for example in splits.test})
+    return replace(splits, train=train, repeated=repeated, labels=tuple(labels))
+
+
+def from_hub(dataset: DatasetConfig) -> bool:
+    return dataset.source == "hub" or (dataset.source == "task" and not dataset.path and dataset.id is not None)
 
 
 def refuse_impossible(dataset: DatasetConfig, batch_size: int) -> Splits | None:
     """The splits if they can be read without a network; raises ConfigError where they cannot train or score."""
-    if dataset.source == "hub":
+    if from_hub(dataset):
         if not dataset.id:
             raise ConfigError("dataset.id: dataset=hub needs the id of a Hugging Face dataset, dataset.id=OWNER/NAME")
         return None
@@ -77,7 +87,8 @@ def refuse_impossible(dataset: DatasetConfig, batch_size: int) -> Splits | None:
             raise ConfigError(f"{where}: no {name} examples are left; raise dataset.val_share and dataset.test_share or add rows")
     if dataset.labels:
         known = {label.strip().casefold() for label in dataset.labels}
-        for example in [*splits.train, *splits.val, *splits.test]:
+        # The training file of a named task may be that of several, each with labels of its own.
+        for example in splits.test if dataset.source == "task" else [*splits.train, *splits.val, *splits.test]:
             if example.target.strip().casefold() not in known:
                 raise ConfigError(f"dataset.labels: {example.id} has the target {example.target!r}, which is none of them")
     return splits
@@ -93,90 +104,92 @@ def share_of(group: str) -> float:
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
 
 
+def _question(dataset: DatasetConfig, example: Example) -> str:
+    """What makes two examples the same question: their group, or a prompt of pairs whatever its letter case and white space."""
+    prompt = example.prompt
+    if dataset.format != "pairs":
+        return example.group
+    return normalised(prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False))
+
+
 def _split(
     dataset: DatasetConfig, rows: list[Example], val: list[Example] | None = None, test: list[Example] | None = None
 ) -> Splits:
-    """Take test and validation rows out of ``rows`` by group, unless they were given; no group is in two splits."""
-    given = {example.group for example in [*(val or []), *(test or [])]}
-    fresh = [example for example in rows if example.group not in given]
+    """Take test and validation rows out of ``rows`` by group, unless given; no training question is in another split."""
+    asked = {_question(dataset, example) for example in test or []}
+    val_rows = val or []
+    if dataset.source == "task":  # files of one's own are taken at their word
+        val_rows = [example for example in val_rows if _question(dataset, example) not in asked]
+    given = asked | {_question(dataset, example) for example in val_rows}
+    fresh = [example for example in rows if _question(dataset, example) not in given] if given else rows
     test_below = 0.0 if test is not None else dataset.test_share
     val_below = test_below + (0.0 if val is not None else dataset.val_share)
-    parts: dict[str, list[Example]] = {"train": [], "val": [], "test": []}
+    parts: dict[str, list[Example]] = {"train": [], "val": val_rows, "test": test or []}
     for example in fresh:
         share = share_of(example.group)
         parts["test" if share < test_below else "val" if share < val_below else "train"].append(example)
-    # The held-out rows are read in the order of their hash, so that the first n of them are a fair sample.
-    for name in ("val", "test"):
-        parts[name].sort(key=lambda example: share_of(example.id))
-    kept_val, kept_test = parts["val"] if val is None else val, parts["test"] if test is None else test
-    return Splits(parts["train"], kept_val, kept_test, left_out=len(rows) - len(fresh))
+    for name, in_file in (("val", val), ("test", test)):
+        if dataset.format in POOLED:
+            parts[name] = _pooled(parts[name])
+        # Held-out rows are read in the order of their hash, so that the first n of them are a fair sample.
+        if in_file is None or dataset.source == "task":
+            parts[name].sort(key=lambda example: share_of(example.id))
+    return Splits(parts["train"], parts["val"], parts["test"], left_out=len(rows) - len(fresh))
 
 
-def _limit(dataset: DatasetConfig, splits: Splits) -> Splits:
-    if dataset.train_examples is None:
-        return splits
-    chosen = sorted(splits.train, key=lambda example: share_of(example.id))[: dataset.train_examples]
-    return Splits(chosen, splits.val, splits.test, splits.left_out)
+def _pooled(examples: list[Example]) -> list[Example]:
+    """One example for each group, with the targets of all as its references; its own target is the first."""
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.group, []).append(example)
+    return [replace(group[0], references=tuple(one.target for one in group)) for group in groups.values()]
 
 
-def _read_jsonl(path: str, key: str) -> list[Example]:
-    examples = []
-    for number, raw in enumerate(inputs.read(path, key).split(b"\n"), start=1):
-        if not raw.strip():
-            continue
-        where = f"{key}: {path}, line {number}"
-        try:
-            row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise ConfigError(f"{where}: has half of a surrogate pair (\\ud800 to \\udfff), which is no text") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{where}: not UTF-8 (byte {error.start + 1} of the line)") from error
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{where}: not JSON ({error.msg}, character {error.pos + 1} of the line)") from error
-        except (ValueError, RecursionError) as error:  # Python's own, on 5,000 digits or 1,000 brackets
-            raise ConfigError(f"{where}: not JSON ({error})") from error
-        prompt, target = read_row(row, where)
-        examples.append(Example(f"{Path(path).name}:{number}", prompt, target, json.dumps(prompt)))
-    if not examples:
-        raise ConfigError(f"{key}={path}: the file is empty")
-    return examples
+def _load_files(dataset: DatasetConfig) -> Splits:
+    path, name = dataset.path, dataset.name or dataset.source
+    named = {split: getattr(dataset, f"{split}_files") or [] for split in ("train", "val", "test")}
+    origin = f", from {dataset.files_from}" if dataset.files_from else ""
+    if not path and not named["train"]:
+        raise ConfigError(f"dataset.path: dataset={name} needs a file, dataset.path=FILE.jsonl")
+    if not path:
+        needed = ", ".join(file for files in named.values() for file in files)
+        raise ConfigError(f"dataset.path: dataset={name} needs a folder with {needed}{origin}")
+    found: dict[str, list[rows.Source] | None] = {"train": None, "val": None, "test": None}
+    if named["train"] and rows.holds_files(path):
+        for split, files in named.items():
+            found[split] = [rows.among(path, "dataset.path", file, dataset.files_from) for file in files] or None
+    else:
+        found["train"] = [rows.one(path, "dataset.path")]
+    for split, own in (("val", dataset.val_path), ("test", dataset.test_path)):
+        if own:
+            found[split] = [rows.one(own, f"dataset.{split}_path")]
+    read = {split: None if files is None else _examples(dataset, files) for split, files in found.items()}
+    return _split(dataset, read["train"] or [], read["val"], read["test"])
 
 
-PAIRS = (("context", "target"), ("prompt", "completion"), ("prompt", "target"))
-
-
-def read_row(row: Any, where: str) -> tuple[str | Messages, str]:
-    """Prompt and target of one row: {"context","target"}, {"prompt","completion"} or chat {"messages"}."""
-    if not isinstance(row, dict):
-        raise ConfigError(f"{where}: needs an object such as {{'prompt': ..., 'completion': ...}}")
-    if "messages" in row:
-        return _read_chat(row["messages"], where)
-    for prompt, target in PAIRS:
-        if isinstance(row.get(prompt), str) and isinstance(row.get(target), str):
-            if not row[target].strip():
-                raise ConfigError(f"{where}: the target '{target}' is empty")
-            return row[prompt], row[target]
-    if "context" in row or "prompt" in row:
-        raise ConfigError(f"{where}: no target; needs 'target' beside 'context', 'completion' beside 'prompt', each a text")
-    raise ConfigError(f"{where}: needs the keys 'context' and 'target', 'prompt' and 'completion', or 'messages'")
-
-
-def _read_chat(messages: Any, where: str) -> tuple[Messages, str]:
-    if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
-    ):
-        raise ConfigError(f"{where}: 'messages' needs a list of objects with the texts 'role' and 'content'")
-    if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-        raise ConfigError(f"{where}: no target; the last of 'messages' needs the role 'assistant' and a text")
-    return [{"role": m["role"], "content": m["content"]} for m in messages[:-1]], messages[-1]["content"]
+def _examples(dataset: DatasetConfig, files: list[rows.Source]) -> list[Example]:
+    """The examples of some files. Rows of one's own are grouped by their prompt to the letter: it decides their split."""
+    exact = dataset.source == "jsonl" and dataset.format == "pairs"
+    found = []
+    for source in files:
+        for number, where, value in rows.rows(source):
+            read = FORMATS[dataset.format](value, where)
+            group = json.dumps(read.prompt) if exact else read.question
+            found.append(Example(f"{source.name}:{number}", read.prompt, read.target, group, read.choices))
+    return found
 
 
 def _load_hub(dataset: DatasetConfig) -> Splits:
     import datasets
 
-    def rows(split: str) -> list[Example]:
+    def examples(split: str) -> list[Example]:
         table = datasets.load_dataset(dataset.id, dataset.subset, split=split, revision=dataset.revision)
+        if dataset.format != "pairs":
+            where = f"dataset.id={dataset.id}: {split}, row"
+            read = [FORMATS[dataset.format](row, f"{where} {number}") for number, row in enumerate(table)]
+            return [
+                Example(f"{split}:{number}", one.prompt, one.target, one.question, one.choices) for number, one in enumerate(read)
+            ]
         missing = {dataset.prompt_column, dataset.target_column} - set(table.column_names)
         if missing:
             raise ConfigError(
@@ -193,6 +206,6 @@ def _load_hub(dataset: DatasetConfig) -> Splits:
             found.append(Example(f"{split}:{number}", prompt, target, prompt))
         return found
 
-    val = rows(dataset.val_split) if dataset.val_split else None
-    test = rows(dataset.test_split) if dataset.test_split else None
-    return _split(dataset, rows(dataset.train_split), val, test)
+    val = examples(dataset.val_split) if dataset.val_split else None
+    test = examples(dataset.test_split) if dataset.test_split else None
+    return _split(dataset, examples(dataset.train_split), val, test)

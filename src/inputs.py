@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import lzma
 import stat
+import zipfile
+import zlib
 from pathlib import Path
 
 from src.config import ConfigError
+
+UNPACKED = 256 * 2**20  # bytes of one file of an archive
+ENTRIES = 10_000  # files of an archive
 
 
 def read(path: str, key: str) -> bytes:
@@ -30,3 +37,38 @@ def read(path: str, key: str) -> bytes:
     if not stat.S_ISREG(mode):
         raise ConfigError(f"{where}: is a {'folder' if stat.S_ISDIR(mode) else 'pipe or a device'}, not a file")
     return contents
+
+
+def is_folder(path: str) -> bool:
+    try:
+        return Path(path).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):
+        return False  # ``read`` says why it is no file either
+
+
+def member(path: str, key: str, name: str) -> bytes | None:
+    """A file of a .zip, at ``name`` or in folders above it; None where there is none. At most ``UNPACKED`` bytes are unpacked.
+
+    Raises:
+        ConfigError: the archive cannot be read, or holds more than is taken.
+    """
+    where = f"{key}={path}"
+    try:
+        with zipfile.ZipFile(io.BytesIO(read(path, key))) as archive:
+            entries = archive.infolist()
+            if len(entries) > ENTRIES:
+                raise ConfigError(f"{where}: needs at most {ENTRIES:,} files in the archive")
+            for entry in entries:
+                if entry.filename == name or entry.filename.endswith(f"/{name}"):
+                    with archive.open(entry) as file:  # what the archive says of its sizes is not believed
+                        contents = file.read(UNPACKED + 1)
+                    if len(contents) > UNPACKED:
+                        raise ConfigError(f"{where}: {name} in it needs at most {UNPACKED // 2**20} MiB")
+                    return contents
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where}: is no archive that can be read ({' '.join(str(error).split())})") from error
+    except (NotImplementedError, RuntimeError) as error:  # another compression, or a password
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from error
+    return None

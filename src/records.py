@@ -22,13 +22,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from src.config import Config, ForgettingConfig
+from src.config import Config
 from src.credentials import redact
 from src.durable import (
     Damaged,
@@ -51,8 +52,39 @@ RESULT, PROVENANCE = "result.json", "provenance.json"
 FILES = ["config.yaml", PROVENANCE, "metrics.jsonl", "predictions.jsonl", "adapter", "model"]
 # A run with one of these is over: the same command would only give the same again.
 ENDED = ("ok", "diverged")
-# Fields that came after the first records: where they are the default they are left out, so that ids stay what they were.
-LATER = {"train": ("optimizer", "warmup_steps")}
+
+
+# Fields that came later than the first records: where one is its default the ids of these stay, as it is left out.
+LATER = (
+    "forgetting",
+    *("dataset.version", "dataset.format", "dataset.answer"),
+    *("dataset.train_files", "dataset.val_files", "dataset.test_files"),
+    *("train.optimizer", "train.warmup_steps"),
+)
+
+
+@cache
+def default_of(key: str) -> Any:
+    """The schema's default of a dotted key, as in an ``identity``."""
+    node: Any = asdict(Config())
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
+    """A flat identity with the later fields that it leaves out, so that it differs from another one in what it says."""
+    groups = {key.partition(".")[0] for key in fields}
+    left_out = {key: default_of(key) for key in LATER if "." in key and key not in fields and key.partition(".")[0] in groups}
+    return fields | left_out
+
+
+def _drop_default(fields: dict[str, Any], default: Any, key: str) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        fields = fields[part]
+    if fields[last] == default:
+        del fields[last]
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -69,13 +101,9 @@ def identity(config: Config) -> dict[str, Any]:
     for key in ("name",):
         del fields["variant"][key]
     del fields["dataset"]["name"]
-    # It came later than the first records and decides no weight: where it is the default, their ids stay.
-    if config.forgetting == ForgettingConfig():
-        del fields["forgetting"]
-    for section, names in LATER.items():
-        for name in names:
-            if fields[section][name] == LATER_DEFAULTS[f"{section}.{name}"]:
-                del fields[section][name]
+    del fields["dataset"]["files_from"]
+    for key in LATER:
+        _drop_default(fields, default_of(key), key)
     if config.variant.base_precision != "nf4":
         del fields["model"]["hold_dequantised"]
     if config.variant.trains != "adapter":
@@ -83,9 +111,6 @@ def identity(config: Config) -> dict[str, Any]:
     if config.variant.trains == "none":
         del fields["train"]
     return fields
-
-
-LATER_DEFAULTS = {f"{part}.{name}": getattr(getattr(Config(), part), name) for part, names in LATER.items() for name in names}
 
 
 def run_id(config: Config) -> str:

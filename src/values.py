@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from src import credentials
-from src.config import ALL_LINEAR, Config, ConfigError, Shape, packs, variant_name
+from src.config import ALL_LINEAR, Config, ConfigError, DatasetConfig, Shape, packs, variant_name
 
 BYT5_TOKENS = 384  # of the byte tokenizer that comes with random weights
 MODULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,199}")
@@ -26,7 +26,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "variant.magnitude": ("none", "dora"),
     "variant.base_precision": ("bf16", "fp32", "int8", "nf4"),
     "lora.init": ("kaiming", "gaussian"),
-    "dataset.source": ("cldr_names", "jsonl", "hub"),
+    "dataset.source": ("cldr_names", "jsonl", "hub", "task"),
+    "dataset.format": ("pairs", "gsm8k", "commonsense", "banking77", "e2e"),
+    "dataset.answer": ("text", "label", "number", "choice", "tags", "overlap", "bleu"),
     "train.schedule": ("linear", "cosine", "constant"),
     "train.optimizer": ("adamw", "adamw_bnb_8bit", "paged_adamw_8bit"),
     "tracking.mode": ("offline", "online", "disabled"),
@@ -47,6 +49,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "lora.r": (1, 65536, True),
     "lora.alpha": (1e-6, 1e6, True),
     "lora.dropout": (0, 1, False),
+    "dataset.version": (1, 10**6, True),
     "dataset.max_length": (8, 1_048_576, True),
     "dataset.val_share": (0, 1, False),
     "dataset.test_share": (0, 1, False),
@@ -173,11 +176,21 @@ def check(config: Config) -> None:
         raise ConfigError("model.hold_dequantised: LLM.int8() rounds its inputs too, so no held copy gives the same numbers")
     if config.sweep is not None and not _is_name(config.sweep):
         raise ConfigError(f"sweep={config.sweep!r}: use letters, digits, '.', '_' and '-', at most 100, not starting with '.'")
-    # OmegaConf lets a list into a list of texts.
-    if not all(isinstance(label, str) and label.strip() for label in config.dataset.labels or []):
-        raise ConfigError(f"dataset.labels={config.dataset.labels}: needs a list of texts such as [yes,no]")
+    _check_dataset(config.dataset)
     if config.dataset.val_share + config.dataset.test_share >= 1:
         raise ConfigError("dataset.val_share, dataset.test_share: together they must stay below 1")
+
+
+def _check_dataset(dataset: DatasetConfig) -> None:
+    # OmegaConf lets a list into a list of texts.
+    for key, example in (("labels", "[yes,no]"), *((f"{split}_files", "[a.jsonl]") for split in ("train", "val", "test"))):
+        value = getattr(dataset, key)
+        if not all(isinstance(text, str) and text.strip() for text in value or []):
+            raise ConfigError(f"dataset.{key}={value}: needs a list of texts such as {example}")
+    if dataset.labels and dataset.answer not in ("text", "label"):
+        raise ConfigError(f"dataset.labels: belong to dataset.answer=label, not to {dataset.answer}")
+    if dataset.answer == "choice" and dataset.format != "commonsense":
+        raise ConfigError(f"dataset.answer=choice: rows of dataset.format={dataset.format} name no choices; commonsense does")
 
 
 def _check_shape(shape: Shape, weights: str) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from src.cldr_names import LANGUAGES
 from src.config import ConfigError, DatasetConfig
-from src.datasets import Example, Splits, load, read_row, refuse_impossible
+from src.datasets import Example, Splits, load, refuse_impossible
+from src.formats import pairs
 
 CLDR = DatasetConfig(name="cldr_names", source="cldr_names")
 
@@ -84,7 +85,8 @@ def test_the_fingerprint_sees_every_change() -> None:
     ],
 )
 def test_rows(row: object, expected: object) -> None:
-    assert read_row(row, "here") == expected
+    read = pairs(row, "here")
+    assert (read.prompt, read.target) == expected
 
 
 @pytest.mark.parametrize(

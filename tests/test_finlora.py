@@ -95,7 +95,7 @@ def rows(config: Config, name: str, count: int) -> str:
 
 
 def published_files(config: Config, folder: Path) -> Path:
-    for name, count in [(name, 60) for name in config.dataset.train_files or []] + [
+    for name, count in [(name, 400) for name in config.dataset.train_files or []] + [
         (name, 8) for name in config.dataset.test_files or []
     ]:
         path = folder / "data" / name

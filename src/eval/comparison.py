@@ -30,9 +30,14 @@ AXES = ("variant.trains", "variant.scaling", "variant.magnitude", "variant.base_
 FACTS = ("device_type", "engine", "hold_dequantised")
 # Fields that only say which model or which data; the name says it in one column where the name is enough.
 WHICH_MODEL = re.compile(r"model\.(?!hold_dequantised$).*")
-WHICH_DATA = re.compile(r"dataset\.(source|path|val_path|test_path|id|revision|subset|\w+_split|\w+_column|labels)")
+WHICH_DATA = re.compile(
+    r"dataset\.(source|version|format|answer|path|val_path|test_path|id|revision|subset|\w+_split|\w+_column|\w+_files|labels)"
+)
 ALWAYS_SHOWN = ("test/loss", "test/exact_match")
-IF_MEASURED = ("test/macro_f1", "test/parse_failures")
+IF_MEASURED = (
+    *("test/macro_f1", "test/choice_accuracy", "test/item_f1", "test/item_accuracy", "test/chrf", "test/bleu"),
+    "test/parse_failures",
+)
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,7 @@ def _row(group: pd.DataFrame, differing: list[str], metrics: list[str]) -> dict[
         "reasons": "; ".join(dict.fromkeys(group["reason"].dropna())) or None,
         "model": first["model"],
         "dataset": first["dataset"],
+        "dataset_version": first["fields"].get("dataset.version"),
         "engine": first["engine"],
         "devices": "; ".join(sorted(ok["device"].dropna().unique())) or None,
         "seeds": " ".join(str(seed) for seed in ok["seed"]) or None,

@@ -23,8 +23,8 @@ from src.eval.selection import Seed
 SAME_RANK, SAME_PARAMETERS = "same rank", "same trainable parameters"
 TOLERANCE = 0.05  # relative: trainable parameters that differ by less count as the same
 ALPHA = 0.05
-# The largest difference that counts as none, by the metric's last word: nats, or a share of answers.
-MARGINS = {"loss": 0.01}
+# The largest difference that counts as none, by the metric's last word: nats, points of 100, or a share of answers.
+MARGINS = {"loss": 0.01, "chrf": 1.0, "bleu": 1.0}
 OTHER_MARGIN = 0.01
 
 Values = Mapping[Seed, float]

@@ -21,7 +21,7 @@ from yaml import YAMLError
 
 from src.config import variant_name
 from src.durable import Damaged, unseal
-from src.records import LATER_DEFAULTS, PROVENANCE, RESULT, RUNS, RunFolder, id_of, identity, run_id
+from src.records import PROVENANCE, RESULT, RUNS, RunFolder, id_of, identity, run_id, with_defaults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -218,9 +218,7 @@ def _ordered(run: str, fields: dict[str, Any], names: dict[str, Any], note: Any)
     """A row before anything was measured. ``group`` is the same for runs that differ in their seeds alone."""
     if not isinstance(fields.get("seed"), int) or not isinstance(fields.get("data_seed"), int):
         raise ValueError("not a record: its seeds are no whole numbers")
-    # A field that came later is left out where it is the default; here it must stand, to be compared with one that is not.
-    parts = {key.partition(".")[0] for key in fields}
-    fields = {key: value for key, value in LATER_DEFAULTS.items() if key.partition(".")[0] in parts} | fields
+    fields = with_defaults(fields)
     like = {key: value for key, value in fields.items() if key not in ("seed", "data_seed")}
     return {
         "run_id": run,

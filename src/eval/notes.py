@@ -14,6 +14,7 @@ from src.eval.text import few
 
 ENOUGH_SEEDS = 6  # below it an exact sign-flip test cannot reach p < 0.05 two-sided: 2 / 2**5 = 0.0625
 MOST_IDS = 49  # a sentence names so many, or one less and counts the rest
+UNITS = {"loss": " (nats per target token)", "exact_match": " (share)", "chrf": " (0 to 100)", "bleu": " (0 to 100)"}
 MEMORY_KINDS = {
     "cuda_allocated": "CUDA memory allocated (cuda_allocated)",
     "process_rss": "resident memory of the whole process (process_rss)",
@@ -73,8 +74,7 @@ def seed_count(table: pd.DataFrame) -> str:
 def metric_label(metric: str) -> str:
     """``test/loss`` as ``test loss (nats per target token)``."""
     name = re.sub(r"[/_]+", " ", metric)
-    unit = {"loss": " (nats per target token)", "exact_match": " (share)"}.get(metric.split("/")[-1], "")
-    return name + unit
+    return name + UNITS.get(metric.split("/")[-1], "")
 
 
 def own_peak(table: pd.DataFrame) -> pd.Series:

@@ -1,4 +1,4 @@
-"""Scores of models on examples: log-loss of each target, greedy generation, exact match, macro-F1."""
+"""Scores of models on examples: log-loss of each target, greedy generation. src/eval/answers.py judges what was generated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from src.device import Numerics
 from src.losses import target_losses
 from src.train.engine import Scored
 
-UNPARSED = "<unparsed>"
 Advance = Callable[[int], None]
 
 
@@ -111,24 +110,3 @@ class Solo:
         output = self.model.generate(input_ids=ids, attention_mask=mask, do_sample=False, use_cache=True, **options)
         found: torch.Tensor = output[None, :, ids.shape[1] :]
         return found
-
-
-def exact_match(predictions: Sequence[str], targets: Sequence[str]) -> list[bool]:
-    """Whether each prediction is its target, surrounding white space aside."""
-    return [p.strip() == t.strip() for p, t in zip(predictions, targets, strict=True)]
-
-
-def parse_label(prediction: str, labels: Sequence[str]) -> str:
-    """The label that the answer is, letter case and surrounding white space aside, or ``UNPARSED``.
-
-    An answer that merely contains a label is not parsed: "not negative" is no vote for "negative".
-    """
-    by_name = {label.strip().casefold(): label for label in labels}
-    return by_name.get(prediction.strip().casefold(), UNPARSED)
-
-
-def macro_f1(predictions: Sequence[str], targets: Sequence[str], labels: Sequence[str]) -> float:
-    """Mean over the labels of F1, where an unparsed answer is a class of its own and so always a miss."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(list(targets), list(predictions), labels=list(labels), average="macro", zero_division=0.0))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from src.batches import Item
-from src.eval.score import UNPARSED, Scorer, TargetLoss, exact_match, macro_f1, parse_label, per_token
+from src.batches import Item, tokenise
+from src.eval import answers
+from src.eval.score import Scorer, TargetLoss, per_token
 from src.train.engine import Scored
 from src.train.events import Events
 from src.train.run import Run
@@ -16,8 +18,10 @@ Row = dict[str, Any]  # of predictions.jsonl
 BEFORE, AFTER = "forgetting/before", "forgetting/after"
 
 
-def test(runs: dict[int, Run], scorer: Scorer, tokenizer: Any, items: list[Item], events: Events) -> None:
-    """Score ``runs``, by their place in the pack, and write their predictions."""
+def test(
+    runs: dict[int, Run], scorer: Scorer, tokenizer: Any, items: list[Item], events: Events, labels: Sequence[str] = ()
+) -> None:
+    """Score ``runs``, by their place in the pack, and write their predictions. ``labels`` are those of a label task."""
     losses = scorer.losses(items, events.scoring("scoring the test split", len(items)))
     for at, run in runs.items():
         loss = per_token(losses[at])
@@ -27,14 +31,39 @@ def test(runs: dict[int, Run], scorer: Scorer, tokenizer: Any, items: list[Item]
             run.outcome.status, run.outcome.reason = "diverged", "the test loss was not finite"
     runs = {at: run for at, run in runs.items() if "test/loss" in run.outcome.metrics}
     rows = {at: _rows(items, losses[at]) for at in runs}
-    if any(run.config.eval.generate for run in runs.values()):  # the runs of a pack agree on it
-        _answer(runs, rows, scorer, tokenizer, items, events)
+    if any(answers.kind(run.config.dataset) == "choice" for run in runs.values()):  # the runs of a pack agree on it
+        _choose(runs, rows, scorer, tokenizer, items, events)
+    if any(run.config.eval.generate for run in runs.values()):  # and on this
+        _answer(runs, rows, scorer, tokenizer, items, events, labels)
     for at, run in runs.items():
         run.folder.write_predictions(rows[at])
 
 
-def _answer(
+def _choose(
     runs: dict[int, Run], rows: dict[int, list[Row]], scorer: Scorer, tokenizer: Any, items: list[Item], events: Events
+) -> None:
+    """Which choice each model finds likeliest, by the summed log-loss of its text after the same prompt."""
+    dataset = next(iter(runs.values())).config.dataset
+    examples = [item.example for item in items]
+    options = [replace(example, target=choice) for example in examples for choice in example.choices]
+    tokens = tokenise(options, tokenizer, dataset.max_length, dataset.chat_template)
+    losses = scorer.losses(tokens, events.scoring("scoring the choices", len(options)))
+    for at, run in runs.items():
+        found = answers.chosen([loss.nats for loss in losses[at]], examples)
+        right = [choice == example.target for choice, example in zip(found, examples, strict=True)]
+        run.outcome.metrics["test/choice_accuracy"] = sum(right) / len(right)
+        for row, choice, good in zip(rows[at], found, right, strict=True):
+            row |= {"choice": choice, "choice_correct": good}
+
+
+def _answer(
+    runs: dict[int, Run],
+    rows: dict[int, list[Row]],
+    scorer: Scorer,
+    tokenizer: Any,
+    items: list[Item],
+    events: Events,
+    labels: Sequence[str],
 ) -> None:
     """Generate an answer to each prompt, judge it, and add both to ``rows``."""
     asked = next(iter(runs.values())).config.eval.max_new_tokens
@@ -42,7 +71,9 @@ def _answer(
     ids = scorer.generate(items, tokenizer.eos_token_id, longest, events.scoring("generating answers", len(items)))
     for at, run in runs.items():
         texts = tokenizer.batch_decode(ids[at], skip_special_tokens=True)
-        for row, text, right in zip(rows[at], texts, _judge(run, items, texts), strict=True):
+        judged = answers.judge(answers.kind(run.config.dataset), texts, [item.example for item in items], labels)
+        run.outcome.metrics |= {f"test/{name}": value for name, value in judged.metrics.items()}
+        for row, text, right in zip(rows[at], texts, judged.correct, strict=True):
             row |= {"prediction": text, "correct": right}
 
 
@@ -51,21 +82,6 @@ def _rows(items: Sequence[Item], losses: Sequence[TargetLoss]) -> list[Row]:
         {"id": item.example.id, "target": item.example.target, "log_loss": loss.nats, "tokens": loss.tokens}
         for item, loss in zip(items, losses, strict=True)
     ]
-
-
-def _judge(run: Run, items: Sequence[Item], texts: list[str]) -> list[bool]:
-    """Whether each answer is right; leaves the metrics with the run."""
-    metrics, labels = run.outcome.metrics, run.config.dataset.labels
-    targets = [item.example.target for item in items]
-    correct = exact_match(texts, targets)
-    if labels:
-        parsed = [parse_label(text, labels) for text in texts]
-        gold = [parse_label(target, labels) for target in targets]
-        correct = [p == g != UNPARSED for p, g in zip(parsed, gold, strict=True)]
-        metrics["test/macro_f1"] = macro_f1(parsed, gold, labels)
-        metrics["test/parse_failures"] = sum(p == UNPARSED for p in parsed) / len(parsed)
-    metrics["test/exact_match"] = sum(correct) / len(correct)
-    return correct
 
 
 class Forgetting:

@@ -63,6 +63,7 @@ class Pack:
         total = sum(p.numel() for p in network.parameters())
         targets = counts.targets(linears, self.config.lora.target_modules, self.config.model.name)
         splits = datasets.load(self.config.dataset)
+        self.labels = splits.labels
         self._tokenise(splits)
         self._read_prose()
         for run in self.runs:
@@ -169,6 +170,7 @@ class Pack:
             "speed": engine.speed_layers,
             "steps": engine.steps,
             "rows_left_out": splits.left_out,
+            "test_rows_repeated": splits.repeated,
             "rows_cut": {name: sum(item.cut for item in items) for name, items in self.items.items()},
             "prose": self.prose_read,
         }
@@ -260,7 +262,7 @@ class Pack:
         try:
             saved = [writing.submit(self._save, engine, at, run) for at, run in good.items()]
             if good:
-                scoring.test(good, self.scorer, self.tokenizer, self.items["test"], self.events)
+                scoring.test(good, self.scorer, self.tokenizer, self.items["test"], self.events, self.labels)
                 self.forgetting.after({at: run for at, run in good.items() if run.outcome.status == "ok"})
             for one in saved:
                 one.result()

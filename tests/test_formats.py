@@ -1,0 +1,108 @@
+"""Rows of each task's files and of the hub, as prompts and targets; each malformed one is refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from src.config import ConfigError
+from src.formats import FORMATS, Read, banking77, commonsense, e2e, gsm8k, normalised, pairs, wording
+from src.values import CHOICES
+
+ARC = (
+    "Please choose the correct answer to the question: What is hot?\n\nAnswer1: ice Answer2: fire Answer3: snow\n\n"
+    "Answer format: answer1/answer2/answer3"
+)
+BOOLQ = "Please answer the following question with true or false, question: is it so?\n\nAnswer format: true/false"
+
+
+def test_the_schema_offers_every_format() -> None:
+    assert CHOICES["dataset.format"] == tuple(FORMATS)
+
+
+def test_what_makes_two_rows_the_same_question() -> None:
+    assert normalised(" Is  It\tSO\n") == "is it so"
+    assert wording("Is it-so?") == wording("is it  so") != wording("is it not so")
+    assert wording("?!") == "?!"  # nothing but signs is still something
+    assert pairs({"context": "3+4", "target": "7"}, "").question != pairs({"context": "3-4", "target": "7"}, "").question
+    chats = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "a"}]} for text in ("É", "é")]
+    assert pairs(chats[0], "").question == pairs(chats[1], "").question
+
+
+def test_gsm8k_keeps_the_worked_answer() -> None:
+    row = {"question": "How many?", "answer": "2+2=<<2+2=4>>4\n#### 4"}
+    assert gsm8k(row, "") == Read("Question: How many?\nAnswer:\n", row["answer"], "how many?")
+
+
+def test_the_commonsense_prompt_is_that_of_llm_adapters() -> None:
+    """The white space of the function generate_prompt in LLM-Adapters' finetune.py, which DoRA's repeats."""
+    read = commonsense({"instruction": ARC, "input": "", "output": "the correct answer is answer2", "answer": "answer2"}, "")
+    pad = " " * 16
+    assert read.prompt == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n\n"
+        f"{pad}### Instruction:\n{pad}{ARC}\n\n{pad}### Response:\n{pad}"
+    )
+    assert read.target == "the correct answer is answer2"
+    assert read.choices == tuple(f"the correct answer is answer{n}" for n in (1, 2, 3))
+    with_input = commonsense({"instruction": ARC, "input": "Hint.", "output": "the correct answer is answer2"}, "").prompt
+    assert with_input == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
+        f"that appropriately completes the request.\n\n{pad}### Instruction:\n{pad}{ARC}\n\n{pad}### Input:\n{pad}Hint.\n\n"
+        f"{pad}### Response:\n{pad}"
+    )
+
+
+def test_rows_of_the_hub_become_the_same_examples() -> None:
+    options = {"text": ["ice", "fire", "snow"], "label": ["A", "B", "C"]}
+    local = commonsense({"instruction": ARC, "output": "the correct answer is answer2"}, "")
+    assert commonsense({"id": "1", "question": "What is hot?", "choices": options, "answerKey": "B"}, "") == local
+    assert commonsense({"question_stem": "What is hot?", "choices": options, "answerKey": "B"}, "") == local
+    numbered = options | {"label": ["1", "2", "3"]}
+    assert commonsense({"question": "What is hot?", "choices": numbered, "answerKey": "2"}, "") == local
+    true = commonsense({"instruction": BOOLQ, "output": "the correct answer is true"}, "")
+    assert commonsense({"question": "is it so", "answer": True, "passage": "..."}, "") == true
+    assert true.choices == ("the correct answer is true", "the correct answer is false")
+    assert banking77({"text": "t", "label": 3, "label_text": "a"}, "") == banking77({"text": "t", "category": "a"}, "")
+    assert e2e({"meaning_representation": "m", "human_reference": "r"}, "") == e2e({"mr": "m", "ref": "r"}, "")
+
+
+def test_banking77_and_e2e() -> None:
+    assert banking77({"text": "Lost my card?", "category": "lost"}, "") == Read(
+        "Query: Lost my card?\nIntent:\n", "lost", "lostmycard"
+    )
+    assert e2e({"mr": "name[X],  food[Y]", "ref": "X has Y."}, "") == Read(
+        "Data: name[X],  food[Y]\nText:\n", "X has Y.", "name[x], food[y]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "says"),
+    [
+        ("gsm8k", [1], "needs an object with 'question' and 'answer'"),
+        ("gsm8k", {"question": "q"}, "each a text; 'answer' is none"),
+        ("gsm8k", {"question": "q", "answer": 4}, "'answer' is none"),
+        ("gsm8k", {"question": " ", "answer": "#### 4"}, "'question' is none"),
+        ("gsm8k", {"question": "q", "answer": "4"}, "needs '####'"),
+        ("gsm8k", {"question": "q", "answer": "4 ####\n"}, "needs '####'"),
+        ("commonsense", None, "needs an object with 'instruction' and 'output'"),
+        ("commonsense", {"instruction": "What?", "output": "the correct answer is a"}, "needs 'Answer format: A/B'"),
+        ("commonsense", {"instruction": ARC, "output": "answer2"}, "'output' is none of"),
+        ("commonsense", {"instruction": ARC, "output": "the correct answer is answer4"}, "'output' is none of"),
+        ("commonsense", {"instruction": ARC, "input": 3, "output": "the correct answer is answer2"}, "'input' is no text"),
+        (
+            "commonsense",
+            {"question": "q", "choices": {"text": ["a"], "label": []}, "answerKey": "A"},
+            "'choices' needs the lists",
+        ),
+        ("commonsense", {"question": "q", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "B"}, "one of the labels"),
+        ("commonsense", {"question": "q", "choices": {"text": 3, "label": ["A"]}, "answerKey": "A"}, "needs the lists"),
+        ("commonsense", {"question": "q"}, "'instruction' is none"),
+        ("banking77", {"text": "t", "category": ""}, "'category' is none"),
+        ("banking77", {"text": "t", "label_text": None}, "'label_text' is none"),
+        ("e2e", {"mr": "m"}, "'ref' is none"),
+        ("e2e", {"meaning_representation": "m", "ref": "r"}, "'human_reference' is none"),
+    ],
+)
+def test_a_malformed_row_is_refused_with_its_place(name: str, row: object, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        FORMATS[name](row, "rows.csv, row 3")
+    assert str(caught.value).startswith("rows.csv, row 3: ") and says in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,112 @@
+"""Rows of JSON lists, CSV and archives; JSONL is in test_datasets.py. What is malformed is one line with file and place."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from src import inputs, rows
+from src.config import ConfigError
+
+KEY = "dataset.path"
+
+
+def read(path: Path) -> list[rows.Row]:
+    return list(rows.rows(rows.one(str(path), KEY)))
+
+
+def test_a_json_list_and_a_json_of_lines(folder: Path) -> None:
+    path = folder / "a.json"
+    path.write_bytes(b'\xef\xbb\xbf\n [{"a": 1}, {"a": 2}]')
+    assert [(row.number, row.value) for row in read(path)] == [(1, {"a": 1}), (2, {"a": 2})]
+    assert read(path)[1].where == f"{KEY}: {path}, row 2"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    assert [row.where for row in read(path)] == [f"{KEY}: {path}, line {n}" for n in (1, 2)]
+
+
+def test_csv_by_the_names_of_its_first_row(folder: Path) -> None:
+    path = folder / "a.csv"
+    path.write_bytes('\ufefftext,category\r\n"one, ""two""\nthree",é\r\n\r\nx,\r\n'.encode())
+    assert [row.value for row in read(path)] == [{"text": 'one, "two"\nthree', "category": "é"}, {"text": "x", "category": ""}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.json", b"[1, 2", "not JSON"),
+        ("a.json", b"[]", "the file is empty"),
+        ("a.json", b'["\xff"]', "not UTF-8 (byte 3 of the file)"),
+        ("a.json", b'["\\ud800"]', "half of a surrogate pair"),
+        ("a.json", b"[" * 100_000, "not JSON"),
+        ("a.csv", b"", "the file is empty"),
+        ("a.csv", b"a,b\n", "the file is empty"),
+        ("a.csv", b"a,b\n1,2\n1,2,3\n", "row 2: has 3 cells where the first line names 2"),
+        ("a.csv", b"a,b\n1\n", "row 1: has 1 cells"),
+        ("a.csv", b'a,b\n1,"2\n', "row 1: not CSV"),
+        ("a.csv", b'a,b\n1,2\n1,"2"3\n', "row 2: not CSV"),
+        ("a.csv", b"a,b\n1,\xff\n", "not UTF-8 (byte 7 of the file)"),
+        ("a.csv", b"a,b\n1," + b"x" * 200_000, "row 1: not CSV (field larger"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS"),
+    ],
+)
+def test_a_malformed_file_is_refused_with_its_place(folder: Path, name: str, content: bytes, says: str) -> None:
+    path = folder / name
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    assert says in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_of_a_folder_or_archive_is_found_where_it_may_stand(folder: Path) -> None:
+    assert rows.places("boolq/train.json") == ["boolq/train.json", "boolq_train.json", "train.json"]
+    for number, place in enumerate(("train.json", "boolq_train.json", "boolq/train.json")):
+        path = folder / "data" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(number))  # each stands before the one that was there already
+        with zipfile.ZipFile(folder / "data.zip", "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(path, f"top/{place}")
+        for where in ("data", "data.zip"):
+            assert rows.among(where, KEY, "boolq/train.json", None).contents == str(number).encode()
+    for where in ("data", "data.zip"):
+        with pytest.raises(ConfigError, match=f"{KEY}={where}: has no test/x.csv, which is from somewhere"):
+            rows.among(where, KEY, "test/x.csv", "somewhere")
+
+
+def archive_of(path: Path, content: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.csv", content)
+    return path
+
+
+def test_an_archive_is_unpacked_up_to_a_bound(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = archive_of(folder / "a.zip", b"0" * 2**21)
+    monkeypatch.setattr(inputs, "UNPACKED", 2**21)
+    assert len(inputs.member(str(path), KEY, "a.csv") or b"") == 2**21
+    monkeypatch.setattr(inputs, "UNPACKED", 2**20)
+    with pytest.raises(ConfigError, match="csv in it needs at most 1 MiB"):
+        inputs.member(str(path), KEY, "a.csv")
+    monkeypatch.setattr(inputs, "ENTRIES", 0)
+    with pytest.raises(ConfigError, match="at most 0 files"):
+        inputs.member(str(path), KEY, "a.csv")
+
+
+def test_a_damaged_archive_is_refused_in_one_line(folder: Path) -> None:
+    """Every byte of it flipped once: it is read as it was, has no such file, or is refused."""
+    content = json.dumps([list(range(40))]).encode()
+    path = archive_of(folder / "a.zip", content)
+    good, refused = path.read_bytes(), 0
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :])
+        try:
+            assert inputs.member(str(path), KEY, "a.csv") in (content, None)
+        except ConfigError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert refused > len(good) / 2
+    for length in range(len(good)):
+        path.write_bytes(good[:length])
+        with pytest.raises(ConfigError, match="is no archive that can be read"):
+            inputs.member(str(path), KEY, "a.csv")
