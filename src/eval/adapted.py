@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 from src import embedded, inputs, models
 from src.cli import compose
 from src.config import ALL_LINEAR, CONF_FOLDER, Config, ConfigError, ModelConfig, variant_name
@@ -125,7 +127,8 @@ def _of_folder(folder: str, model: str | None, precision: str) -> Source:
 def _base(settings: Mapping[str, Any], model: str | None, folder: str) -> ModelConfig:
     """The base that ``model=`` or else the adapter names: a file of conf/model, or a folder."""
     name = model or settings.get("base_model_name_or_path") or ""
-    known = sorted(path.stem for path in (CONF_FOLDER / "model").glob("*.yaml") if path.stem != "path")
+    ids = {path.stem: OmegaConf.select(OmegaConf.load(path), "id") for path in sorted((CONF_FOLDER / "model").glob("*.yaml"))}
+    known = [choice for choice in ids if choice != "path"]
     if name in known:
         return compose([f"model={name}"]).model
     if name == embedded.HUB_ID:
@@ -134,9 +137,8 @@ def _base(settings: Mapping[str, Any], model: str | None, folder: str) -> ModelC
     if (Path(name).expanduser() / "config.json").is_file() and name:
         return ModelConfig(name=Path(name).name, source="path", path=name)
     for choice in known:
-        found = compose([f"model={choice}"]).model
-        if found.id and found.id == name:
-            return found
+        if name and ids[choice] == name:
+            return compose([f"model={choice}"]).model
     where = f"model={model}" if model else f"adapter={folder}: its base {name!r}" if name else f"adapter={folder}: names no base;"
     hint = words.suggest(name, known)
     raise ConfigError(

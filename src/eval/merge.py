@@ -42,7 +42,7 @@ KEYS = adapted.KEYS | {
 SMALL = 10**9  # parameters up to which the control is made unasked: it holds two models in fp32
 REPORT = "merge.json"
 REQUANTISED = (
-    "a merge is not requantised: rounding W + s B A to 4 or 8 bits again loses much of what training added to the rounding of W;"
+    "a merge is not requantised: rounded to 4 or 8 bits again, W + s B A loses much of what training added;"
     " serve the adapter over the quantised base, or choose original or dequantised"
 )
 DORA_ONTO_ORIGINAL = (
@@ -206,7 +206,8 @@ def show(report: dict[str, Any]) -> None:
     found, where = report["fidelity"], ONTO[report["onto"]]
     lines = [
         f"{report['source']}, {report['variant']} over {report['base_precision']}: merged onto {where}, saved in"
-        f" {report['saved_as']}; measured on {found['examples']} examples of {report['measured_on']}, {found['tokens']} target tokens",
+        f" {report['saved_as']}; measured on {found['examples']} examples of {report['measured_on']},"
+        f" {found['tokens']} target tokens",
         "",
         f"{'':<44}{report['products'] + ' products':>16}{'fp32, unrounded':>18}" if report["fp32_control"] else "",
     ]
