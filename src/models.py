@@ -6,6 +6,7 @@ Everything above ``load`` is light: it answers from the config alone, so that a 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from src.values import RANGES, refuse_outside
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Families whose linear layers and parameter count follow from Shape (src/variants/counts.py).
 FAMILIES = ("llama", "qwen2", "mistral")
@@ -87,11 +88,20 @@ def _refuse_folder(folder: str) -> None:
         raise ConfigError(f"model.path={folder}: has no model.safetensors; a pickle (pytorch_model.bin) is never loaded")
 
 
-def _location(model: ModelConfig) -> str:
+def location(model: ModelConfig) -> str:
     """What transformers loads from: a folder, or a hub id."""
     if model.source == "embedded":
         return str(embedded.convert())
     return str(Path(model.path).expanduser()) if model.source == "path" and model.path else str(model.id)
+
+
+def public_name(model: ModelConfig) -> str | None:
+    """What other people call this base: its hub id, else the folder that it was read from; None for random weights."""
+    if model.weights == "random":
+        return None
+    if model.source == "embedded":
+        return embedded.HUB_ID
+    return model.path if model.source == "path" else model.id
 
 
 def refuse_impossible(model: ModelConfig) -> None:
@@ -131,7 +141,7 @@ def load(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[
             network = AutoModelForCausalLM.from_config(config, dtype=dtype)
         tokenizer = ByT5Tokenizer()  # type: ignore[no-untyped-call]
     else:
-        source = _location(model)
+        source = location(model)
         options = {"revision": model.revision} if model.source == "hub" and model.revision else {}
         if model.source == "hub":
             _refuse_kernels(PreTrainedConfig.get_config_dict(source, **options)[0], f"model.id={model.id}: config.json")
@@ -144,3 +154,14 @@ def load(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[
     network.requires_grad_(False)
     network.config.use_cache = False
     return network, tokenizer
+
+
+def generation_config(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """The base's own generation settings, which ``load`` puts aside; the tokenizer's end token where it has none."""
+    from transformers import GenerationConfig
+
+    if model.weights == "pretrained":
+        options = {"revision": model.revision} if model.source == "hub" and model.revision else {}
+        with suppress(OSError):
+            return GenerationConfig.from_pretrained(location(model), **options)
+    return GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)

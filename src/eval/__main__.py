@@ -16,9 +16,11 @@ from src.admission import refuse_secrets
 from src.config import ConfigError
 from src.credentials import redact
 from src.durable import Damaged, write_atomically
+from src.eval import commands
 from src.eval.frame import Gathered, gather, known_sweeps, run_ids
 from src.eval.pair import compare_pair
 from src.eval.text import clean
+from src.eval.words import suggest
 from src.records import RUNS, read_sweep
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ PIPED_WIDTH = 200
 USAGE = """\
 usage: python -m src.eval [sweep=NAME] [reference=lora] [metric=NAME] [tune=0,1,2] [margin=0.01] [strict=true]
        python -m src.eval pair=ID,ID [sweep=NAME]
+       python -m src.eval generate|merge|push|harness ...   one trained adapter; each has its own --help
 
 Reads runs/*/ in this folder, gives each variant at each rank its own best learning rate, prints the comparison and writes
 tables, figures and a page to reports/<sweep>/. It can be run while the sweep still trains, and says what is missing.
@@ -79,7 +82,11 @@ def read_arguments(words: list[str]) -> Arguments:
     for word in words:
         key, equals, value = word.partition("=")
         if key not in readers:
-            raise ConfigError(f"{word!r}: no such key; choose from {', '.join(f'{name}=' for name in readers)} or --help")
+            known, first = (
+                ", ".join(f"{name}=" for name in readers),
+                ", ".join(commands.COMMANDS) + suggest(word, commands.COMMANDS),
+            )
+            raise ConfigError(f"{word!r}: no such key; choose from {known} or --help; as the first word: {first}")
         if not equals or not value:
             raise ConfigError(f"{key}: needs a value, such as {EXAMPLES[key]}")
         if key in given:
@@ -275,6 +282,8 @@ def split(shown: Cells, names: list[int], rest: list[int], width: int) -> list[T
 
 def main(arguments: list[str]) -> int:
     """Run the command; 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+    if arguments and arguments[0] in commands.COMMANDS:
+        return commands.main(arguments[0], arguments[1:])
     if "--help" in arguments or "-h" in arguments:
         print(USAGE, end="")
         return 0

@@ -135,10 +135,14 @@ class Run:
             write_atomically(self.folder.error, redact(text))
             self.outcome.status, self.outcome.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
 
+    def values(self) -> dict[str, Any]:
+        """The content of the result, as far as it is known."""
+        return result(self.config, self.folder.run_id, self.outcome)
+
     def finish(self) -> None:
         """Write the result, the last file of the record, and close the mirror."""
         self.outcome.measured["wall_seconds"] = time.perf_counter() - self.started
-        values = result(self.config, self.folder.run_id, self.outcome)
+        values = self.values()
         self.folder.write_result(values)
         self.ended = True
         if self.outcome.status in ENDED:

@@ -24,7 +24,7 @@ from src.device import Numerics
 from src.durable import CannotWrite, replacing
 from src.eval.score import Scorer, per_token
 from src.quiet import quiet_libraries
-from src.train import checkpoint, room, scoring
+from src.train import card, checkpoint, room, scoring
 from src.train.checks import LiveChecks
 from src.train.child import CANNOT_WRITE, OUT_OF_MEMORY
 from src.train.engine import Engine
@@ -273,12 +273,15 @@ class Pack:
             if failed:
                 details = "; ".join(f"{name}: {run.outcome.checks[name]['detail']}" for name in failed)
                 run.outcome.status, run.outcome.reason = "failed", f"live check failed: {details}"
+            if run.config.variant.trains == "adapter":
+                card.write(run.folder.adapter, run.config, run.values(), {name: len(rows) for name, rows in self.items.items()})
             self._finish(run)
 
     def _save(self, engine: Engine, at: int, run: Run) -> None:
         if run.config.variant.trains == "adapter":
             with replacing(run.folder.adapter) as folder:
                 engine.save_adapter(at, run.config, folder)
+                card.name_base(folder, run.config)
             run.outcome.measured["adapter_bytes"] = (run.folder.adapter / "adapter_model.safetensors").stat().st_size
         elif run.config.variant.trains == "all":
             with replacing(run.folder.model) as folder:

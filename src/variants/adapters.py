@@ -36,12 +36,17 @@ def lora_config(variant: VariantConfig, lora: LoraSettings) -> LoraConfig:
 
 def attach(model: PreTrainedModel, variant: VariantConfig, lora: LoraSettings, seed: int) -> PeftModel:
     """PEFT's model with a fresh adapter, initialised by PEFT under ``seed``. Adapter weights are fp32."""
+    return attach_as(model, lora_config(variant, lora), seed)
+
+
+def attach_as(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
+    """The same for an adapter that PEFT's own config describes."""
     from peft import get_peft_model
 
-    if variant.magnitude == "dora" and variant.base_precision == "int8":
+    if config.use_dora and getattr(model, "is_loaded_in_8bit", False):
         _keep_int8_scales(model)
     torch.manual_seed(seed)
-    adapted = get_peft_model(model, lora_config(variant, lora), autocast_adapter_dtype=True)
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     for name, parameter in adapted.named_parameters():
         # PEFT leaves DoRA's magnitude in the base's format on some paths; in bf16 its updates would be rounded away.
         if parameter.requires_grad and parameter.dtype != torch.float32:

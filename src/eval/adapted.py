@@ -1,0 +1,272 @@
+"""A trained adapter as a model: a finished run, or any LoRA folder in PEFT's format, over the base that it was trained on.
+
+Loading is strict. PEFT warns of a tensor that is missing, left over or misnamed, and answers as the base all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from src import embedded, inputs, models
+from src.cli import compose
+from src.config import ALL_LINEAR, CONF_FOLDER, Config, ConfigError, ModelConfig, variant_name
+from src.eval import serving, words
+from src.eval.words import Key
+from src.records import RUNS, RunFolder
+from src.values import CHOICES, MODULE_NAME
+
+if TYPE_CHECKING:
+    from src.device import Numerics
+
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+KEYS = {
+    "run": Key(words.run_id, "0eed806141"),
+    "adapter": Key(str, "FOLDER"),
+    "model": Key(str, "smollm2_135m"),
+    "precision": Key(words.one_of(*CHOICES["variant.base_precision"]), "nf4"),
+    "device": Key(words.one_of("auto", "cpu", "cuda"), "cpu"),
+}
+USAGE = """\
+  run=ID           a finished run of runs/: its record is verified, its base is opened in the precision it was trained in
+  adapter=FOLDER   any LoRA adapter in PEFT's format, instead of a run
+  model=NAME       with adapter=: the base, a name of conf/model or a model's folder; default: what the adapter says
+  precision=NAME   with adapter=: the base's, bf16 (default), fp32, int8 or nf4
+  device=NAME      auto (default), cpu or cuda
+"""
+# Initialisers that only say where A and B started. Others (PiSSA, OLoRA, LoftQ, CorDA) change the base's weights as well.
+HARMLESS = (True, False, None, "gaussian", "orthogonal")
+# What PEFT's config can ask for besides A and B (and DoRA's magnitude): neither its loading nor its merging is checked here.
+BEYOND = ("modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices", "target_parameters", "use_qalora",
+          "fan_in_fan_out", "alora_invocation_tokens", "arrow_config", "use_bdlora", "kasa_config", "monteclora_config",
+          "velora_config", "exclude_modules", "layers_pattern")  # fmt: skip
+
+
+@dataclass
+class Source:
+    """What is to be opened, checked as far as that needs no torch."""
+
+    name: str
+    config: Config
+    record: RunFolder | None  # None: an adapter's folder
+    adapter: Path | None  # None: a control
+    settings: dict[str, Any]  # of adapter_config.json; empty without an adapter
+
+    @property
+    def quantised(self) -> bool:
+        return self.config.variant.base_precision in ("int8", "nf4")
+
+    @property
+    def advice(self) -> list[str]:
+        return serving.advice(self.settings, self.quantised) if self.settings else []
+
+
+@dataclass
+class Adapted:
+    """The opened model: PEFT's, or the plain one of a control."""
+
+    network: Any
+    tokenizer: Any
+    numerics: Numerics
+
+
+def find(given: Mapping[str, Any]) -> Source:
+    """What ``run=`` or ``adapter=`` names.
+
+    Raises:
+        ConfigError: there is none, it is damaged or did not finish, or its base cannot be had; one line.
+    """
+    if ("run" in given) == ("adapter" in given):
+        raise ConfigError("needs one of run=ID and adapter=FOLDER")
+    if "run" in given:
+        for key in ("model", "precision"):
+            if key in given:
+                raise ConfigError(f"{key}: the run's record says it; {key}= goes with adapter=FOLDER")
+        source = _of_run(given["run"])
+    else:
+        source = _of_folder(given["adapter"], given.get("model"), given.get("precision", "bf16"))
+    source.config.device = given.get("device", "auto")
+    models.refuse_impossible(source.config.model)
+    return source
+
+
+def _of_run(run: str) -> Source:
+    record = RunFolder(run)
+    result = record.result()
+    if result is None:
+        raise ConfigError(
+            f"run={run}: no finished run in {RUNS.absolute()}" + (" (result.json is damaged)" * record.path.is_dir())
+        )
+    if result["status"] != "ok":
+        raise ConfigError(f"run={run}: ended as {result['status']} ({result['reason']}); only a run that is ok is used")
+    if damage := record.damage(result):
+        raise ConfigError(f"run={run}: its record is damaged: {damage[0]}; python -m src.train with its config makes it again")
+    config = record.read_config()
+    if config.variant.trains != "adapter":
+        return Source(f"run {run}", config, record, None, {})
+    return Source(f"run {run}", config, record, record.adapter, read_settings(record.adapter))
+
+
+def _of_folder(folder: str, model: str | None, precision: str) -> Source:
+    settings = read_settings(Path(folder).expanduser())
+    config = Config(model=_base(settings, model, folder))
+    config.variant.base_precision = precision
+    config.variant.scaling = "alpha_over_sqrt_r" if settings.get("use_rslora") else "alpha_over_r"
+    config.variant.magnitude = "dora" if settings.get("use_dora") else "none"
+    config.variant.name = variant_name(config.variant)
+    config.lora.r, config.lora.alpha = settings["r"], settings["lora_alpha"]
+    return Source(f"adapter {folder}", config, None, Path(folder).expanduser(), settings)
+
+
+def _base(settings: Mapping[str, Any], model: str | None, folder: str) -> ModelConfig:
+    """The base that ``model=`` or else the adapter names: a file of conf/model, or a folder."""
+    name = model or settings.get("base_model_name_or_path") or ""
+    ids = {path.stem: OmegaConf.select(OmegaConf.load(path), "id") for path in sorted((CONF_FOLDER / "model").glob("*.yaml"))}
+    known = [choice for choice in ids if choice != "path"]
+    if name in known:
+        return compose([f"model={name}"]).model
+    if name == embedded.HUB_ID:
+        print(f"the base is the embedded {name}, whose weights were 4-bit; model=FOLDER takes another", file=sys.stderr)
+        return compose(["model=smollm2_135m"]).model
+    if (Path(name).expanduser() / "config.json").is_file() and name:
+        return ModelConfig(name=Path(name).name, source="path", path=name)
+    for choice in known:
+        if name and ids[choice] == name:
+            return compose([f"model={choice}"]).model
+    where = f"model={model}" if model else f"adapter={folder}: its base {name!r}" if name else f"adapter={folder}: names no base;"
+    hint = words.suggest(name, known)
+    raise ConfigError(
+        f"{where} is neither a folder with a model nor known{hint}; model= takes a folder or one of {', '.join(known)}"
+    )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """adapter_config.json, where it describes what can be loaded strictly and merged.
+
+    Raises:
+        ConfigError: it does not, or the weights are missing, or only there as a pickle.
+    """
+    where = folder / SETTINGS
+    try:
+        found = json.loads(inputs.read(str(where), "adapter").decode())
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where}: is not JSON ({error})") from error
+    if not isinstance(found, dict) or found.get("peft_type") != "LORA":
+        raise ConfigError(f"{where}: is not a LoRA adapter's")
+    for key, kinds in (("r", (int,)), ("lora_alpha", (int, float))):
+        if type(found.get(key)) not in kinds or not found[key] > 0:
+            raise ConfigError(f"{where}: {key} needs a number above 0")
+    if beyond := [key for key in BEYOND if found.get(key)] + ["bias"] * (found.get("bias", "none") != "none"):
+        raise ConfigError(f"{where}: has {', '.join(beyond)}, which is not supported here")
+    if found.get("init_lora_weights", True) not in HARMLESS:
+        raise ConfigError(f"{where}: init_lora_weights={found['init_lora_weights']} changes the base too; save it as plain LoRA")
+    targets = found.get("target_modules")
+    named = isinstance(targets, list) and targets and all(isinstance(n, str) and MODULE_NAME.fullmatch(n) for n in targets)
+    if not named and targets != ALL_LINEAR:
+        raise ConfigError(f"{where}: target_modules needs a list of module names; a pattern is not read")
+    if not (folder / WEIGHTS).is_file():
+        pickled = "; a pickle (adapter_model.bin) is never loaded" if (folder / "adapter_model.bin").exists() else ""
+        raise ConfigError(f"{folder}: has no {WEIGHTS}{pickled}")
+    return found
+
+
+def load_base(source: Source, exact: bool = False) -> tuple[Any, Any, Numerics]:
+    """(base model in 16 bits or more, tokenizer, formats). ``exact``: the same weights, and all products, in fp32."""
+    import torch
+
+    from src import device
+
+    numerics = device.choose(source.config)
+    network, tokenizer = models.load(source.config.model, numerics.base, numerics.device)
+    if exact:
+        network, numerics = network.float(), device.Numerics(numerics.device, torch.float32, None)
+    return network, tokenizer, numerics
+
+
+def open_source(source: Source, exact: bool = False) -> Adapted:
+    """Load base and adapter where they compute, in the precision of training, or with all products in fp32.
+
+    Raises:
+        ConfigError: the adapter file does not fit, or the base is not the one that the run was trained on.
+    """
+    from src.variants import adapters, quantization
+
+    config = source.config
+    network, tokenizer, numerics = load_base(source, exact)
+    if config.variant.trains == "all":
+        from transformers import AutoModelForCausalLM
+
+        assert source.record is not None
+        network = AutoModelForCausalLM.from_pretrained(
+            source.record.model, dtype=numerics.base, use_safetensors=True, **models.NO_CODE
+        )
+    network = quantization.place(network, config.variant, numerics.device, numerics.compute)
+    if source.adapter is not None:
+        network = adapters.attach_as(network, _peft_config(source.settings), 0)
+        load_strictly(network, source.adapter / WEIGHTS)
+        if not exact:
+            _refuse_other_base(source, network, numerics)
+    network.requires_grad_(False)
+    return Adapted(network.eval(), tokenizer, numerics)
+
+
+def _peft_config(settings: dict[str, Any]) -> Any:
+    from peft import LoraConfig
+
+    kept = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform")
+    values = {key: settings[key] for key in kept if settings.get(key) is not None}
+    return LoraConfig(**values, task_type="CAUSAL_LM")
+
+
+def load_strictly(network: Any, file: Path) -> None:
+    """Fill the adapter of PEFT's model from a file that has its tensors, all of them and no others, in their shapes.
+
+    Raises:
+        ConfigError: it has not; one line with how many and the first of them.
+    """
+    import torch
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{file}: cannot be read as safetensors ({error})") from error
+    # Without the last word PEFT would ask the hub whether the vocabulary has grown.
+    wanted = get_peft_model_state_dict(network, save_embedding_layers=False)
+    for problem, names in (
+        ("lacks", sorted(wanted.keys() - found.keys())),
+        ("has, unexpected by this base and adapter_config.json,", sorted(found.keys() - wanted.keys())),
+    ):
+        if names:
+            raise ConfigError(f"{file}: {problem} {len(names)} of {len(wanted)} tensors, such as {names[0]}")
+    for name, tensor in found.items():
+        if tensor.shape != wanted[name].shape:
+            raise ConfigError(f"{file}: {name} has the shape {list(tensor.shape)} where {list(wanted[name].shape)} is needed")
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise ConfigError(f"{file}: {name} holds what is no finite number")
+    set_peft_model_state_dict(network, {name: tensor.float() for name, tensor in found.items()})
+
+
+def _refuse_other_base(source: Source, network: Any, numerics: Numerics) -> None:
+    """Raise ConfigError where the base is not what the run's record says, which can be told on the same kind of device."""
+    from src import device
+    from src.train.checks import fingerprint, frozen_tensors
+
+    if source.record is None:
+        return
+    known = source.record.provenance() or {}
+    here = device.describe(numerics.device)
+    if "base_fingerprint" not in known or str(known.get("device")).rsplit(",")[0] != here.rsplit(",")[0]:
+        return
+    if fingerprint(frozen_tensors(network)) != known["base_fingerprint"]:
+        raise ConfigError(f"{source.name}: the base model {source.config.model.name} holds other weights than it was trained on")

@@ -1,0 +1,50 @@
+"""What ``python -m src.eval`` does with one trained adapter: the commands that are chosen by its first word."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+
+from src.admission import refuse_secrets
+from src.config import ConfigError
+from src.credentials import redact, redacting
+from src.eval.text import clean
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+# The word, and the module that does it: USAGE, and run(words). A module is imported when its word is given.
+COMMANDS = {
+    "generate": "src.eval.generate",
+    "merge": "src.eval.merge",
+    "push": "src.eval.push",
+    "harness": "src.eval.harness",
+}
+
+
+def main(name: str, words: list[str]) -> int:
+    """Run a command; 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+    module = importlib.import_module(COMMANDS[name])
+    if "--help" in words or "-h" in words:
+        print(module.USAGE, end="")
+        return 0
+    return conducted(lambda: module.run(words), words)
+
+
+def conducted(command: Callable[[], None], words: list[str]) -> int:
+    sys.stderr = redacting(sys.stderr)  # also for a traceback that nobody foresaw
+    try:
+        refuse_secrets(words)
+        command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as head, has seen enough. What is left in the buffer must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ConfigError, OSError) as error:  # OSError: a full disk, or a model that the hub does not give
+        print(f"error: {redact(clean(str(error)))}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0

@@ -1,0 +1,240 @@
+"""``python -m src.eval merge``: one adapter folded into its base, saved as a model, with what that cost in fidelity."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from src import datasets, models, prose
+from src.config import ConfigError
+from src.durable import dump_json, replacing, seal_text
+from src.eval import adapted, serving, words
+from src.eval.adapted import Source
+from src.eval.words import Key
+from src.quiet import quiet_libraries
+
+USAGE = f"""\
+usage: python -m src.eval merge run=ID out=DIR [onto=original|dequantised] [dtype=bf16] [examples=64] [latency=true]
+       python -m src.eval merge adapter=FOLDER [model=NAME] [precision=nf4] out=DIR ...
+
+Folds an adapter into its base in fp32, rounds once, saves model and tokenizer to DIR for AutoModelForCausalLM.from_pretrained,
+reads them back and measures them against the unmerged adapter: DIR/merge.json, and the table printed here.
+
+{adapted.USAGE}\
+  out=DIR          where the model is written; must not exist
+  onto=NAME        for a quantised base, from which no merge is exact: original (the 16-bit base) or dequantised (what the
+                   quantised base multiplies with)
+  dtype=NAME       of the saved weights: bf16 (default) or fp32
+  examples=N       of the run's test split that fidelity is measured on; held-out prose for adapter= (default: 64)
+  control=BOOL     merge once more in fp32 throughout, to tell rounding from the rest (default: below 1e9 parameters)
+  latency=BOOL     time base, adapter and merged model (default: true)
+"""
+KEYS = adapted.KEYS | {
+    "out": Key(str, "merged"),
+    "onto": Key(str, "original"),
+    "dtype": Key(words.one_of("bf16", "fp32"), "bf16"),
+    "examples": Key(words.whole(1, 10**6), "64"),
+    "control": Key(words.switch, "true"),
+    "latency": Key(words.switch, "true"),
+}
+SMALL = 10**9  # parameters up to which the control is made unasked: it holds two models in fp32
+REPORT = "merge.json"
+REQUANTISED = (
+    "a merge is not requantised: rounded to 4 or 8 bits again, W + s B A loses much of what training added;"
+    " serve the adapter over the quantised base, or choose original or dequantised"
+)
+DORA_ONTO_ORIGINAL = (
+    "DoRA's magnitudes were trained against the norms of the dequantised weights; each merged row keeps its trained norm and"
+    " takes its direction from the 16-bit weights, as PEFT computes where the adapter is loaded over them"
+)
+INT8 = "LLM.int8() also rounds its inputs to 8 bits, which no merged weight reproduces"
+
+
+def run(arguments: list[str]) -> None:
+    given, _ = words.read(arguments, KEYS)
+    if "out" not in given:
+        raise ConfigError("out: needs the folder to write, such as out=merged")
+    source = adapted.find(given)
+    onto = choose_base(source, given.get("onto"))
+    out = Path(given["out"]).expanduser()
+    if out.exists() or out.is_symlink():
+        raise ConfigError(f"out={given['out']}: is there already; a merge overwrites nothing")
+    splits = _test_split(source, given.get("examples", 64))
+    quiet_libraries()
+    with replacing(out) as folder:
+        report = merge(source, onto, folder, given, splits)
+        (folder / REPORT).write_text(seal_text(dump_json(report)), encoding="utf-8")
+    show(report)
+    print(out)
+
+
+def choose_base(source: Source, onto: str | None) -> str:
+    """Which weights the adapter is added to: ``base``, or of a quantised one ``original`` or ``dequantised``."""
+    precision = source.config.variant.base_precision
+    if source.adapter is None:
+        where = (
+            f"; {source.record.path}/model is a model already" if source.config.variant.trains == "all" and source.record else ""
+        )
+        raise ConfigError(f"{source.name}: variant={source.config.variant.name} has no adapter to merge{where}")
+    if onto is not None and onto not in ("original", "dequantised"):
+        why = REQUANTISED if onto in ("quantised", "requantised", "nf4", "int8") else "choose one of original, dequantised"
+        raise ConfigError(f"onto={onto}: {why}")
+    if not source.quantised:
+        if onto is not None:
+            raise ConfigError(f"onto={onto}: the base is {precision}, not quantised, so there is one merge; leave onto= out")
+        return "base"
+    if onto is None:
+        raise ConfigError(
+            f"onto: the adapter was trained over {precision} weights, from which no merge is exact; choose onto=dequantised (what"
+            " it was trained over, in 16 bits: the answers of training) or onto=original (the 16-bit base: without the errors of"
+            " quantising, which the adapter has learned to make up for)"
+        )
+    return onto
+
+
+def _test_split(source: Source, examples: int) -> list[datasets.Example] | None:
+    """The examples of a run that fidelity is measured on; None for an adapter of unknown data."""
+    if source.record is None:
+        return None
+    splits = datasets.load(source.config.dataset)
+    known = (source.record.provenance() or {}).get("data_fingerprint")
+    if known not in (None, splits.fingerprint()):
+        print(
+            "warning: the dataset is no longer what the run was trained on; fidelity is measured on what it is now",
+            file=sys.stderr,
+        )
+    return splits.test[: source.config.eval.test_examples][:examples]
+
+
+def merge(
+    source: Source, onto: str, folder: Path, given: dict[str, Any], examples: list[datasets.Example] | None
+) -> dict[str, Any]:
+    """Write the merged model to ``folder`` and measure it; the content of merge.json."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from src import batches, device
+    from src.eval import fidelity, latency, merging
+    from src.eval.score import Solo
+
+    dtype = torch.float32 if given.get("dtype") == "fp32" else torch.bfloat16
+    opened = adapted.open_source(source)
+    pad = opened.tokenizer.pad_token_id
+    if examples is None:
+        text = prose.load(source.config.forgetting)
+        items = prose.windows(text, opened.tokenizer, source.config.forgetting.tokens, prose.WINDOW)[: given.get("examples", 64)]
+    else:
+        dataset = source.config.dataset
+        items = batches.tokenise(examples, opened.tokenizer, dataset.max_length, dataset.chat_template)
+    plain, _, numerics = adapted.load_base(source)
+    parameters = sum(p.numel() for p in plain.parameters())
+    merging.merge(opened.network, plain, onto == "dequantised")
+    _save(plain.to(dtype), opened.tokenizer, source, folder)
+    del plain
+    # In the adapter's own format of products, so that the gap is the merge's and not theirs.
+    kept = torch.promote_types(numerics.base, dtype)
+    read_back = AutoModelForCausalLM.from_pretrained(folder, dtype=kept, use_safetensors=True, **models.NO_CODE).to(
+        numerics.device
+    )
+    unmerged, merged = Solo(opened.network, numerics), Solo(read_back, numerics)
+    found = fidelity.gap(unmerged, merged, items, pad)
+    report: dict[str, Any] = {
+        "source": source.name, "base": models.public_name(source.config.model) or source.config.model.name,
+        "variant": source.config.variant.name, "base_precision": source.config.variant.base_precision,
+        "onto": onto, "saved_as": "fp32" if dtype == torch.float32 else "bf16",
+        "device": device.describe(numerics.device), "products": "bf16" if numerics.compute else "fp32",
+        "measured_on": "held-out prose" if examples is None else "the test split",
+        "fidelity": asdict(found) | {"loss_difference": found.loss_difference},
+        "fp32_control": None, "latency": None, "notes": notes(source, onto),
+    }  # fmt: skip
+    if given.get("latency", True):
+        ids = _prompt(opened.tokenizer, numerics.device)
+        base = (unmerged, opened.network.disable_adapter)
+        report["latency"] = latency.compare({"base": base, "unmerged": (unmerged, None), "merged": (merged, None)}, ids)
+    del opened, unmerged, read_back, merged
+    if given.get("control", parameters <= SMALL):
+        report["fp32_control"] = _control(source, onto, items)
+    return report
+
+
+def _control(source: Source, onto: str, items: list[Any]) -> dict[str, Any]:
+    """The gap of the same merge where nothing is rounded: what is left is onto's doing, not the rounding's."""
+    from src.eval import fidelity, merging
+    from src.eval.score import Solo
+
+    opened = adapted.open_source(source, exact=True)
+    plain, _, numerics = adapted.load_base(source, exact=True)
+    merging.merge(opened.network, plain, onto == "dequantised")
+    found = fidelity.gap(Solo(opened.network, numerics), Solo(plain, numerics), items, opened.tokenizer.pad_token_id)
+    return asdict(found) | {"loss_difference": found.loss_difference}
+
+
+def _save(plain: Any, tokenizer: Any, source: Source, folder: Path) -> None:
+    plain.config.use_cache = True
+    plain.generation_config = models.generation_config(source.config.model, tokenizer)
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _prompt(tokenizer: Any, device: Any) -> Any:
+    """A prompt of fixed length, whatever the tokenizer; what it says does not matter for its time."""
+    import torch
+
+    from src.eval.latency import PROMPT_TOKENS
+
+    ids = tokenizer("The quick brown fox jumps over the lazy dog. " * PROMPT_TOKENS, add_special_tokens=False).input_ids
+    return torch.tensor([ids[:PROMPT_TOKENS]], device=device)
+
+
+def notes(source: Source, onto: str) -> list[str]:
+    found = []
+    if onto == "original" and source.config.variant.magnitude == "dora":
+        found.append(DORA_ONTO_ORIGINAL)
+    if source.config.variant.base_precision == "int8":
+        found.append(INT8)
+    if onto != "base" and source.config.model.source == "embedded":
+        found.append(f"{source.config.model.name} in 16 bits: {source.config.model.note}")
+    if serving.refusals(source.settings):
+        found.append("the merged folder is what vLLM serves; it refuses the adapter itself")
+    return found
+
+
+def show(report: dict[str, Any]) -> None:
+    """The table: fidelity and, where it was made, the fp32 control; then times."""
+    found, where = report["fidelity"], ONTO[report["onto"]]
+    lines = [
+        f"{report['source']}, {report['variant']} over {report['base_precision']}: merged onto {where}, saved in"
+        f" {report['saved_as']}; measured on {found['examples']} examples of {report['measured_on']},"
+        f" {found['tokens']} target tokens",
+        "",
+        f"{'':<44}{report['products'] + ' products':>16}{'fp32, unrounded':>18}" if report["fp32_control"] else "",
+    ]
+    for label, key, form in ROWS:
+        values = [form.format(part[key]) for part in (report["fidelity"], report["fp32_control"]) if part]
+        lines.append(f"{label:<44}{values[0]:>16}" + (f"{values[1]:>18}" if len(values) > 1 else ""))
+    if times := report["latency"]:
+        lines += [
+            "",
+            f"{times['device']}; {times['prompt_tokens']} tokens of prompt, {times['new_tokens']} new, medians of"
+            f" {times['repetitions']}",
+            f"{'ms':<24}{'base':>12}{'unmerged':>12}{'merged':>12}",
+        ]
+        for label, key in (("prompt", "prefill_ms"), ("each new token", "ms_per_token")):
+            lines.append(f"{label:<24}" + "".join(f"{times[name][key]:>12.1f}" for name in ("base", "unmerged", "merged")))
+        if times["device"].startswith("cpu"):
+            lines.append("Times of a CPU: they say nothing about a GPU.")
+    print("\n".join([*lines, "", *(f"- {note}" for note in report["notes"])]).rstrip())
+
+
+ONTO = {"base": "its base", "original": "the 16-bit base", "dequantised": "the dequantised base"}
+ROWS = (
+    ("logit gap, largest", "logit_max", "{:.3g}"),
+    ("logit gap, mean absolute", "logit_mean", "{:.3g}"),
+    ("KL(unmerged || merged), nats per token", "kl", "{:.3g}"),
+    ("log-loss per target token, unmerged, nats", "loss_unmerged", "{:.4f}"),
+    ("log-loss per target token, merged, nats", "loss_merged", "{:.4f}"),
+    ("difference", "loss_difference", "{:+.6f}"),
+    ("greedy next tokens that changed", "changed", "{:.2%}"),
+)
