@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from src import rows
 from src.cldr_names import cldr_rows
@@ -65,6 +66,23 @@ def load(dataset: DatasetConfig) -> Splits:
         train = sorted(train, key=lambda example: share_of(example.id))[: dataset.train_examples]
     repeated = len(splits.test) - len({_question(dataset, example) for example in splits.test})
     return replace(splits, train=train, repeated=repeated, labels=tuple(labels))
+
+
+def load_test(dataset: DatasetConfig) -> Splits:
+    """The test split alone, for a model that is only scored: training files are not needed where the test has its own.
+
+    Raises:
+        ConfigError: as ``load``.
+    """
+    whole: dict[str, Any] = {"val_share": 0.0, "test_share": 1.0, "train_examples": None}
+    files: dict[str, Any] = {"train_files": None, "val_files": None, "test_files": None, "val_path": None, "test_path": None}
+    if dataset.test_path:
+        return load(replace(dataset, path=dataset.test_path, **whole, **files))
+    if from_hub(dataset) and dataset.test_split:
+        return load(replace(dataset, train_split=dataset.test_split, val_split=None, test_split=None, **whole))
+    if dataset.path and dataset.test_files and rows.holds_files(dataset.path):
+        return load(replace(dataset, **whole, **files | {"train_files": dataset.test_files}))
+    return load(dataset)
 
 
 def from_hub(dataset: DatasetConfig) -> bool:

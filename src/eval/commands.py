@@ -16,6 +16,7 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 # The word, and the module that does it: USAGE, and run(words). A module is imported when its word is given.
 COMMANDS = {
+    "score": "src.eval.scores",
     "generate": "src.eval.generate",
     "merge": "src.eval.merge",
     "push": "src.eval.push",

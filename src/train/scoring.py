@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from src.batches import Item, tokenise
-from src.eval import answers
-from src.eval.score import Scorer, TargetLoss, per_token
+from src.batches import Item
+from src.eval.measure import measure
+from src.eval.score import Scorer, per_token
 from src.train.engine import Scored
 from src.train.events import Events
 from src.train.run import Run
 
-Row = dict[str, Any]  # of predictions.jsonl
 BEFORE, AFTER = "forgetting/before", "forgetting/after"
 
 
@@ -22,66 +20,14 @@ def test(
     runs: dict[int, Run], scorer: Scorer, tokenizer: Any, items: list[Item], events: Events, labels: Sequence[str] = ()
 ) -> None:
     """Score ``runs``, by their place in the pack, and write their predictions. ``labels`` are those of a label task."""
-    losses = scorer.losses(items, events.scoring("scoring the test split", len(items)))
+    config = next(iter(runs.values())).config  # for what the runs of a pack agree on
+    found = measure(scorer, tokenizer, items, config.dataset, labels, config.eval, events.scoring)
     for at, run in runs.items():
-        loss = per_token(losses[at])
-        if math.isfinite(loss):
-            run.outcome.metrics["test/loss"] = loss
-        else:
+        if "loss" not in found[at].metrics:
             run.outcome.status, run.outcome.reason = "diverged", "the test loss was not finite"
-    runs = {at: run for at, run in runs.items() if "test/loss" in run.outcome.metrics}
-    rows = {at: _rows(items, losses[at]) for at in runs}
-    if any(answers.kind(run.config.dataset) == "choice" for run in runs.values()):  # the runs of a pack agree on it
-        _choose(runs, rows, scorer, tokenizer, items, events)
-    if any(run.config.eval.generate for run in runs.values()):  # and on this
-        _answer(runs, rows, scorer, tokenizer, items, events, labels)
-    for at, run in runs.items():
-        run.folder.write_predictions(rows[at])
-
-
-def _choose(
-    runs: dict[int, Run], rows: dict[int, list[Row]], scorer: Scorer, tokenizer: Any, items: list[Item], events: Events
-) -> None:
-    """Which choice each model finds likeliest, by the summed log-loss of its text after the same prompt."""
-    dataset = next(iter(runs.values())).config.dataset
-    examples = [item.example for item in items]
-    options = [replace(example, target=choice) for example in examples for choice in example.choices]
-    tokens = tokenise(options, tokenizer, dataset.max_length, dataset.chat_template)
-    losses = scorer.losses(tokens, events.scoring("scoring the choices", len(options)))
-    for at, run in runs.items():
-        found = answers.chosen([loss.nats for loss in losses[at]], examples)
-        right = [choice == example.target for choice, example in zip(found, examples, strict=True)]
-        run.outcome.metrics["test/choice_accuracy"] = sum(right) / len(right)
-        for row, choice, good in zip(rows[at], found, right, strict=True):
-            row |= {"choice": choice, "choice_correct": good}
-
-
-def _answer(
-    runs: dict[int, Run],
-    rows: dict[int, list[Row]],
-    scorer: Scorer,
-    tokenizer: Any,
-    items: list[Item],
-    events: Events,
-    labels: Sequence[str],
-) -> None:
-    """Generate an answer to each prompt, judge it, and add both to ``rows``."""
-    asked = next(iter(runs.values())).config.eval.max_new_tokens
-    longest = asked or max(len(item.target) for item in items)
-    ids = scorer.generate(items, tokenizer.eos_token_id, longest, events.scoring("generating answers", len(items)))
-    for at, run in runs.items():
-        texts = tokenizer.batch_decode(ids[at], skip_special_tokens=True)
-        judged = answers.judge(answers.kind(run.config.dataset), texts, [item.example for item in items], labels)
-        run.outcome.metrics |= {f"test/{name}": value for name, value in judged.metrics.items()}
-        for row, text, right in zip(rows[at], texts, judged.correct, strict=True):
-            row |= {"prediction": text, "correct": right}
-
-
-def _rows(items: Sequence[Item], losses: Sequence[TargetLoss]) -> list[Row]:
-    return [
-        {"id": item.example.id, "target": item.example.target, "log_loss": loss.nats, "tokens": loss.tokens}
-        for item, loss in zip(items, losses, strict=True)
-    ]
+            continue
+        run.outcome.metrics |= {f"test/{name}": value for name, value in found[at].metrics.items()}
+        run.folder.write_predictions(found[at].rows)
 
 
 class Forgetting:

@@ -1,0 +1,86 @@
+"""All that is measured of models on test examples: log-losses, choices and answers. For the runs of a pack, or for one model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from src.batches import Item, tokenise
+from src.config import DatasetConfig, EvalConfig
+from src.eval import answers
+from src.eval.score import Advance, Scorer, per_token
+
+Row = dict[str, Any]  # of predictions.jsonl
+Progress = Callable[[str, int], Advance]  # (what is done, rows in all) -> a function that counts rows
+
+
+@dataclass
+class Measured:
+    """Of one model. ``metrics`` has no ``loss`` where that was not finite; ``rows`` has one for each example."""
+
+    metrics: dict[str, float]
+    rows: list[Row]
+
+
+def measure(
+    scorer: Scorer,
+    tokenizer: Any,
+    items: Sequence[Item],
+    dataset: DatasetConfig,
+    labels: Sequence[str],
+    evaluation: EvalConfig,
+    progress: Progress,
+) -> list[Measured]:
+    """Score all models of ``scorer`` on ``items``, as ``dataset.answer`` says. ``labels`` are those of a label task."""
+    found = []
+    for losses in scorer.losses(items, progress("scoring the test split", len(items))):
+        rows = [
+            {"id": item.example.id, "target": item.example.target, "log_loss": loss.nats, "tokens": loss.tokens}
+            for item, loss in zip(items, losses, strict=True)
+        ]
+        loss = per_token(losses)
+        found.append(Measured({"loss": loss} if math.isfinite(loss) else {}, rows))
+    if any(one.metrics for one in found):
+        if answers.kind(dataset) == "choice":
+            _choose(found, scorer, tokenizer, items, dataset, progress)
+        if evaluation.generate:
+            longest = evaluation.max_new_tokens or max(len(item.target) for item in items)
+            _answer(found, scorer, tokenizer, items, longest, answers.kind(dataset), labels, progress)
+    return found
+
+
+def _choose(
+    found: list[Measured], scorer: Scorer, tokenizer: Any, items: Sequence[Item], dataset: DatasetConfig, progress: Progress
+) -> None:
+    """Which choice each model finds likeliest, by the summed log-loss of its text after the same prompt."""
+    examples = [item.example for item in items]
+    options = [replace(example, target=choice) for example in examples for choice in example.choices]
+    tokens = tokenise(options, tokenizer, dataset.max_length, dataset.chat_template)
+    for one, losses in zip(found, scorer.losses(tokens, progress("scoring the choices", len(options))), strict=True):
+        chosen = answers.chosen([loss.nats for loss in losses], examples)
+        right = [choice == example.target for choice, example in zip(chosen, examples, strict=True)]
+        one.metrics["choice_accuracy"] = sum(right) / len(right)
+        for row, choice, good in zip(one.rows, chosen, right, strict=True):
+            row |= {"choice": choice, "choice_correct": good}
+
+
+def _answer(
+    found: list[Measured],
+    scorer: Scorer,
+    tokenizer: Any,
+    items: Sequence[Item],
+    longest: int,
+    kind: str,
+    labels: Sequence[str],
+    progress: Progress,
+) -> None:
+    """Generate an answer to each prompt, at most ``longest`` tokens, judge it, and add both to the rows."""
+    ids = scorer.generate(items, tokenizer.eos_token_id, longest, progress("generating answers", len(items)))
+    for one, output in zip(found, ids, strict=True):
+        texts = tokenizer.batch_decode(output, skip_special_tokens=True)
+        judged = answers.judge(kind, texts, [item.example for item in items], labels)
+        one.metrics |= judged.metrics
+        for row, text, right in zip(one.rows, texts, judged.correct, strict=True):
+            row |= {"prediction": text, "correct": right}

@@ -1,0 +1,120 @@
+"""``python -m src.eval score``: a trained adapter, or its base, on the test split of any dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from src import cli, datasets, progress
+from src.config import Config, ConfigError, EvalConfig
+from src.durable import dump_json, seal_text, write_atomically
+from src.eval import adapted, words
+from src.eval.adapted import Source
+from src.eval.text import clean
+from src.eval.words import Key
+from src.quiet import quiet_libraries
+
+USAGE = f"""\
+usage: python -m src.eval score run=ID [dataset=NAME] [dataset.KEY=VALUE ...] [examples=N] [generate=false]
+       python -m src.eval score adapter=FOLDER [model=NAME] [precision=nf4] dataset=NAME ...
+
+Scores a trained adapter on the test split of a dataset (default: the run's own) and writes the metrics, and a line for each
+example, to reports/scores/. Training files are not needed where the dataset has test files of its own.
+
+{adapted.USAGE}\
+  dataset=NAME     a name of conf/dataset; dataset.path= and the other keys of dataset as in python -m src.train
+  examples=N       of the test split at most (default: all; of the run's own dataset as many as it had)
+  generate=BOOL    answers beside log-losses (default: true)
+  max_new_tokens=N an answer's tokens at most (default: the longest target's)
+  batch_size=N     rows at once (default: 64)
+  base=BOOL        the base without the adapter, for comparison (default: false)
+"""
+KEYS = adapted.KEYS | {
+    "examples": Key(words.whole(1, 10**9), "200"),
+    "generate": Key(words.switch, "false"),
+    "max_new_tokens": Key(words.whole(1, 65536), "64"),
+    "batch_size": Key(words.whole(1, 65536), "16"),
+    "base": Key(words.switch, "true"),
+}
+FOLDER = Path("reports") / "scores"
+
+
+def run(arguments: list[str]) -> None:
+    about_data = [word for word in arguments if word.startswith(("dataset=", "dataset."))]
+    given, _ = words.read([word for word in arguments if word not in about_data], KEYS)
+    source = adapted.find(given)
+    config = cli.compose(about_data) if about_data else source.config
+    if not about_data and source.record is None:
+        raise ConfigError("dataset: an adapter's folder does not say what it was trained on; dataset=NAME chooses one")
+    splits = datasets.load_test(config.dataset) if about_data else datasets.load(config.dataset)
+    limit = given.get("examples", None if about_data else config.eval.test_examples)
+    if not (examples := splits.test[:limit]):
+        raise ConfigError(f"dataset={config.dataset.name}: has no test examples")
+    quiet_libraries()
+    evaluation = EvalConfig(
+        generate=given.get("generate", True),
+        max_new_tokens=given.get("max_new_tokens", None if about_data else config.eval.max_new_tokens),
+        batch_size=given.get("batch_size"),
+    )
+    with progress.spinner(f"scoring {source.name} on {config.dataset.name}"):
+        report, rows = score(source, config, examples, splits.labels, evaluation, given.get("base", False))
+    report |= {"examples": len(examples), "test_split": len(splits.test), "data_fingerprint": splits.fingerprint()}
+    stem = f"{config.dataset.name}{'_base' if given.get('base') else ''}"
+    folder = FOLDER / (source.record.run_id if source.record else Path(given["adapter"]).resolve().name or "adapter")
+    write_atomically(folder / f"{stem}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomically(folder / f"{stem}.json", seal_text(dump_json(report)))
+    show(report)
+    print(clean(str(folder / f"{stem}.json")))
+
+
+def score(
+    source: Source,
+    config: Config,
+    examples: Sequence[datasets.Example],
+    labels: Sequence[str],
+    evaluation: EvalConfig,
+    base: bool,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(what was measured and on what, a row for each example). ``base``: with the adapter switched off."""
+    from contextlib import nullcontext
+
+    from src import batches, device
+    from src.eval.measure import measure
+    from src.eval.score import Scorer, Solo
+
+    opened = adapted.open_source(source)
+    tokenizer, dataset = opened.tokenizer, config.dataset
+    items = batches.tokenise(examples, tokenizer, dataset.max_length, dataset.chat_template)
+    scorer = Scorer(Solo(opened.network, opened.numerics), evaluation.batch_size, tokenizer.pad_token_id)
+    with opened.network.disable_adapter() if base and source.adapter else nullcontext():
+        (found,) = measure(scorer, tokenizer, items, dataset, labels, evaluation, lambda what, total: lambda rows: None)
+    if "loss" not in found.metrics:
+        raise ConfigError(f"{source.name}: its log-loss on {dataset.name} is not finite")
+    return {
+        "source": source.name,
+        "base_only": base,
+        "model": source.config.model.name,
+        "variant": source.config.variant.name,
+        "base_precision": source.config.variant.base_precision,
+        "dataset": dataset.name,
+        "dataset_version": dataset.version,
+        "dataset_config": asdict(dataset),
+        "cut": sum(item.cut for item in items),
+        "max_new_tokens": evaluation.max_new_tokens if evaluation.generate else None,
+        "device": device.describe(opened.numerics.device),
+        "metrics": found.metrics,
+    }, found.rows
+
+
+def show(report: dict[str, Any]) -> None:
+    version = f" (version {report['dataset_version']})" if report["dataset_version"] is not None else ""
+    what = f"{report['source']}, {report['variant']} over {report['base_precision']}"
+    print(clean(f"{what}{', adapter switched off' * report['base_only']}, on {report['dataset']}{version}:"))
+    print(f"{report['examples']:,} of {report['test_split']:,} test examples; {report['device']}")
+    for name, value in report["metrics"].items():
+        print(f"  {name:<20}{value:>10.4f}")
+    if report["cut"]:
+        print(f"{report['cut']} rows are longer than dataset.max_length and lost the left of their prompt")
