@@ -7,9 +7,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from src import inputs, rows
 from src.config import ConfigError
+from src.formats import FORMATS
 
 KEY = "dataset.path"
 
@@ -110,3 +113,36 @@ def test_a_damaged_archive_is_refused_in_one_line(folder: Path) -> None:
         path.write_bytes(good[:length])
         with pytest.raises(ConfigError, match="is no archive that can be read"):
             inputs.member(str(path), KEY, "a.csv")
+
+
+CELLS = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=8), st.lists(st.text(max_size=3), max_size=2))
+NAMES = st.sampled_from(["question", "question_stem", "answer", "answerKey", "choices", "instruction", "input", "output", "text",
+                         "category", "label_text", "mr", "ref", "meaning_representation", "human_reference", "context", "target",
+                         "messages"])  # fmt: skip
+OPTIONS = st.dictionaries(st.sampled_from(["text", "label"]), CELLS, max_size=2)
+ROWS = st.one_of(CELLS, st.dictionaries(NAMES, st.one_of(CELLS, OPTIONS, st.just("Answer format: a/b")), max_size=6))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(FORMATS)), ROWS)
+def test_any_row_is_read_or_refused_in_one_line(name: str, row: object) -> None:
+    try:
+        read = FORMATS[name](row, "rows, line 1")
+    except ConfigError as error:
+        assert str(error).startswith("rows, line 1: ") and "\n" not in str(error)
+    else:
+        assert read.target.strip() and read.question is not None and (not read.choices or read.target in read.choices)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["a.csv", "a.json", "a.zip"]), st.one_of(st.binary(max_size=60), st.text('a,"\n\r[]{}:\0 ', max_size=40)))
+def test_any_bytes_are_rows_or_refused_in_one_line(folder: Path, name: str, content: bytes | str) -> None:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    try:
+        if name == "a.zip":
+            assert inputs.member(name, KEY, "a.csv") is None
+        else:
+            assert read(Path(name))
+    except ConfigError as error:
+        assert name in str(error) and str(error).isprintable()

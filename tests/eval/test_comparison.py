@@ -160,6 +160,24 @@ def test_label_metrics_appear_where_measured(make) -> None:
     assert math.isnan(table["test_exact_match_mean"][0])
 
 
+def test_metrics_of_tasks_appear_where_measured_and_can_be_chosen(make) -> None:
+    make(metrics={"test/loss": 1.0, "test/choice_accuracy": 0.5, "test/bleu": 12.5})
+    comparison = compared(metric="test/bleu")
+    assert comparison.metrics == ["test/bleu", "test/loss", "test/exact_match", "test/choice_accuracy"]
+    assert comparison.table["test_bleu_mean"][0] == 12.5 and comparison.table["test_choice_accuracy_mean"][0] == 0.5
+    assert "test bleu (0 to 100)" in comparison.caption
+
+
+def test_two_versions_of_one_dataset_are_two_rows_and_a_record_from_before_versions_is_a_third(make) -> None:
+    make(fields={"dataset.version": 1})
+    make(fields={"dataset.version": 2})
+    make()
+    comparison = compared()
+    assert comparison.differing == ["dataset.version"]
+    assert sorted(comparison.table["dataset_version"].dropna()) == [1, 2] and len(comparison.table) == 3
+    assert sorted(map(str, comparison.table["dataset.version"])) == ["1", "2", "none"]
+
+
 def test_another_metric(make) -> None:
     make(2.0)
     make(4.0, 1)
