@@ -101,7 +101,7 @@ def public_name(model: ModelConfig) -> str | None:
         return None
     if model.source == "embedded":
         return embedded.HUB_ID
-    return model.path if model.source == "path" else model.id
+    return str(Path(model.path).expanduser()) if model.source == "path" and model.path else model.id
 
 
 def refuse_impossible(model: ModelConfig) -> None:

@@ -172,6 +172,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     named = isinstance(targets, list) and targets and all(isinstance(n, str) and MODULE_NAME.fullmatch(n) for n in targets)
     if not named and targets != ALL_LINEAR:
         raise ConfigError(f"{where}: target_modules needs a list of module names; a pattern is not read")
+    for key in ("rank_pattern", "alpha_pattern"):
+        values = found.get(key) or {}
+        if not isinstance(values, dict) or not all(
+            MODULE_NAME.fullmatch(n) and type(v) in (int, float) for n, v in values.items()
+        ):
+            raise ConfigError(f"{where}: {key} needs numbers by module name; a pattern is not read")
     if not (folder / WEIGHTS).is_file():
         pickled = "; a pickle (adapter_model.bin) is never loaded" if (folder / "adapter_model.bin").exists() else ""
         raise ConfigError(f"{folder}: has no {WEIGHTS}{pickled}")

@@ -197,7 +197,9 @@ def notes(source: Source, onto: str) -> list[str]:
     if onto != "base" and source.config.model.source == "embedded":
         found.append(f"{source.config.model.name} in 16 bits: {source.config.model.note}")
     if serving.refusals(source.settings):
-        found.append("the merged folder is what vLLM serves; it refuses the adapter itself")
+        found.append(
+            f"vLLM refuses the adapter itself ({' '.join(serving.refusals(source.settings))}); this folder is what it serves"
+        )
     return found
 
 
