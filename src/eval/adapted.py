@@ -19,6 +19,7 @@ from src.cli import compose
 from src.config import ALL_LINEAR, CONF_FOLDER, Config, ConfigError, ModelConfig, variant_name
 from src.eval import serving, words
 from src.eval.words import Key
+from src.models import NO_CODE
 from src.records import RUNS, RunFolder
 from src.values import CHOICES, MODULE_NAME
 
@@ -211,9 +212,7 @@ def open_source(source: Source, exact: bool = False) -> Adapted:
         from transformers import AutoModelForCausalLM
 
         assert source.record is not None
-        network = AutoModelForCausalLM.from_pretrained(
-            source.record.model, dtype=numerics.base, use_safetensors=True, **models.NO_CODE
-        )
+        network = AutoModelForCausalLM.from_pretrained(source.record.model, dtype=numerics.base, use_safetensors=True, **NO_CODE)
     network = quantization.place(network, config.variant, numerics.device, numerics.compute)
     if source.adapter is not None:
         network = adapters.attach_as(network, _peft_config(source.settings), 0)
