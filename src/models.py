@@ -101,7 +101,7 @@ def public_name(model: ModelConfig) -> str | None:
         return None
     if model.source == "embedded":
         return embedded.HUB_ID
-    return model.path if model.source == "path" else model.id
+    return str(Path(model.path).expanduser()) if model.source == "path" and model.path else model.id
 
 
 def refuse_impossible(model: ModelConfig) -> None:
@@ -163,5 +163,5 @@ def generation_config(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) ->
     if model.weights == "pretrained":
         options = {"revision": model.revision} if model.source == "hub" and model.revision else {}
         with suppress(OSError):
-            return GenerationConfig.from_pretrained(location(model), **options)
+            return GenerationConfig.from_pretrained(location(model), **NO_CODE, **options)
     return GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)

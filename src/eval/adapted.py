@@ -19,6 +19,7 @@ from src.cli import compose
 from src.config import ALL_LINEAR, CONF_FOLDER, Config, ConfigError, ModelConfig, variant_name
 from src.eval import serving, words
 from src.eval.words import Key
+from src.models import NO_CODE
 from src.records import RUNS, RunFolder
 from src.values import CHOICES, MODULE_NAME
 
@@ -172,6 +173,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     named = isinstance(targets, list) and targets and all(isinstance(n, str) and MODULE_NAME.fullmatch(n) for n in targets)
     if not named and targets != ALL_LINEAR:
         raise ConfigError(f"{where}: target_modules needs a list of module names; a pattern is not read")
+    for key in ("rank_pattern", "alpha_pattern"):
+        values = found.get(key) or {}
+        if not isinstance(values, dict) or not all(
+            MODULE_NAME.fullmatch(n) and type(v) in (int, float) for n, v in values.items()
+        ):
+            raise ConfigError(f"{where}: {key} needs numbers by module name; a pattern is not read")
     if not (folder / WEIGHTS).is_file():
         pickled = "; a pickle (adapter_model.bin) is never loaded" if (folder / "adapter_model.bin").exists() else ""
         raise ConfigError(f"{folder}: has no {WEIGHTS}{pickled}")
@@ -205,9 +212,7 @@ def open_source(source: Source, exact: bool = False) -> Adapted:
         from transformers import AutoModelForCausalLM
 
         assert source.record is not None
-        network = AutoModelForCausalLM.from_pretrained(
-            source.record.model, dtype=numerics.base, use_safetensors=True, **models.NO_CODE
-        )
+        network = AutoModelForCausalLM.from_pretrained(source.record.model, dtype=numerics.base, use_safetensors=True, **NO_CODE)
     network = quantization.place(network, config.variant, numerics.device, numerics.compute)
     if source.adapter is not None:
         network = adapters.attach_as(network, _peft_config(source.settings), 0)

@@ -12,6 +12,7 @@ from src.config import ConfigError
 from src.credentials import redact, redacting
 from src.eval.text import clean
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 # The word, and the module that does it: USAGE, and run(words). A module is imported when its word is given.
@@ -25,7 +26,7 @@ COMMANDS = {
 
 
 def main(name: str, words: list[str]) -> int:
-    """Run a command; 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+    """Run a command; 0 done, 1 out of memory, 2 bad input (one line on stderr each), 130 interrupted."""
     module = importlib.import_module(COMMANDS[name])
     if "--help" in words or "-h" in words:
         print(module.USAGE, end="")
@@ -48,4 +49,11 @@ def conducted(command: Callable[[], None], words: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        from src.device import is_out_of_memory  # imports torch, which whatever raised this has done by now
+
+        if not is_out_of_memory(error):
+            raise  # a defect of ours, which a traceback shows
+        print(f"error: {redact(clean(str(error) or 'out of memory'))}", file=sys.stderr)
+        return FAILED
     return 0

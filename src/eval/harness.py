@@ -19,8 +19,8 @@ from src.quiet import quiet_libraries
 USAGE = f"""\
 usage: python -m src.eval harness run=ID tasks=NAME,NAME [limit=N] [include=FOLDER] [batch_size=8]
 
-Runs tasks of lm-evaluation-harness (pip install 'lora-assay[harness]') on base and adapter, in the precision of training;
-results to reports/harness/<id>/results.json. Most tasks download their data.
+Runs tasks of lm-evaluation-harness (pip install 'lm-eval>=0.4.9', the extra harness) on base and adapter, in the precision of
+training; results to reports/harness/<id>/results.json. Most tasks download their data.
 
 {adapted.USAGE}\
   tasks=NAMES      of the harness, or of YAML files in include=
@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> None:
     if "include" in given and not Path(given["include"]).is_dir():
         raise ConfigError(f"include={given['include']}: no such folder")
     if importlib.util.find_spec(PACKAGE) is None:
-        raise ConfigError("harness: lm-evaluation-harness is not installed; pip install 'lora-assay[harness]' (lm-eval>=0.4.9)")
+        raise ConfigError("harness: lm-evaluation-harness is not installed; pip install 'lm-eval>=0.4.9', the extra harness")
     quiet_libraries()
     results = evaluate(source, given)
     path = FOLDER / (given.get("run") or Path(given["adapter"]).name) / "results.json"

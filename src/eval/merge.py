@@ -13,6 +13,7 @@ from src.durable import dump_json, replacing, seal_text
 from src.eval import adapted, serving, words
 from src.eval.adapted import Source
 from src.eval.words import Key
+from src.models import NO_CODE
 from src.quiet import quiet_libraries
 
 USAGE = f"""\
@@ -135,9 +136,7 @@ def merge(
     del plain
     # In the adapter's own format of products, so that the gap is the merge's and not theirs.
     kept = torch.promote_types(numerics.base, dtype)
-    read_back = AutoModelForCausalLM.from_pretrained(folder, dtype=kept, use_safetensors=True, **models.NO_CODE).to(
-        numerics.device
-    )
+    read_back = AutoModelForCausalLM.from_pretrained(folder, dtype=kept, use_safetensors=True, **NO_CODE).to(numerics.device)
     unmerged, merged = Solo(opened.network, numerics), Solo(read_back, numerics)
     found = fidelity.gap(unmerged, merged, items, pad)
     report: dict[str, Any] = {
@@ -197,7 +196,9 @@ def notes(source: Source, onto: str) -> list[str]:
     if onto != "base" and source.config.model.source == "embedded":
         found.append(f"{source.config.model.name} in 16 bits: {source.config.model.note}")
     if serving.refusals(source.settings):
-        found.append("the merged folder is what vLLM serves; it refuses the adapter itself")
+        found.append(
+            f"vLLM refuses the adapter itself ({' '.join(serving.refusals(source.settings))}); this folder is what it serves"
+        )
     return found
 
 

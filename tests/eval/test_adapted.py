@@ -100,7 +100,8 @@ def test_tensors_that_do_not_fit_are_refused(copied: Path, edit: Callable[[Tenso
         ({"bias": "all"}, "has bias, which is not supported here"),
         ({"modules_to_save": ["lm_head"]}, "has modules_to_save"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa changes the base too"),
-        ({"target_modules": ".*(a+)+$"}, "a pattern is not read"),
+        ({"target_modules": ".*(a+)+$"}, "target_modules needs a list of module names; a pattern is not read"),
+        ({"alpha_pattern": {"(a+)+$": 1}}, "alpha_pattern needs numbers by module name; a pattern is not read"),
     ],
 )
 def test_settings_that_would_load_as_something_else_are_refused(copied: Path, settings: dict[str, Any], said: str) -> None:

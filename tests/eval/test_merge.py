@@ -179,6 +179,22 @@ def test_any_adapter_folder_merges_and_is_measured_on_prose(run: Run, capsys: py
     assert f"{report['fidelity']['loss_merged']:.4f}" in printed
 
 
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True")
+def test_an_adapter_of_the_embeddings_is_no_part_of_a_merge(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from src import models
+    from src.cli import compose
+
+    network, _ = models.load(compose(["model=tiny"]).model, torch.float32, torch.device("cpu"))
+    peft = get_peft_model(network, LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM"))
+    peft.save_pretrained("mine", save_embedding_layers=False)
+    before = sorted(path.name for path in folder.iterdir())
+    assert commands.main("merge", ["adapter=mine", "model=tiny", "out=merged"]) == 2
+    assert "the adapter changes model.embed_tokens, which is no linear layer of the decoder" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
 @pytest.mark.timeout(600)
 def test_the_real_model_in_4_bits(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """What the choice of the base costs: onto what was trained over, the answers stay; onto the 16-bit base many change."""
