@@ -26,9 +26,14 @@ EMBEDDED = (
 )
 METRICS = {
     "test/loss": "log-loss per target token, test split (nats)",
-    "test/exact_match": "greedy exact match, test split",
+    "test/exact_match": "share of greedy answers that are right, test split",
     "test/macro_f1": "macro-F1, test split",
-    "test/parse_failures": "answers that are no label, test split",
+    "test/choice_accuracy": "choices of the smallest log-loss that are right, test split",
+    "test/item_f1": "F1 of listed items, test split",
+    "test/item_accuracy": "listed items that are right at their place, test split",
+    "test/chrf": "chrF, test split (0 to 100)",
+    "test/bleu": "BLEU, test split (0 to 100)",
+    "test/parse_failures": "answers that could not be read, test split",
     "val/loss": "log-loss per target token, validation split (nats)",
     "forgetting/before": "log-loss per token of held-out prose, the base (nats)",
     "forgetting/after": "log-loss per token of held-out prose, with the adapter (nats)",
@@ -73,8 +78,8 @@ def card(config: Config, result: Mapping[str, Any], n: Mapping[str, int] | None 
         ("effective scale", f"{result['effective_scale']:g} ({variant.scaling})"),
         ("target modules", _listed(config.lora.target_modules)),
         ("data", config.dataset.id or config.dataset.name or config.dataset.source),
-        ("training", f"{result.get('steps')} steps of {config.train.batch_size * config.train.grad_accum} rows, AdamW, "
-                     f"learning rate {config.train.lr:g}, {config.train.schedule}"),
+        ("training", f"{result.get('steps')} steps of {config.train.batch_size * config.train.grad_accum} rows,"
+                     f" {config.train.optimizer}, learning rate {config.train.lr:g}, {config.train.schedule}"),
         ("seed, data seed", f"{config.seed}, {config.data_seed}"),
         ("trainable parameters", f"{result['trainable_parameters']:,}"),
     ]  # fmt: skip
@@ -90,7 +95,7 @@ def card(config: Config, result: Mapping[str, Any], n: Mapping[str, int] | None 
         "```python\n" + loading(config, base) + "\n```",
         *([EMBEDDED.format(note=model.note)] if model.source == "embedded" else []),
         "In lora-assay, beside the run's record:",
-        f"```\npython -m src.eval generate run={result['run_id']} \"a prompt\"\n"
+        f"```\npython -m src.eval score run={result['run_id']}\npython -m src.eval generate run={result['run_id']} \"a prompt\"\n"
         f"python -m src.eval merge run={result['run_id']} out=merged{_onto(config)}\n```",
         "## Serve",
         "\n".join(f"- {line}" for line in serving.advice(settings, variant.base_precision in ("int8", "nf4"))),
