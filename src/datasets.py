@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from src import rows
+from src import inputs, rows
 from src.cldr_names import cldr_rows
 from src.config import ConfigError, DatasetConfig
 from src.formats import FORMATS, POOLED, Messages, normalised
@@ -169,9 +169,9 @@ def _load_files(dataset: DatasetConfig) -> Splits:
     origin = f", from {dataset.files_from}" if dataset.files_from else ""
     if not path and not named["train"]:
         raise ConfigError(f"dataset.path: dataset={name} needs a file, dataset.path=FILE.jsonl")
-    if not path:
-        needed = ", ".join(file for files in named.values() for file in files)
-        raise ConfigError(f"dataset.path: dataset={name} needs a folder with {needed}{origin}")
+    if not path or (named["train"] and inputs.is_missing(path)):
+        needed = f"dataset={name} needs a folder with {', '.join(file for files in named.values() for file in files)}{origin}"
+        raise ConfigError(f"dataset.path={path}: no such file or folder; {needed}" if path else f"dataset.path: {needed}")
     found: dict[str, list[rows.Source] | None] = {"train": None, "val": None, "test": None}
     if named["train"] and rows.holds_files(path):
         for split, files in named.items():

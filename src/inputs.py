@@ -46,6 +46,13 @@ def is_folder(path: str) -> bool:
         return False  # ``read`` says why it is no file either
 
 
+def is_missing(path: str) -> bool:
+    try:
+        return not Path(path).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False  # likewise
+
+
 def member(path: str, key: str, name: str) -> bytes | None:
     """A file of a .zip, at ``name`` or in folders above it; None where there is none. At most ``UNPACKED`` bytes are unpacked.
 

@@ -55,6 +55,15 @@ def test_each_named_dataset_says_what_it_is(name: str) -> None:
         assert refuse_impossible(config, 1) is None
 
 
+def test_a_folder_that_is_not_there_is_named_with_what_should_be_in_it() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(dataset("gsm8k", "dataset.path=nowhere"))
+    assert str(caught.value) == (
+        "dataset.path=nowhere: no such file or folder; dataset=gsm8k needs a folder with train.jsonl, test.jsonl, from"
+        " openai/grade-school-math on GitHub, grade_school_math/data"
+    )
+
+
 def test_what_was_never_released_is_named() -> None:
     with pytest.raises(ConfigError, match=r"dataset=finlora_cfa needs .*train/cfa_train\.jsonl.* never released"):
         load(dataset("finlora_cfa"))
