@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src.durable import dump_json, seal_text, write_atomically
 from src.eval import __main__ as eval_command
-from src.records import RUNS, dump_json, write_atomically
+from src.records import RUNS
 from src.train.plan import Job
 from tests.eval import synthetic
 from tests.faults import entry
@@ -105,7 +106,8 @@ def test_an_experiment_composes_or_is_refused_in_one_line(folder: Path, size: Si
 def records(folder: Path) -> list[str]:
     """A finished run, one that has only its order, and a sweep of both."""
     ids = [synthetic.run(), synthetic.run(seed=1, recorded=False)]
-    write_atomically(RUNS / "sweeps" / "study.json", dump_json({"name": "study", "run_ids": ids}))  # the same every time
+    listed = seal_text(dump_json({"name": "study", "run_ids": ids}))  # the same every time
+    write_atomically(RUNS / "sweeps" / "study.json", listed)
     return ids
 
 
@@ -118,6 +120,7 @@ def test_a_damaged_order_or_list_of_runs_leaves_the_table(
     counts: Counter[str] = Counter()
     tables: list[int] = []
     monkeypatch.setattr(eval_command, "report", lambda found, arguments: tables.append(len(found.frame())))
+    assert entry.evaluate("sweep=study").code == 0 and tables == [2]
 
     @settings(STEADY, max_examples=size(30, 2000))
     @given(st.sampled_from(sorted(good)), st.data())
