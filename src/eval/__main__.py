@@ -12,9 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.admission import refuse_secrets
 from src.config import ConfigError
-from src.credentials import redact
 from src.durable import Damaged, write_atomically
 from src.eval import commands
 from src.eval.frame import Gathered, gather, known_sweeps, run_ids
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from src.eval.columns import Cells
     from src.eval.comparison import Comparison
 
-BAD_INPUT = 2
-INTERRUPTED = 130
 REPORTS = Path("reports")
 EVERYTHING = "all"
 LONGEST_NAME = 255  # bytes; a file system's limit
@@ -287,27 +283,21 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(USAGE, end="")
         return 0
+    return commands.conducted(lambda: compare(arguments), arguments)
+
+
+def compare(arguments: list[str]) -> None:
+    """The table and its page, or a pair of runs."""
+    given = read_arguments(arguments)
     try:
-        refuse_secrets(arguments)
-        given = read_arguments(arguments)
-        try:
-            if given.pair is not None:
-                compare_pair(*given.pair)
-            else:
-                report(read_runs(given), given)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # The reader, such as head, has seen enough. What is left in the buffer must not fail again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:
-            raise ConfigError(f"{given.folder}: cannot be written: {error}") from error
-    except ConfigError as error:
-        print(f"error: {redact(clean(str(error)))}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+        if given.pair is not None:
+            compare_pair(*given.pair)
+        else:
+            report(read_runs(given), given)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{given.folder}: cannot be written: {error}") from error
 
 
 if __name__ == "__main__":
