@@ -34,7 +34,7 @@ PIPED_WIDTH = 200
 USAGE = """\
 usage: python -m src.eval [sweep=NAME] [reference=lora] [metric=NAME] [tune=0,1,2] [margin=0.01] [strict=true]
        python -m src.eval pair=ID,ID [sweep=NAME]
-       python -m src.eval generate|merge|push|harness ...   one trained adapter; each has its own --help
+       python -m src.eval score|generate|merge|push|harness ...   one trained adapter; each has its own --help
 
 Reads runs/*/ in this folder, gives each variant at each rank its own best learning rate, prints the comparison and writes
 tables, figures and a page to reports/<sweep>/. It can be run while the sweep still trains, and says what is missing.
