@@ -100,9 +100,7 @@ def refuse_impossible(dataset: DatasetConfig, batch_size: int) -> Splits | None:
     if len(splits.train) < batch_size:
         why = f" ({splits.left_out} more have prompts of the other splits)" if splits.left_out else ""
         raise ConfigError(f"train.batch_size={batch_size}: {where} has only {len(splits.train)} training examples{why}")
-    for name, split in (("validation", splits.val), ("test", splits.test)):
-        if not split:
-            raise ConfigError(f"{where}: no {name} examples are left; raise dataset.val_share and dataset.test_share or add rows")
+    refuse_empty(splits, dataset)
     if dataset.labels:
         known = {label.strip().casefold() for label in dataset.labels}
         # The training file of a named task may be that of several, each with labels of its own.
@@ -110,6 +108,16 @@ def refuse_impossible(dataset: DatasetConfig, batch_size: int) -> Splits | None:
             if example.target.strip().casefold() not in known:
                 raise ConfigError(f"dataset.labels: {example.id} has the target {example.target!r}, which is none of them")
     return splits
+
+
+def refuse_empty(splits: Splits, dataset: DatasetConfig) -> None:
+    """Raise ConfigError where nothing is left to validate or to test on."""
+    for name, split in (("validation", splits.val), ("test", splits.test)):
+        if not split:
+            raise ConfigError(
+                f"dataset={dataset.name or dataset.source}: no {name} examples are left; raise dataset.val_share and"
+                " dataset.test_share or add rows"
+            )
 
 
 def cldr_rows_as_examples() -> Iterator[Example]:

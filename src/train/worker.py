@@ -63,6 +63,7 @@ class Pack:
         total = sum(p.numel() for p in network.parameters())
         targets = counts.targets(linears, self.config.lora.target_modules, self.config.model.name)
         splits = datasets.load(self.config.dataset)
+        datasets.refuse_empty(splits, self.config.dataset)  # a hub's is read only here
         self.labels = splits.labels
         self._tokenise(splits)
         self._read_prose()

@@ -10,7 +10,9 @@ import torch
 
 from src import models
 from src.cli import compose
-from tests.conftest import Run, TrainPack
+from src.train import worker
+from src.train.events import Events
+from tests.conftest import TINY, Run, TrainPack, written
 
 
 @pytest.fixture
@@ -92,3 +94,15 @@ def test_a_task_has_its_metrics_in_the_record(run: Run, folder: Path, overrides:
     found = {name.removeprefix("test/") for name in result["metrics"] if name.startswith("test/")}
     assert found == {"loss", *metrics}
     assert result["dataset_version"] == 1 and result["test_rows_repeated"] == 0
+
+
+def test_a_dataset_without_validation_rows_fails_in_one_line(run: Run, folder: Path) -> None:
+    """A hub's rows are not read before the worker does."""
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"row {at}", "completion": "x"}) + "\n" for at in range(40)))
+    config = compose([*TINY, "dataset=jsonl", f"dataset.path={path}", "dataset.val_share=0"])
+    record = written(config)
+    assert worker.run([record.path], Events(None)) == 0
+    result = record.result()
+    assert result is not None and result["status"] == "failed"
+    assert result["reason"].startswith("dataset=jsonl: no validation examples are left")
