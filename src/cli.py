@@ -141,6 +141,10 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         say(error)
         code = BAD_INPUT
+    except BrokenPipeError:
+        # The reader, such as head, has seen enough. What is left in the buffer must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except OSError as error:
         say(error, GOES_ON if isinstance(error, CannotWrite) else "")
         code = BAD_INPUT if of_the_libraries(error) else 1

@@ -77,7 +77,10 @@ def load_test(dataset: DatasetConfig) -> Splits:
     whole: dict[str, Any] = {"val_share": 0.0, "test_share": 1.0, "train_examples": None}
     files: dict[str, Any] = {"train_files": None, "val_files": None, "test_files": None, "val_path": None, "test_path": None}
     if dataset.test_path:
-        return load(replace(dataset, path=dataset.test_path, **whole, **files))
+        splits = load(replace(dataset, path=dataset.test_path, **whole, **files))
+        if dataset.source != "task":  # rows of one's own are tested in the order of their file, so the first n are the same n
+            splits.test.sort(key=lambda example: int(example.id.rpartition(":")[2]))
+        return splits
     if from_hub(dataset) and dataset.test_split:
         return load(replace(dataset, train_split=dataset.test_split, val_split=None, test_split=None, **whole))
     if dataset.path and dataset.test_files and rows.holds_files(dataset.path):

@@ -39,6 +39,14 @@ def read(path: str, key: str) -> bytes:
     return contents
 
 
+def expanded(path: str, key: str) -> Path:
+    """The path with ``~`` as a home directory. Raises ConfigError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{key}={path}: {error}") from error
+
+
 def is_folder(path: str) -> bool:
     try:
         return Path(path).expanduser().is_dir()

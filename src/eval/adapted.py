@@ -20,8 +20,8 @@ from src.config import ALL_LINEAR, CONF_FOLDER, Config, ConfigError, ModelConfig
 from src.eval import serving, words
 from src.eval.words import Key
 from src.models import NO_CODE
-from src.records import RUNS, RunFolder
-from src.values import CHOICES, MODULE_NAME
+from src.records import RESULT, RUNS, RunFolder
+from src.values import CHOICES, MODULE_NAME, refuse_outside
 
 if TYPE_CHECKING:
     from src.device import Numerics
@@ -46,7 +46,7 @@ HARMLESS = (True, False, None, "gaussian", "orthogonal")
 # What PEFT's config can ask for besides A and B (and DoRA's magnitude): neither its loading nor its merging is checked here.
 BEYOND = ("modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices", "target_parameters", "use_qalora",
           "fan_in_fan_out", "alora_invocation_tokens", "arrow_config", "use_bdlora", "kasa_config", "monteclora_config",
-          "velora_config", "exclude_modules", "layers_pattern")  # fmt: skip
+          "velora_config", "exclude_modules", "layers_pattern", "layers_to_transform")  # fmt: skip
 
 
 @dataclass
@@ -101,9 +101,8 @@ def _of_run(run: str) -> Source:
     record = RunFolder(run)
     result = record.result()
     if result is None:
-        raise ConfigError(
-            f"run={run}: no finished run in {RUNS.absolute()}" + (" (result.json is damaged)" * record.path.is_dir())
-        )
+        why = "result.json is damaged" if (record.path / RESULT).exists() else "it has not ended" if record.path.is_dir() else ""
+        raise ConfigError(f"run={run}: no finished run in {RUNS.absolute()}" + (f" ({why})" if why else ""))
     if result["status"] != "ok":
         raise ConfigError(f"run={run}: ended as {result['status']} ({result['reason']}); only a run that is ok is used")
     if damage := record.damage(result):
@@ -115,14 +114,15 @@ def _of_run(run: str) -> Source:
 
 
 def _of_folder(folder: str, model: str | None, precision: str) -> Source:
-    settings = read_settings(Path(folder).expanduser())
+    place = inputs.expanded(folder, "adapter")
+    settings = read_settings(place)
     config = Config(model=_base(settings, model, folder))
     config.variant.base_precision = precision
     config.variant.scaling = "alpha_over_sqrt_r" if settings.get("use_rslora") else "alpha_over_r"
     config.variant.magnitude = "dora" if settings.get("use_dora") else "none"
     config.variant.name = variant_name(config.variant)
     config.lora.r, config.lora.alpha = settings["r"], settings["lora_alpha"]
-    return Source(f"adapter {folder}", config, None, Path(folder).expanduser(), settings)
+    return Source(f"adapter {folder}", config, None, place, settings)
 
 
 def _base(settings: Mapping[str, Any], model: str | None, folder: str) -> ModelConfig:
@@ -135,16 +135,16 @@ def _base(settings: Mapping[str, Any], model: str | None, folder: str) -> ModelC
     if name == embedded.HUB_ID:
         print(f"the base is the embedded {name}, whose weights were 4-bit; model=FOLDER takes another", file=sys.stderr)
         return compose(["model=smollm2_135m"]).model
-    if (Path(name).expanduser() / "config.json").is_file() and name:
+    if name and (inputs.expanded(name, "model") / "config.json").is_file():
         return ModelConfig(name=Path(name).name, source="path", path=name)
     for choice in known:
         if name and ids[choice] == name:
             return compose([f"model={choice}"]).model
-    where = f"model={model}" if model else f"adapter={folder}: its base {name!r}" if name else f"adapter={folder}: names no base;"
-    hint = words.suggest(name, known)
-    raise ConfigError(
-        f"{where} is neither a folder with a model nor known{hint}; model= takes a folder or one of {', '.join(known)}"
-    )
+    choices = f"model= takes a folder or one of {', '.join(known)}"
+    if not name:
+        raise ConfigError(f"adapter={folder}: {SETTINGS} names no base; {choices}")
+    where = f"model={model}" if model else f"adapter={folder}: its base {name!r}"
+    raise ConfigError(f"{where} is neither a folder with a model nor known{words.suggest(name, known)}; {choices}")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -162,9 +162,23 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{where}: is not JSON ({error})") from error
     if not isinstance(found, dict) or found.get("peft_type") != "LORA":
         raise ConfigError(f"{where}: is not a LoRA adapter's")
-    for key, kinds in (("r", (int,)), ("lora_alpha", (int, float))):
-        if type(found.get(key)) not in kinds or not found[key] > 0:
-            raise ConfigError(f"{where}: {key} needs a number above 0")
+    for key, limits in (("r", "lora.r"), ("lora_alpha", "lora.alpha")):
+        if type(found.get(key)) not in ((int,) if key == "r" else (int, float)):
+            raise ConfigError(f"{where}: {key} needs a number")
+        refuse_outside(limits, found[key], f"{where}: {key}")
+    for key in ("use_rslora", "use_dora"):
+        if not isinstance(found.get(key, False), bool):
+            raise ConfigError(f"{where}: {key} needs true or false")
+    for key, limits in (("rank_pattern", "lora.r"), ("alpha_pattern", "lora.alpha")):
+        pattern = found.get(key) or {}
+        if not isinstance(pattern, dict) or not all(type(value) in (int, float) for value in pattern.values()):
+            raise ConfigError(f"{where}: {key} needs numbers by the names of modules")
+        for name, value in pattern.items():
+            refuse_outside(limits, value, f"{where}: {key}: {name}")
+            if key == "rank_pattern" and type(value) is not int:
+                raise ConfigError(f"{where}: {key}: {name} needs a whole number")
+    if not isinstance(found.get("base_model_name_or_path") or "", str):
+        raise ConfigError(f"{where}: base_model_name_or_path needs a text")
     if beyond := [key for key in BEYOND if found.get(key)] + ["bias"] * (found.get("bias", "none") != "none"):
         raise ConfigError(f"{where}: has {', '.join(beyond)}, which is not supported here")
     if found.get("init_lora_weights", True) not in HARMLESS:
@@ -215,7 +229,10 @@ def open_source(source: Source, exact: bool = False) -> Adapted:
         network = AutoModelForCausalLM.from_pretrained(source.record.model, dtype=numerics.base, use_safetensors=True, **NO_CODE)
     network = quantization.place(network, config.variant, numerics.device, numerics.compute)
     if source.adapter is not None:
-        network = adapters.attach_as(network, _peft_config(source.settings), 0)
+        try:
+            network = adapters.attach_as(network, _peft_config(source.settings), 0)
+        except ValueError as error:  # PEFT's, where no module has one of these names
+            raise ConfigError(f"{source.adapter / SETTINGS}: does not fit this base: {' '.join(str(error).split())}") from error
         load_strictly(network, source.adapter / WEIGHTS)
         if not exact:
             _refuse_other_base(source, network, numerics)
@@ -226,7 +243,7 @@ def open_source(source: Source, exact: bool = False) -> Adapted:
 def _peft_config(settings: dict[str, Any]) -> Any:
     from peft import LoraConfig
 
-    kept = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform")
+    kept = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
     values = {key: settings[key] for key in kept if settings.get(key) is not None}
     return LoraConfig(**values, task_type="CAUSAL_LM")
 

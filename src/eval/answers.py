@@ -29,11 +29,13 @@ UNPARSED = "<unparsed>"
 TOLERANCE = 1e-6  # absolute
 QUOTES = "\"'`“”‘’«»"  # noqa: RUF001
 CLOSING = ".,;:!?"
-# Thousands may be set apart by commas. A sign counts where it does not follow what it could be subtracted from.
+# Thousands may be set apart by commas. A sign stands right before its number, and after nothing it could be subtracted from.
 NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)\]%])[-+\u2212])?\s?(?:[$€£¥]\s?(?P<inner>[-+\u2212])?)?"
-    r"(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?P<power>[eE][-+]?\d{1,3})?"
+    r"(?P<sign>(?<![\w)\]%])[-+\u2212](?=[$€£¥]?[\d.]))?(?:[$€£¥]\s?(?P<inner>[-+\u2212])?)?"
+    r"(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)(?P<power>[eE][-+]?\d{1,3})?"
+    r"(?:\s?/\s?(?P<below>\d+(?:\.\d+)?)(?![\d/]))?"
 )
+MINUEND = re.compile(r"[\d)\]%]\s*$")
 
 
 @dataclass(frozen=True)
@@ -124,25 +126,34 @@ def _bare(text: str) -> str:
 
 
 def macro_f1(predictions: Sequence[str], targets: Sequence[str], labels: Sequence[str]) -> float:
-    """Mean over the labels of F1, where an unparsed answer is a class of its own and so always a miss."""
+    """Mean of F1 over those labels that are some target's; an unparsed answer is a class of its own and so always a miss.
+
+    A label that no target has cannot be found, and would only count how many test examples were left out.
+    """
     from sklearn.metrics import f1_score
 
-    return float(f1_score(list(targets), list(predictions), labels=list(labels), average="macro", zero_division=0.0))
+    wanted = [label for label in labels if label in set(targets)]
+    return float(f1_score(list(targets), list(predictions), labels=wanted, average="macro", zero_division=0.0)) if wanted else 0.0
 
 
 def final_number(text: str) -> float | None:
     """The number after the last ``####``, else the last number; None where there is none.
 
-    Commas between thousands and signs of currency are read over. A percent sign is too: 5% is 5.
+    Commas between thousands and signs of currency are read over. A percent sign is too: 5% is 5. 1/2 is a half.
     """
     _, mark, after = text.rpartition("####")
     found = list(NUMBER.finditer(after))
     if not found:
         return None
     match = found[0] if mark else found[-1]
-    sign = -1.0 if (match["sign"] or match["inner"]) in ("-", "\u2212") else 1.0
-    value = sign * float(match["digits"].replace(",", "") + (match["power"] or ""))
-    return value if math.isfinite(value) else None
+    sign = match["sign"] or match["inner"]
+    negative = sign in ("-", "\u2212") and not MINUEND.search(after[: match.start()])
+    value = float(match["digits"].replace(",", "") + (match["power"] or ""))
+    if match["below"] and after[: match.start("digits")].rstrip().endswith("/"):  # of a date, which is no fraction
+        value = float(match["below"])
+    elif match["below"]:
+        value = value / float(match["below"]) if float(match["below"]) else math.inf
+    return (-value if negative else value) if math.isfinite(value) else None
 
 
 def same_number(one: float | None, other: float | None) -> bool:

@@ -28,7 +28,8 @@ COMMANDS = {
 def main(name: str, words: list[str]) -> int:
     """Run a command; 0 done, 1 out of memory, 2 bad input (one line on stderr each), 130 interrupted."""
     module = importlib.import_module(COMMANDS[name])
-    if "--help" in words or "-h" in words:
+    options = words[: words.index("--")] if "--" in words else words
+    if "--help" in options or "-h" in options:
         print(module.USAGE, end="")
         return 0
     return conducted(lambda: module.run(words), words)

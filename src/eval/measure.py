@@ -9,6 +9,7 @@ from typing import Any
 
 from src.batches import Item, tokenise
 from src.config import DatasetConfig, EvalConfig
+from src.datasets import Example
 from src.eval import answers
 from src.eval.score import Advance, Scorer, per_token
 
@@ -57,13 +58,23 @@ def _choose(
     """Which choice each model finds likeliest, by the summed log-loss of its text after the same prompt."""
     examples = [item.example for item in items]
     options = [replace(example, target=choice) for example in examples for choice in example.choices]
-    tokens = tokenise(options, tokenizer, dataset.max_length, dataset.chat_template)
+    tokens = _of_one_length(tokenise(options, tokenizer, dataset.max_length, dataset.chat_template), examples)
     for one, losses in zip(found, scorer.losses(tokens, progress("scoring the choices", len(options))), strict=True):
         chosen = answers.chosen([loss.nats for loss in losses], examples)
         right = [choice == example.target for choice, example in zip(chosen, examples, strict=True)]
         one.metrics["choice_accuracy"] = sum(right) / len(right)
         for row, choice, good in zip(one.rows, chosen, right, strict=True):
             row |= {"choice": choice, "choice_correct": good}
+
+
+def _of_one_length(options: list[Item], examples: Sequence[Example]) -> list[Item]:
+    """The choices of an example after the same prompt: a row that was cut lost more of it before a longer choice."""
+    found: list[Item] = []
+    for example in examples:
+        own = options[len(found) : len(found) + len(example.choices)]
+        kept = min(len(item.prompt) for item in own)
+        found += [replace(item, prompt=item.prompt[-kept:]) for item in own]
+    return found
 
 
 def _answer(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from src import datasets, models, prose
+from src import datasets, inputs, models, prose
 from src.config import ConfigError
 from src.durable import dump_json, replacing, seal_text
 from src.eval import adapted, serving, words
@@ -59,7 +59,7 @@ def run(arguments: list[str]) -> None:
         raise ConfigError("out: needs the folder to write, such as out=merged")
     source = adapted.find(given)
     onto = choose_base(source, given.get("onto"))
-    out = Path(given["out"]).expanduser()
+    out = inputs.expanded(given["out"], "out")
     if out.exists() or out.is_symlink():
         raise ConfigError(f"out={given['out']}: is there already; a merge overwrites nothing")
     splits = _test_split(source, given.get("examples", 64))

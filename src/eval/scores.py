@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,10 +49,15 @@ def run(arguments: list[str]) -> None:
     about_data = [word for word in arguments if word.startswith(("dataset=", "dataset."))]
     given, _ = words.read([word for word in arguments if word not in about_data], KEYS)
     source = adapted.find(given)
-    config = cli.compose(about_data) if about_data else source.config
+    base = given.get("base", False)
+    if base and source.adapter is None:
+        raise ConfigError(f"base: {source.name} has no adapter to switch off; variant=frozen is the base")
+    if about_data and not any(word.startswith("dataset=") for word in about_data):
+        raise ConfigError(f"{about_data[0].partition('=')[0]}: says more about a dataset, which dataset=NAME chooses")
     if not about_data and source.record is None:
         raise ConfigError("dataset: an adapter's folder does not say what it was trained on; dataset=NAME chooses one")
-    splits = datasets.load_test(config.dataset) if about_data else datasets.load(config.dataset)
+    config = cli.compose(about_data) if about_data else source.config
+    splits = datasets.load_test(config.dataset) if about_data else _own_splits(source)
     limit = given.get("examples", None if about_data else config.eval.test_examples)
     if not (examples := splits.test[:limit]):
         raise ConfigError(f"dataset={config.dataset.name}: has no test examples")
@@ -60,14 +68,39 @@ def run(arguments: list[str]) -> None:
         batch_size=given.get("batch_size"),
     )
     with progress.spinner(f"scoring {source.name} on {config.dataset.name}"):
-        report, rows = score(source, config, examples, splits.labels, evaluation, given.get("base", False))
-    report |= {"examples": len(examples), "test_split": len(splits.test), "data_fingerprint": splits.fingerprint()}
-    stem = f"{config.dataset.name}{'_base' if given.get('base') else ''}"
-    folder = FOLDER / (source.record.run_id if source.record else Path(given["adapter"]).resolve().name or "adapter")
-    write_atomically(folder / f"{stem}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_atomically(folder / f"{stem}.json", seal_text(dump_json(report)))
+        report, rows = score(source, config, examples, splits.labels, evaluation, base)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    report |= {
+        "examples": len(examples),
+        "test_split": len(splits.test),
+        "rows_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    stem = _place(source, report)
+    write_atomically(stem.with_name(f"{stem.name}.jsonl"), text)
+    write_atomically(stem.with_name(f"{stem.name}.json"), seal_text(dump_json(report)))
     show(report)
-    print(clean(str(folder / f"{stem}.json")))
+    print(clean(f"{stem}.json"))
+
+
+def _own_splits(source: Source) -> datasets.Splits:
+    """The data of a run, with a warning where they are no longer what it was trained on."""
+    assert source.record is not None
+    splits = datasets.load(source.config.dataset)
+    known = (source.record.provenance() or {}).get("data_fingerprint")
+    if known not in (None, splits.fingerprint()):
+        print("warning: the dataset is no longer what the run was trained on; it is scored on what it is now", file=sys.stderr)
+    return splits
+
+
+def _place(source: Source, report: Mapping[str, Any]) -> Path:
+    """Where a score is written, without its ending: the same again for the same question, and another for any other one."""
+    name = source.record.run_id if source.record else str(source.adapter and source.adapter.resolve())
+    asked = [name, *(report[key] for key in ("base_only", "base_precision", "dataset_config", "examples", "max_new_tokens"))]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    # The name of a dataset is free text, and may come from a record that someone else wrote.
+    dataset = re.sub(r"[^\w.-]", "_", report["dataset"], flags=re.ASCII).lstrip(".")[:80] or "dataset"
+    folder = source.record.run_id if source.record else "adapters"
+    return FOLDER / folder / f"{dataset}{'_base' * report['base_only']}-{digest}"
 
 
 def score(
@@ -117,4 +150,4 @@ def show(report: dict[str, Any]) -> None:
     for name, value in report["metrics"].items():
         print(f"  {name:<20}{value:>10.4f}")
     if report["cut"]:
-        print(f"{report['cut']} rows are longer than dataset.max_length and lost the left of their prompt")
+        print(f"{report['cut']} rows are longer than dataset.max_length and were cut")

@@ -9,7 +9,9 @@ from src.config import TrainConfig
 
 def learning_rate(train: TrainConfig, step: int, steps: int) -> float:
     """The learning rate at 0-based ``step`` of ``steps``."""
-    warmup = math.ceil(steps * train.warmup) if train.warmup_steps is None else train.warmup_steps
+    # transformers' warm-up starts at 0, so a run of one step must not consist of it, unless that is asked for.
+    share = min(math.ceil(steps * train.warmup), steps - 1)
+    warmup = share if train.warmup_steps is None else train.warmup_steps
     return train.lr * lr_factor(train.schedule, step, steps, warmup)
 
 
@@ -19,9 +21,7 @@ def lr_factor(schedule: str, step: int, steps: int, warmup: int) -> float:
     Linear rise over the warm-up, then constant, linear to 0, or half a cosine to 0: the same curves as
     ``transformers.get_scheduler`` gives under the names constant_with_warmup, linear, cosine.
     """
-    # transformers' warm-up starts at 0, so a run of one step must not consist of it.
-    rise = min(warmup, steps - 1)
-    if step < rise:
-        return step / max(1, rise)
-    progress = (step - rise) / max(1, steps - rise)
+    if step < warmup:
+        return step / max(1, warmup)
+    progress = (step - warmup) / max(1, steps - warmup)
     return {"constant": 1.0, "linear": max(0.0, 1.0 - progress), "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[schedule]

@@ -63,6 +63,8 @@ def test_macro_f1_counts_an_unparsed_answer_as_a_miss_and_never_as_a_false_alarm
     # a: precision 1/1, recall 1/3 -> 1/2. b: precision 2/3, recall 2/2 -> 4/5. c: never found -> 0.
     assert macro_f1(found, gold, ["a", "b", "c"]) == pytest.approx((1 / 2 + 4 / 5 + 0) / 3)
     assert macro_f1(gold, gold, ["a", "b", "c"]) == 1.0
+    assert macro_f1(gold, gold, ["a", "b", "c", "d"]) == 1.0  # the first examples of a test need not hold every label
+    assert macro_f1(["a", "d"], ["a", "a"], ["a", "d"]) == pytest.approx(2 / 3)  # recall 1/2; d is nobody's label
 
 
 def test_label_metrics_with_wrong_empty_verbose_and_multi_label_answers() -> None:
@@ -84,7 +86,9 @@ def test_label_metrics_with_wrong_empty_verbose_and_multi_label_answers() -> Non
         ("She has 3*4=<<3*4=12>>12 apples.\n#### 12", 12), ("#### 1,234", 1234), ("#### -7", -7), ("#### $70000", 70000),
         ("5 and #### 6 then 7", 6), ("#### 1\n#### 2", 2), ("The answer is 42.", 42), ("It is $1,000,000.50!", 1_000_000.5),
         ("about 12.5%", 12.5), ("-$5", -5), ("$-5", -5), ("£ 3", 3), ("+3", 3), ("\u22125", -5), ("10-4", 4), ("(-4)", -4),
-        ("1, 2, 3", 3), ("12,34", 34), (".5", 0.5), ("1e3", 1000), ("2.50e-1", 0.25), ("1,2345", 2345), ("x = -.25", -0.25),
+        ("1, 2, 3", 3), ("10 - 5", 5), ("3 -4", 4), ("it is -5", -5), ("- 5 apples", 5), ("1/2", 0.5), ("#### 3 / 4", 0.75),
+        ("2026/11/24", 24), ("(2) -3", 3), ("GPT-4", 4), ("1.2.3", 3), ("1/0", None),
+        ("12,34", 34), (".5", 0.5), ("1e3", 1000), ("2.50e-1", 0.25), ("1,2345", 2345), ("x = -.25", -0.25),
         ("", None), ("none", None), ("#### nothing, though 5 before", 5), ("5 ####", None), ("####", None), ("9" * 400, None),
     ],
 )  # fmt: skip

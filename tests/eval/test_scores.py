@@ -38,7 +38,8 @@ def test_a_run_scores_again_what_its_record_says_and_its_base_what_a_frozen_one_
     for name, value in again["metrics"].items():
         assert value == pytest.approx(result["metrics"][f"test/{name}"], abs=1e-5), name
     written = [json.loads(line) for line in record.predictions.read_text().splitlines()]
-    mine = [json.loads(line) for line in Path(f"reports/scores/{record.run_id}/jsonl.jsonl").read_text().splitlines()]
+    (place,) = Path(f"reports/scores/{record.run_id}").glob("*.jsonl")
+    mine = [json.loads(line) for line in place.read_text().splitlines()]
     assert [row["prediction"] for row in mine] == [row["prediction"] for row in written]
 
     folder = scored(f"adapter={record.adapter}", "model=tiny", "precision=fp32", *SETTINGS[:3], "examples=4", "generate=false")
@@ -79,6 +80,7 @@ def test_the_test_split_alone_is_that_of_the_whole(folder: Path) -> None:
         (["run=0123456789"], "run=0123456789: no finished run"),
         (["dataset=gsm8k"], "needs one of run=ID and adapter=FOLDER"),
         (["run=0123456789", "adapter=x"], "needs one of run=ID and adapter=FOLDER"),
+        (["adapter=~nobody-here/x", "dataset=gsm8k"], "home directory"),
         (["run=0123456789", "exmples=3"], "did you mean examples?"),
         (["run=0123456789", "examples=0"], "examples=0: needs a whole number"),
     ],
@@ -97,3 +99,36 @@ def test_an_unknown_dataset_is_one_line(run: Run, capsys: pytest.CaptureFixture[
     assert main("score", [f"run={record.run_id}", "dataset=gsm8k", "dataset.path=nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
     assert not Path("reports").exists()
+
+
+def test_a_question_about_other_data_is_never_answered_with_the_default_dataset(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, _ = run()
+    capsys.readouterr()
+    assert main("score", [f"run={record.run_id}", "dataset.max_length=64"]) == 2
+    assert capsys.readouterr().err == "error: dataset.max_length: says more about a dataset, which dataset=NAME chooses\n"
+
+
+def test_a_full_run_has_no_adapter_to_switch_off(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    record, _ = run("variant=full")
+    capsys.readouterr()
+    assert main("score", [f"run={record.run_id}", "base=true"]) == 2
+    assert "has no adapter to switch off" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("rows")
+def test_the_name_of_a_dataset_leads_nowhere_and_scores_stand_beside_each_other(run: Run, folder: Path) -> None:
+    record, _ = run(*SETTINGS, "dataset.name=../../../out")
+    for more in ([], ["examples=3"], ["base=true"]):
+        scored(f"run={record.run_id}", "generate=false", *more)
+    written = [path for path in folder.rglob("*") if path.suffix in (".json", ".jsonl") and "out" in path.name]
+    assert len(written) == 6 and {path.parent for path in written} == {folder / "reports" / "scores" / record.run_id}
+
+
+@pytest.mark.usefixtures("rows")
+def test_data_that_changed_is_said(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, _ = run(*SETTINGS)
+    (folder / "rows.jsonl").write_text((folder / "rows.jsonl").read_text().replace("even", "odd"))
+    scored(f"run={record.run_id}", "generate=false")
+    assert "no longer what the run was trained on" in capsys.readouterr().err

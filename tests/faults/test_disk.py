@@ -44,6 +44,13 @@ def named(path: str) -> str:
     return aside[0] if aside else parts[-1].split(".")[0]
 
 
+def folder_of(path: str) -> str:
+    """The folder of a file, likewise."""
+    name = Path(path).parent.name
+    aside = TEMPORARY.fullmatch(name)
+    return aside[1] if aside else name
+
+
 def in_one_line(done: Done, failed: Sequence[tuple[str, str]], error: int) -> None:
     """One line says which of the files at which these calls failed could not be written, and why."""
     assert "Traceback" not in done.stderr + done.stdout, done.stderr
@@ -51,7 +58,7 @@ def in_one_line(done: Done, failed: Sequence[tuple[str, str]], error: int) -> No
     assert len(lines) == 1, done.stderr
     assert os.strerror(error) in lines[0], lines[0]
     # Of what could not be taken away or synced, its folder says enough.
-    names = [Path(path).parent.name if call in (*FREES, "fsync") else named(path) for call, path in failed]
+    names = [folder_of(path) if call in (*FREES, "fsync") else named(path) for call, path in failed]
     assert not failed or any(name in lines[0] for name in names), f"{failed[0]} is not named: {lines[0]}"
 
 

@@ -21,6 +21,7 @@ def test_the_curve_is_that_of_transformers(ours: str, theirs: str, steps: int, w
 
 def test_a_number_of_warm_up_steps_stands_before_a_share() -> None:
     compare(TrainConfig(lr=2e-4, schedule="cosine", warmup=0.5, warmup_steps=10), "cosine", 10, 60)
+    compare(TrainConfig(lr=2e-4, warmup_steps=5), "linear", 5, 2)  # longer than the run: never at the full rate
 
 
 def compare(train: TrainConfig, theirs: str, rise: int, steps: int) -> None:
