@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m src.eval sweep=demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-faults: $(INSTALLED)
 	$(BIN)/python -m pytest --long tests/faults

@@ -14,6 +14,7 @@ from typing import Any
 from src import models
 from src.config import Config
 from src.credentials import redact
+from src.datasets import from_hub
 from src.durable import write_atomically
 from src.eval import serving
 from src.eval.text import clean
@@ -77,7 +78,7 @@ def card(config: Config, result: Mapping[str, Any], n: Mapping[str, int] | None 
         ("r, alpha, dropout", f"{config.lora.r}, {config.lora.alpha:g}, {config.lora.dropout:g}"),
         ("effective scale", f"{result['effective_scale']:g} ({variant.scaling})"),
         ("target modules", _listed(config.lora.target_modules)),
-        ("data", config.dataset.id or config.dataset.name or config.dataset.source),
+        ("data", _data(config)),
         ("training", f"{result.get('steps')} steps of {config.train.batch_size * config.train.grad_accum} rows,"
                      f" {config.train.optimizer}, learning rate {config.train.lr:g}, {config.train.schedule}"),
         ("seed, data seed", f"{config.seed}, {config.data_seed}"),
@@ -101,6 +102,15 @@ def card(config: Config, result: Mapping[str, Any], n: Mapping[str, int] | None 
         "\n".join(f"- {line}" for line in serving.advice(settings, variant.base_precision in ("int8", "nf4"))),
     ]  # fmt: skip
     return redact("\n\n".join(parts) + "\n")
+
+
+def _data(config: Config) -> str:
+    """The dataset's name and version, and where it came from if that was the hub."""
+    dataset = config.dataset
+    name = dataset.name or dataset.source
+    version = f", version {dataset.version}" if dataset.version is not None else ""
+    hub = f", {dataset.id}{f' at revision {dataset.revision}' if dataset.revision else ''}" if from_hub(dataset) else ""
+    return f"{name}{version}{hub}"
 
 
 def shown_base(config: Config) -> str:
