@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from src.config import DatasetConfig
+from src.config import ConfigError, DatasetConfig
 from src.datasets import Example
 from src.formats import normalised
 
@@ -80,6 +80,17 @@ def judge(how: str, texts: Sequence[str], examples: Sequence[Example], labels: S
         correct = [any(exact_match([text] * len(known), known)) for text, known in zip(texts, references, strict=True)]
         metrics = {"bleu": bleu(texts, references)}
     return Judged(correct, {"exact_match": _share(correct), **metrics})
+
+
+def refuse_unanswerable(dataset: DatasetConfig, examples: Iterable[Example]) -> None:
+    """Raise ConfigError where a target cannot be right, whatever the answer."""
+    if dataset.answer != "number":
+        return
+    for example in examples:
+        if final_number(example.target) is None:
+            raise ConfigError(
+                f"dataset.answer=number: {example.id} has the target {example.target!r}, in which there is no number"
+            )
 
 
 def chosen(nats: Sequence[float], examples: Sequence[Example]) -> list[str]:

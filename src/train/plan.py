@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from src import datasets, embedded, models, prose
 from src.config import Config, ConfigError
+from src.eval import answers
 from src.progress import spinner
 from src.records import RunFolder, run_id, write_sweep
 from src.train import checkpoint
@@ -98,6 +99,7 @@ def refuse(jobs: Sequence[Job]) -> None:
     splits = datasets.refuse_impossible(config.dataset, config.train.batch_size)
     if splits is None:
         return
+    answers.refuse_unanswerable(config.dataset, splits.test)
     now = splits.fingerprint()
     for job in jobs:
         _refuse_other_contents(job, "dataset", "data_fingerprint", now)

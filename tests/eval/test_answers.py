@@ -8,7 +8,7 @@ import pytest
 from sacrebleu import sentence_bleu, sentence_chrf
 from sklearn.metrics import f1_score
 
-from src.config import DatasetConfig
+from src.config import ConfigError, DatasetConfig
 from src.datasets import Example
 from src.eval.answers import (
     UNPARSED,
@@ -24,6 +24,7 @@ from src.eval.answers import (
     kind,
     macro_f1,
     parse_label,
+    refuse_unanswerable,
 )
 
 SENTIMENT = ["negative", "neutral", "positive"]
@@ -168,3 +169,11 @@ def test_labels_make_a_label_task() -> None:
     assert kind(DatasetConfig(labels=["a"])) == "label"
     assert kind(DatasetConfig(answer="number")) == "number"
     assert judge("text", ["a", "b"], examples("a", "a")).metrics == {"exact_match": 0.5}
+
+
+def test_a_target_without_a_number_can_never_be_right() -> None:
+    numbers = DatasetConfig(answer="number")
+    refuse_unanswerable(numbers, examples("#### 5", "-3.5"))
+    with pytest.raises(ConfigError, match=r"^dataset\.answer=number: .* has the target 'five', in which there is no number$"):
+        refuse_unanswerable(numbers, examples("#### 5", "five"))
+    refuse_unanswerable(DatasetConfig(), examples("five"))
