@@ -552,7 +552,7 @@ def test_full_training_that_moves_nothing_is_not_live(run: Run, monkeypatch: pyt
 
 
 def test_a_test_loss_that_is_not_finite_is_diverged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.train.scoring.per_token", lambda losses: math.inf)
+    monkeypatch.setattr("src.eval.measure.per_token", lambda losses: math.inf)
     record, result = run()
     assert (result["status"], result["reason"]) == ("diverged", "the test loss was not finite")
     assert "test/loss" not in result["metrics"] and not record.predictions.exists()
