@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from types import TracebackType
 from typing import Any, NoReturn
@@ -142,8 +142,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
         say(error)
         code = BAD_INPUT
     except BrokenPipeError:
-        # The reader, such as head, has seen enough. What is left in the buffer must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         code = 0
     except OSError as error:
         say(error, GOES_ON if isinstance(error, CannotWrite) else "")
@@ -157,6 +156,11 @@ def run(command: Callable[[], int | None]) -> NoReturn:
         say(error)
         code = BAD_INPUT
     sys.exit(code)
+
+
+def drop_output() -> None:
+    """The reader, such as head, has seen enough: what is left in the buffer must not fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(error: BaseException, more: str = "") -> None:
@@ -195,7 +199,7 @@ def one_line(error: BaseException) -> str:
     ):
         group, choice, options = match.groups()
         names = options.split()
-        return f"{group}={choice}: no such {group}{_suggest(choice, names)}; choose one of {', '.join(names)}"
+        return f"{group}={choice}: no such {group}{suggest(choice, names)}; choose one of {', '.join(names)}"
     if match := re.search(r"Could not find '(\w+)/([^']*)'", cause):
         return f"{match[1]}={match[2]}: no such {match[1]}"
     if match := re.search(r"Ambiguous value for argument '(.*?)'", cause):
@@ -208,7 +212,7 @@ def one_line(error: BaseException) -> str:
     if match := re.search(r"(?:Could not override|Error merging override) '?([^'\s=]+)", cause):
         if "not in struct" in cause or "not in 'Config'" in cause or re.search(r"Key '.*' (?:is )?not in", cause):
             key = match[1].lstrip("+~")
-            return f"{key}: no such key{_suggest(key, known_keys())}"
+            return f"{key}: no such key{suggest(key, known_keys())}"
         return f"{match[1]}: {_join(str(error.__cause__ or text).splitlines()[0])}"
     if match := re.search(r"^(.+?)\n\s*full_key: (\S+)", text, re.S):
         return f"{match[2]}: {_join(match[1])}"
@@ -224,8 +228,9 @@ def _full_key(text: str) -> str:
     return match[1] if match else "a value"
 
 
-def _suggest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean ...?)``, or nothing where no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src.cli import suggest
 from src.config import ConfigError
 from src.durable import Damaged, write_atomically
 from src.eval import commands
 from src.eval.frame import Gathered, gather, known_sweeps, run_ids
 from src.eval.pair import compare_pair
 from src.eval.text import clean
-from src.eval.words import suggest
 from src.records import RUNS, read_sweep
 
 if TYPE_CHECKING:
@@ -78,10 +78,8 @@ def read_arguments(words: list[str]) -> Arguments:
     for word in words:
         key, equals, value = word.partition("=")
         if key not in readers:
-            known, first = (
-                ", ".join(f"{name}=" for name in readers),
-                ", ".join(commands.COMMANDS) + suggest(word, commands.COMMANDS),
-            )
+            known = ", ".join(f"{name}=" for name in readers)
+            first = ", ".join(commands.COMMANDS) + suggest(word, commands.COMMANDS)
             raise ConfigError(f"{word!r}: no such key; choose from {known} or --help; as the first word: {first}")
         if not equals or not value:
             raise ConfigError(f"{key}: needs a value, such as {EXAMPLES[key]}")

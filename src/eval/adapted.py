@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from src import embedded, inputs, models
-from src.cli import compose
+from src import datasets, embedded, inputs, models
+from src.cli import compose, suggest
 from src.config import ALL_LINEAR, CONF_FOLDER, Config, ConfigError, ModelConfig, variant_name
 from src.eval import serving, words
 from src.eval.words import Key
@@ -144,7 +144,7 @@ def _base(settings: Mapping[str, Any], model: str | None, folder: str) -> ModelC
     if not name:
         raise ConfigError(f"adapter={folder}: {SETTINGS} names no base; {choices}")
     where = f"model={model}" if model else f"adapter={folder}: its base {name!r}"
-    raise ConfigError(f"{where} is neither a folder with a model nor known{words.suggest(name, known)}; {choices}")
+    raise ConfigError(f"{where} is neither a folder with a model nor known{suggest(name, known)}; {choices}")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -169,14 +169,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
     for key in ("use_rslora", "use_dora"):
         if not isinstance(found.get(key, False), bool):
             raise ConfigError(f"{where}: {key} needs true or false")
-    for key, limits in (("rank_pattern", "lora.r"), ("alpha_pattern", "lora.alpha")):
-        pattern = found.get(key) or {}
-        if not isinstance(pattern, dict) or not all(type(value) in (int, float) for value in pattern.values()):
-            raise ConfigError(f"{where}: {key} needs numbers by the names of modules")
-        for name, value in pattern.items():
-            refuse_outside(limits, value, f"{where}: {key}: {name}")
-            if key == "rank_pattern" and type(value) is not int:
-                raise ConfigError(f"{where}: {key}: {name} needs a whole number")
     if not isinstance(found.get("base_model_name_or_path") or "", str):
         raise ConfigError(f"{where}: base_model_name_or_path needs a text")
     if beyond := [key for key in BEYOND if found.get(key)] + ["bias"] * (found.get("bias", "none") != "none"):
@@ -187,16 +179,30 @@ def read_settings(folder: Path) -> dict[str, Any]:
     named = isinstance(targets, list) and targets and all(isinstance(n, str) and MODULE_NAME.fullmatch(n) for n in targets)
     if not named and targets != ALL_LINEAR:
         raise ConfigError(f"{where}: target_modules needs a list of module names; a pattern is not read")
-    for key in ("rank_pattern", "alpha_pattern"):
+    for key, limits in (("rank_pattern", "lora.r"), ("alpha_pattern", "lora.alpha")):
         values = found.get(key) or {}
         if not isinstance(values, dict) or not all(
             MODULE_NAME.fullmatch(n) and type(v) in (int, float) for n, v in values.items()
         ):
             raise ConfigError(f"{where}: {key} needs numbers by module name; a pattern is not read")
+        for name, value in values.items():
+            refuse_outside(limits, value, f"{where}: {key}: {name}")
+            if key == "rank_pattern" and type(value) is not int:
+                raise ConfigError(f"{where}: {key}: {name} needs a whole number")
     if not (folder / WEIGHTS).is_file():
         pickled = "; a pickle (adapter_model.bin) is never loaded" if (folder / "adapter_model.bin").exists() else ""
         raise ConfigError(f"{folder}: has no {WEIGHTS}{pickled}")
     return found
+
+
+def own_splits(source: Source, used: str) -> datasets.Splits:
+    """The data of a run, with a warning, such as ``it is scored``, where they are no longer what it was trained on."""
+    assert source.record is not None
+    splits = datasets.load(source.config.dataset)
+    known = (source.record.provenance() or {}).get("data_fingerprint")
+    if known not in (None, splits.fingerprint()):
+        print(f"warning: the dataset is no longer what the run was trained on; {used} on what it is now", file=sys.stderr)
+    return splits
 
 
 def load_base(source: Source, exact: bool = False) -> tuple[Any, Any, Numerics]:

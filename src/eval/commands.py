@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable
 
+from src import cli
 from src.admission import refuse_secrets
 from src.config import ConfigError
 from src.credentials import redact, redacting
 from src.eval.text import clean
 
 FAILED = 1
-BAD_INPUT = 2
 INTERRUPTED = 130
 # The word, and the module that does it: USAGE, and run(words). A module is imported when its word is given.
 COMMANDS = {
@@ -42,11 +41,10 @@ def conducted(command: Callable[[], None], words: list[str]) -> int:
         command()
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader, such as head, has seen enough. What is left in the buffer must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        cli.drop_output()
     except (ConfigError, OSError) as error:  # OSError: a full disk, or a model that the hub does not give
         print(f"error: {redact(clean(str(error)))}", file=sys.stderr)
-        return BAD_INPUT
+        return cli.BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

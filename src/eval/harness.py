@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from src import models
+from src.cli import suggest
 from src.config import ConfigError
 from src.durable import dump_json, write_atomically
 from src.eval import adapted, words
@@ -76,7 +77,7 @@ def evaluate(source: Source, given: dict[str, Any]) -> dict[str, Any]:
     manager = TaskManager(include_path=given.get("include"))
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise ConfigError(
-            f"tasks={given['tasks']}: the harness has no {', '.join(unknown)}{words.suggest(unknown[0], manager.all_tasks)}"
+            f"tasks={given['tasks']}: the harness has no {', '.join(unknown)}{suggest(unknown[0], manager.all_tasks)}"
         )
     arguments, on = model_arguments(source)
     try:

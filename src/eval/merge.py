@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -99,13 +98,7 @@ def _test_split(source: Source, examples: int) -> list[datasets.Example] | None:
     """The examples of a run that fidelity is measured on; None for an adapter of unknown data."""
     if source.record is None:
         return None
-    splits = datasets.load(source.config.dataset)
-    known = (source.record.provenance() or {}).get("data_fingerprint")
-    if known not in (None, splits.fingerprint()):
-        print(
-            "warning: the dataset is no longer what the run was trained on; fidelity is measured on what it is now",
-            file=sys.stderr,
-        )
+    splits = adapted.own_splits(source, "fidelity is measured")
     return splits.test[: source.config.eval.test_examples][:examples]
 
 

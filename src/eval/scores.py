@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -57,7 +56,7 @@ def run(arguments: list[str]) -> None:
     if not about_data and source.record is None:
         raise ConfigError("dataset: an adapter's folder does not say what it was trained on; dataset=NAME chooses one")
     config = cli.compose(about_data) if about_data else source.config
-    splits = datasets.load_test(config.dataset) if about_data else _own_splits(source)
+    splits = datasets.load_test(config.dataset) if about_data else adapted.own_splits(source, "it is scored")
     limit = given.get("examples", None if about_data else config.eval.test_examples)
     if not (examples := splits.test[:limit]):
         raise ConfigError(f"dataset={config.dataset.name}: has no test examples")
@@ -80,16 +79,6 @@ def run(arguments: list[str]) -> None:
     write_atomically(stem.with_name(f"{stem.name}.json"), seal_text(dump_json(report)))
     show(report)
     print(clean(f"{stem}.json"))
-
-
-def _own_splits(source: Source) -> datasets.Splits:
-    """The data of a run, with a warning where they are no longer what it was trained on."""
-    assert source.record is not None
-    splits = datasets.load(source.config.dataset)
-    known = (source.record.provenance() or {}).get("data_fingerprint")
-    if known not in (None, splits.fingerprint()):
-        print("warning: the dataset is no longer what the run was trained on; it is scored on what it is now", file=sys.stderr)
-    return splits
 
 
 def _place(source: Source, report: Mapping[str, Any]) -> Path:

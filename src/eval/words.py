@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from src.cli import suggest
 from src.config import ConfigError
 
 ASSIGNMENT = re.compile(r"([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
@@ -52,11 +52,6 @@ def read(words: Sequence[str], keys: Mapping[str, Key], free: str | None = None)
         except ValueError as error:
             raise ConfigError(f"{key}={value}: needs {error}, such as {key}={keys[key].example}") from error
     return values, rest
-
-
-def suggest(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def one_of(*choices: str) -> Read:
