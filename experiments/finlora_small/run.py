@@ -21,9 +21,9 @@ FORMS = {
     "8bits_r8_rslora": ("rslora_8bit", 8, 16.0),
     "matched/4bits_r4": ("qlora", 4, 8.0),
 }
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (1e-4, 1e-3, 3e-3, 1e-2)
 PUBLISHED_RATE = 1e-4
-TUNE, REPORT = range(3), range(3, 9)
+TUNE, REPORT = range(3), range(3, 11)
 # FinLoRA's name of the task's configs, and rows of a micro-batch times micro-batches: the published rows of a step, so
 # that all runs of a pack fit beside each other. The two larger tasks are cut to 2,048 training rows.
 TASKS = {
