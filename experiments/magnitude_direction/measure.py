@@ -22,7 +22,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -133,21 +133,24 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
         }
         try:
             if adapters:
-                found["pack"] = train_pack(plan, adapters)
-        except Exception as error:
-            found["failed"].append(_failure("pack", error))
-        for name, future in futures.items():
-            try:
-                found[name] = future.result()
-            except Exception as error:
-                found["failed"].append(_failure(name, error))
+                found |= _attempt("pack", lambda: train_pack(plan, adapters), found["failed"])
+            for name, future in futures.items():
+                found |= _attempt(name, future.result, found["failed"])
+        except BaseException:  # a signal: what is measured is written, and the pool would wait for the rest
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
     return found
 
 
-def _failure(name: str, error: Exception) -> str:
-    text = f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    print(f"failed: {text}", file=sys.stderr, flush=True)
-    return text
+def _attempt(name: str, train: Callable[[], dict[str, Any]], failed: list[str]) -> dict[str, Any]:
+    """What ``train`` returns, by ``name``; a failure goes to ``failed`` and leaves the others alone."""
+    try:
+        return {name: train()}
+    except Exception as error:
+        failed.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        print(f"failed: {failed[-1]}", file=sys.stderr, flush=True)
+        return {}
 
 
 def _refuse_results(folder: Path) -> None:

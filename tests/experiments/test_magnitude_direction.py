@@ -240,9 +240,10 @@ def test_arrays_hold_what_the_table_says(folder: Path) -> None:
 def test_the_whole_study_on_the_tiny_model(folder: Path) -> None:
     """Every path of the command, with the runs of full in processes and in this one: the same numbers both ways."""
     frames = []
-    for out, words in (("beside", ["full_processes=1"]), ("after", ["full_processes=0"])):
-        done = command(*SMALL, f"out={out}", *words)
-        assert done.returncode == 0, done.stderr
+    done = command(*SMALL, "out=beside", "full_processes=1")
+    assert done.returncode == 0, done.stderr
+    assert measure.main([*SMALL, "out=after"]) == 0
+    for out in ("beside", "after"):
         frames.append(pd.read_csv(folder / out / "results.csv.gz").sort_values(["variant", "step", "layer", "module"]))
         about = json.loads((folder / out / "provenance.json").read_text())
         assert about["failed"] == [] and str(folder) not in json.dumps(about) and not any("out=" in w for w in about["command"])
@@ -253,8 +254,8 @@ def test_the_whole_study_on_the_tiny_model(folder: Path) -> None:
     assert (frame["dM"] > 0).all() and (frame["dD"] > 0).all()
     losses = pd.read_csv(folder / "beside" / "losses.csv")
     assert len(losses) == 9 and losses["test"].notna().sum() == 3
-    again = command(*SMALL, "out=beside")
-    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "results.csv.gz" in again.stderr
+    with pytest.raises(ConfigError, match=r"out=beside: holds results.csv.gz already"):
+        measure.main([*SMALL, "out=beside"])
 
 
 def test_full_ends_where_the_tool_ends(folder: Path, run: Any) -> None:
@@ -299,6 +300,11 @@ def test_bad_input_is_one_line(words: list[str], said: str, folder: Path) -> Non
         measure.main([*words, f"out={folder / 'new'}"])
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert not (folder / "new").exists()
+
+
+def test_bad_input_ends_with_code_2(folder: Path) -> None:
+    done = command("rank=4")
+    assert done.returncode == 2 and done.stderr.startswith("error: 'rank': no such key") and done.stderr.count("\n") == 1
 
 
 def test_report_without_results_is_one_line(folder: Path) -> None:
