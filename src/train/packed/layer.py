@@ -114,6 +114,24 @@ class PackedBlock(nn.Module):
             return getattr(super().__getattr__("layer"), name)  # the decoder asks its layers for their kind
 
 
+class FrozenLinear(nn.Module):
+    """Takes the place of a quantised linear module without an adapter, so that it too multiplies each run as alone."""
+
+    def __init__(self, base_layer: Any, frozen: Frozen, context: StepContext) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.frozen = frozen
+        self.context = context
+        self.bias: torch.Tensor | None = base_layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x_KTi = x.reshape(self.context.runs, -1, x.shape[-1])
+        y = self.frozen(x_KTi, self.context.rows if self.training else None, x)
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+
 class PackedLinear(nn.Module):
     """Takes a linear module's place: ``y + s B A x``, and for DoRA ``m / ||W + s B A||`` times that.
 

@@ -18,11 +18,12 @@ from src.train.packed import head
 from src.train.packed.buffers import Blocks, Bucket, Kind, buckets_of
 from src.train.packed.decode import SLOTS, GreedyDecoder, KeyValues
 from src.train.packed.frozen import Frozen, Plain, frozen, join
-from src.train.packed.layer import PackedBlock, PackedLinear, StepContext
+from src.train.packed.layer import FrozenLinear, PackedBlock, PackedLinear, StepContext
 from src.train.packed.magnitude import RowNorms
 from src.train.packed.members import Member
 from src.variants.quantization import linear_layers
 
+QUANTISED_LAYERS = ("Linear4bit", "Linear8bitLt")
 EVALUATION_SHARE = 0.4  # of the free memory
 
 
@@ -65,6 +66,11 @@ class PackedModel:
                 adapted[name], products[name], placed[at], kind, name, at, self.norms, self.buckets, self.context
             )
             setattr(network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], packed)
+        for name, layer in linear_layers(network):
+            parent, _, leaf = name.rpartition(".")
+            if leaf != "base_layer" and type(layer).__name__ in QUANTISED_LAYERS:
+                product = frozen(layer, self.dtype, config.model.hold_dequantised, fused)
+                setattr(network.get_submodule(parent), leaf, FrozenLinear(layer, product, self.context))
         self.decoder.layers = torch.nn.ModuleList(placed)
 
     def compile(self) -> None:

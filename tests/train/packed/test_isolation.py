@@ -130,3 +130,16 @@ def test_weights_that_are_not_finite_are_named() -> None:
     bucket, row = engine.model.bucket_of(1)
     bucket.values[-1, row, 5] = math.inf
     assert engine.finite() == [True, False, True]
+
+
+@pytest.mark.usefixtures("int8_as_on_a_gpu")
+@pytest.mark.parametrize("variant", ["lora_8bit", "qlora"])
+def test_quantised_layers_without_an_adapter_see_no_neighbour(variant: str) -> None:
+    """LLM.int8() of a whole pack would find other outliers. Every quantised layer has to be multiplied run by run."""
+    configs = [config_of(variant, f"seed={seed}", "lora.target_modules=[q_proj,v_proj]") for seed in range(3)]
+    wanted = trace(pack_of(configs, FP32, STEPS))
+    for watched in range(3):
+        (alone,) = trace(pack_of([configs[watched]], FP32, STEPS))
+        assert (wanted[watched].losses - alone.losses).abs().max() <= 1e-5
+    kinds = {type(module).__name__ for module in pack_of(configs, FP32, STEPS).network.modules()}
+    assert "FrozenLinear" in kinds
