@@ -17,13 +17,8 @@ from src.train.launch import launch
 from src.train.plan import admit, prepare
 
 
-def train(
-    conditions: Sequence[Sequence[str]], rates: Sequence[float], tune: Sequence[int], report: Sequence[int],
-    everywhere: Sequence[float] = (),
-) -> list[float]:  # fmt: skip
+def train(conditions: Sequence[Sequence[str]], rates: Sequence[float], tune: Sequence[int], report: Sequence[int]) -> list[float]:
     """Train both stages of ``conditions``, each a list of overrides; the rate of each with the lowest validation loss.
-
-    ``everywhere`` are rates that the report seeds get in any case, such as a published one.
 
     Raises:
         ConfigError: what cannot be run, or a condition of which no run came to an end.
@@ -31,8 +26,7 @@ def train(
     bases = [compose(list(condition)) for condition in conditions]
     _launch([at(base, rate, seed) for base in bases for rate in rates for seed in tune])
     best = [_best(base, rates, tune) for base in bases]
-    chosen = [(base, rate) for base, own in zip(bases, best, strict=True) for rate in dict.fromkeys([own, *everywhere])]
-    _launch([at(base, rate, seed) for base, rate in chosen for seed in report])
+    _launch([at(base, rate, seed) for base, rate in zip(bases, best, strict=True) for seed in report])
     return best
 
 

@@ -51,11 +51,6 @@ def test_the_report_seeds_get_the_rate_that_is_best_on_average(trained: list[tup
     assert len(set(json.loads(sweep.read_text())["run_ids"])) == 12
 
 
-def test_a_rate_that_all_get_is_trained_once(trained: list[tuple[int, float, int]]) -> None:
-    tuned.train(CONDITIONS, [1.0, 2.0], tune=[0, 1], report=[5], everywhere=[1.0])
-    assert trained[8:] == [(4, 2.0, 5), (4, 1.0, 5), (8, 1.0, 5)]
-
-
 def test_a_condition_without_any_rate_says_so(trained: list[tuple[int, float, int]]) -> None:
     with pytest.raises(ConfigError, match=r"lora r=8: no learning rate at which all tuning seeds came to an end"):
         tuned.train(CONDITIONS, [2.0], tune=[0, 1], report=[5])
