@@ -276,16 +276,19 @@ def test_one_graph_decodes_several_batches(variants: list[str], numerics: Numeri
     assert by_graph.held is None and not by_graph.graphs.recorded
 
 
+@pytest.mark.parametrize("precision", ["nf4", "fp4"])
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("size", [(64, 64), (1, 64), (3, 50), (7, 130), (333, 2050), (1024, 4096)], ids=str)
-def test_dequantisation_is_bitsandbytes_to_the_bit(size: tuple[int, int], dtype: torch.dtype, nested: bool) -> None:
+def test_dequantisation_is_bitsandbytes_to_the_bit(
+    size: tuple[int, int], dtype: torch.dtype, nested: bool, precision: str
+) -> None:
     from bitsandbytes.functional import dequantize_4bit
 
     generator = torch.Generator().manual_seed(0)
     linear = torch.nn.Linear(size[1], size[0], bias=False, dtype=dtype)
     linear.weight.data = torch.randn(size, generator=generator).to(dtype) * torch.rand(size[0], 1, generator=generator).to(dtype)
-    layer: Any = quantization._quantise(linear, VariantConfig(base_precision="nf4", double_quant=nested), GPU, dtype)
+    layer: Any = quantization._quantise(linear, VariantConfig(base_precision=precision, double_quant=nested), GPU, dtype)
     state = layer.weight.quant_state
     assert state.nested == nested
     found, wanted = Nf4(layer, dtype, fused=True).dense(), dequantize_4bit(layer.weight.data, state)
