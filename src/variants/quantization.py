@@ -6,6 +6,7 @@ as they are, for all variants alike.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,7 +43,8 @@ def place(model: PreTrainedModel, variant: VariantConfig, device: torch.device, 
     """
     if variant.base_precision in BITS:
         _probe(variant, device, compute or torch.float32)
-        for name in [name for name, _ in linear_layers(model)]:  # names alone: a layer must go when its successor stands
+        # Names alone: a layer must go when its successor stands.
+        for name in [name for name, layer in linear_layers(model) if type(layer) is nn.Linear]:
             parent, _, leaf = name.rpartition(".")
             owner = model.get_submodule(parent)
             setattr(owner, leaf, _quantise(getattr(owner, leaf), variant, device, compute or torch.float32))
@@ -50,6 +52,13 @@ def place(model: PreTrainedModel, variant: VariantConfig, device: torch.device, 
         setattr(model, f"is_loaded_in_{BITS[variant.base_precision]}bit", True)
     model.to(device)
     return model
+
+
+def placing(variant: VariantConfig, device: torch.device, compute: torch.dtype | None) -> Callable[[nn.Linear], nn.Module] | None:
+    """What ``models.load`` makes of a linear layer once it is drawn, before ``place``; None where nothing is quantised."""
+    if variant.base_precision not in BITS:
+        return None
+    return lambda linear: _quantise(linear, variant, device, compute or torch.float32)
 
 
 def linear_layers(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
