@@ -33,6 +33,7 @@ FOUND = (
     "speed", "ms/step", "spread ms", "tokens/s", "share of peak", "peak GiB", "held GiB", "building GiB", "build s", "warm-up s",
     "note", "peak TFLOP/s", "seconds",
 )  # fmt: skip
+ROOT = Path(__file__).resolve().parent.parent
 OUT_OF_MEMORY = "out of memory"
 BROKEN = 3  # exit code: the last case failed, and so may whatever follows in this process
 GRACE = 60  # seconds beyond the budget after which a case that is still on its way is given up
@@ -129,7 +130,7 @@ def note(path: Path, started: float) -> None:
     """Add to ``provenance.json`` beside ``path`` what this command is, its machine, and its seconds since ``started``."""
     file = path.with_name("provenance.json")
     calls = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    module = Path(sys.argv[0]).resolve().relative_to(Path(__file__).resolve().parent.parent).with_suffix("")
+    module = Path(sys.argv[0]).resolve().relative_to(ROOT).with_suffix("")
     command = ["python", "-m", ".".join(module.parts), *sys.argv[1:]]
     seconds = round(time.monotonic() - started, 1)
     calls.append({"table": path.name, "command": " ".join(command), "seconds": seconds, **measure.machine()})
@@ -139,7 +140,8 @@ def note(path: Path, started: float) -> None:
 def _in_a_child(cases: Sequence[Case], path: Path, remaining: float) -> int:
     """The exit code of a process that measures; -9 where it was given up."""
     stated = json.dumps({"cases": [asdict(case) for case in cases], "seconds": remaining})
-    child = subprocess.Popen([sys.executable, "-m", "benchmarks.cases", str(path)], stdin=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "benchmarks.cases", str(path.resolve())]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         child.communicate(stated, timeout=remaining + GRACE)
     except subprocess.TimeoutExpired:
