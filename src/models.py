@@ -186,7 +186,8 @@ def _drawn(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device, p
             network._initialize_weights(module.to_empty(device=device))
             if isinstance(module, nn.Linear) and module is not head:
                 owner, _, leaf = name.rpartition(".")
-                setattr(part.get_submodule(owner), leaf, placing(module.requires_grad_(False)))
+                with torch.device("cpu"):  # the default, under which ``place`` quantises as well
+                    setattr(part.get_submodule(owner), leaf, placing(module.requires_grad_(False)))
                 del module
     network.tie_weights()
     found: PreTrainedModel = network

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from src import models
 from src.config import Config, VariantConfig
 from src.device import Numerics
 from src.train.packed import head, kernels, optimizer
@@ -296,6 +297,18 @@ def test_dequantisation_is_bitsandbytes_to_the_bit(
     assert torch.equal(found, wanted)
     assert torch.equal(found, Nf4(layer, dtype, fused=False).dense())
     assert (found.float().cpu() - linear.weight.detach().float()).norm() < 0.2 * found.float().norm().cpu()
+
+
+@pytest.mark.parametrize("precision", ["nf4", "int8"])
+def test_random_weights_quantised_as_they_are_drawn(precision: str) -> None:
+    """As tests/test_random_weights.py on a CPU: a GPU's generator too goes on from draw to draw."""
+    config = config_of("lora", f"variant.base_precision={precision}", "model.shape.tie_word_embeddings=false")
+    whole, parts = (
+        quantization.place(models.load(config.model, torch.bfloat16, GPU, placing)[0], config.variant, GPU, torch.bfloat16)
+        for placing in (None, quantization.placing(config.variant, GPU, torch.bfloat16))
+    )
+    wanted, found = whole.state_dict(), parts.state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
