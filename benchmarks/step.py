@@ -61,16 +61,13 @@ CASES: dict[str, list[Case]] = {
 
 
 def config_of(case: Case) -> Config:
-    config = compose(
+    return compose(
         [
             f"model={case.model}", "model.weights=random", f"variant={case.variant}", f"lora.r={case.r}", "tracking=disabled",
             f"train.batch_size={case.rows}", f"dataset.max_length={case.length}", "train.steps=1000", "train.warmup=0",
-            *case.overrides,
+            *(["pack.compile=true"] if torch.cuda.is_available() else []), *case.overrides,
         ]
     )  # fmt: skip
-    if config.pack.compile is None and torch.cuda.is_available() and config.variant.base_precision != "int8":
-        config.pack.compile = True
-    return config
 
 
 def items_of(case: Case, vocabulary: int, count: int = 64) -> list[Item]:

@@ -68,13 +68,14 @@ def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequen
     """
     groups = set(loader.list_groups(""))
     parser = OverridesParser.create()
-    composed: dict[tuple[str, ...], DictConfig] = {}
+    composed: dict[tuple[str, ...], tuple[DictConfig, Any]] = {}
     nodes = []
 
-    def load(overrides: Sequence[str]) -> DictConfig:
+    def load(overrides: Sequence[str]) -> tuple[DictConfig, Any]:
         node = loader.load_sweep_config(master, list(overrides))
         admission.refuse_settings(node)  # a job's experiment has a hydra section of its own
-        return node
+        with open_dict(node):
+            return node, node.pop("hydra").runtime.choices
 
     for job in jobs:
         parsed = parser.parse_overrides(list(job))
@@ -85,13 +86,12 @@ def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequen
                 raise ValueError("an override that adds or deletes")
             if choices not in composed:
                 composed[choices] = load(choices)
-            node = copy.deepcopy(composed[choices])
+            node, chosen = copy.deepcopy(composed[choices])
             for override in values:
                 OmegaConf.update(node, override.key_or_group, override.value(), merge=True)
         except (HydraException, OmegaConfBaseException, ValueError):
-            node = load(job)
-        with open_dict(node):
-            nodes.append((node, node.pop("hydra").runtime.choices))
+            node, chosen = load(job)
+        nodes.append((node, chosen))
     return nodes
 
 

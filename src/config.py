@@ -144,6 +144,7 @@ class PackConfig:
     """
 
     max_runs: int | None = None  # runs in one pack at most; default: as many as memory holds
+    memory_share: float = 1.0  # of the GPU's memory; half, where two commands share it
     compile: bool | None = None  # torch.compile, one decoder layer for all
     cuda_graph: bool | None = None  # one graph over forward, backward and optimizer
     kernels: bool | None = None  # our Triton kernels
@@ -173,6 +174,7 @@ class Config:
     data_seed: int = II("seed")  # order of the training rows
     device: str = "auto"  # auto | cpu | cuda
     sweep: str | None = None  # name of the sweep: the W&B group and the folder under reports/
+    keep_weights: bool = True  # adapter/ or model/ in a finished run's folder: 0.3 GB each at r=256 over 135M
     force: bool = False
 
 

@@ -88,12 +88,13 @@ def _drop_default(fields: dict[str, Any], default: Any, key: str) -> None:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The fields of a config that decide its outcome: no tracking, packing, device, sweep name or checkpoint interval.
+    """The fields of a config that decide its outcome: no tracking, packing, device, sweep name, checkpoint
+    interval, or whether weights are kept.
 
     A control without an adapter does not depend on the LoRA settings, so ``variant=frozen lora.r=4,8`` is one run.
     """
     fields = asdict(config)
-    for key in ("tracking", "pack", "device", "sweep", "force"):
+    for key in ("tracking", "pack", "device", "sweep", "keep_weights", "force"):
         del fields[key]
     del fields["train"]["checkpoint_every"]
     for key in ("name", "note"):

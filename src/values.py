@@ -71,6 +71,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "eval.max_new_tokens": (1, 65536, True),
     "forgetting.tokens": (0, 10**9, True),
     "pack.max_runs": (1, 65536, True),
+    "pack.memory_share": (0.01, 1, True),
     "pack.silence": (1, 1e7, True),
     "seed": (0, 2**31 - 1, True),
     "data_seed": (0, 2**31 - 1, True),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import statistics
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +22,8 @@ USABLE = 0.85  # of the memory there is: the rest is for the allocator's slack a
 BYTES_PER_TOKEN = 3  # of text in UTF-8; a tokenizer that knows the language makes fewer tokens
 SPECIAL_TOKENS = 8
 NARROWEST = 16
+SPREAD = 4.5  # standard deviations that the rows of one step may hold more tokens than on average
+WORTH = 0.85  # as src/train/packed/feed.py: rows share sequences where that leaves less than this share of the tokens
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,27 @@ class Machine:
         return float("inf") if self.total is None else USABLE * self.total
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Of one run in one micro-batch."""
+
+    padded: int  # each row as long as the longest
+    laid: int  # as a pack lays them: end to end, where that saves much
+
+
+def tokens_of(lengths: Sequence[int], rows: int) -> Tokens:
+    """What ``rows`` rows of a dataset whose rows are so long come to."""
+    padded = rows * max(lengths)
+    laid = rows * statistics.fmean(lengths) + SPREAD * math.sqrt(rows) * statistics.pstdev(lengths)
+    return Tokens(padded, math.ceil(laid) if laid < WORTH * padded else padded)
+
+
 class Memory:
     """Estimates for one command: each dataset is read once, and each device asked once."""
 
     def __init__(self) -> None:
         self._machines: dict[str, Machine] = {}
-        self._widths: dict[str, int] = {}
+        self._tokens: dict[str, Tokens] = {}
 
     def machine(self, device: str) -> Machine:
         if device not in self._machines:
@@ -53,34 +72,33 @@ class Memory:
         if shape is None:
             return None
         layers = counts.targets(counts.linears(shape), config.lora.target_modules, config.model.name)
-        return estimate([job.config for job in jobs], layers, self._width(config))
+        return estimate([job.config for job in jobs], layers, self._tokens_of(config))
 
-    def _width(self, config: Config) -> int:
-        key = json.dumps(asdict(config.dataset))
-        if key not in self._widths:
+    def _tokens_of(self, config: Config) -> Tokens:
+        key = json.dumps([asdict(config.dataset), config.train.batch_size])
+        if key not in self._tokens:
             splits = datasets.refuse_impossible(config.dataset, config.train.batch_size)
-            self._widths[key] = config.dataset.max_length if splits is None else width(splits.train, config.dataset)
-        return self._widths[key]
+            found = [config.dataset.max_length] if splits is None else [length(row, config.dataset) for row in splits.train]
+            self._tokens[key] = tokens_of(found, config.train.batch_size)
+        return self._tokens[key]
 
 
-def estimate(configs: Sequence[Config], targets: Sequence[Linear], width: int) -> int | None:
-    """Bytes of a training step of these runs together, on rows of ``width`` tokens; None where the shape is unknown."""
+def estimate(configs: Sequence[Config], targets: Sequence[Linear], tokens: Tokens) -> int | None:
+    """Bytes of a training step of these runs together; None where the shape is unknown."""
     config = configs[0]
     shape = models.find_shape(config.model)
     if shape is None:
         return None
-    tokens = config.train.batch_size * width
     if not packs(config):
-        return counts.training_bytes(shape, config.variant, config.lora, targets, tokens).total
+        return counts.training_bytes(shape, config.variant, config.lora, targets, tokens.padded).total
     members = [(each.variant, each.lora) for each in configs]
     held = config.model.hold_dequantised and config.variant.base_precision in FOUR_BIT
-    return counts.pack_bytes(shape, members, targets, tokens, held).total
+    return counts.pack_bytes(shape, members, targets, tokens.laid, held).total
 
 
-def width(rows: Sequence[Example], dataset: DatasetConfig) -> int:
-    """Tokens of the longest row, from its text."""
-    longest = max(len(_text(row).encode()) for row in rows)
-    return min(max(NARROWEST, longest // BYTES_PER_TOKEN + SPECIAL_TOKENS), dataset.max_length)
+def length(row: Example, dataset: DatasetConfig) -> int:
+    """Tokens of a row, from its text."""
+    return min(max(NARROWEST, len(_text(row).encode()) // BYTES_PER_TOKEN + SPECIAL_TOKENS), dataset.max_length)
 
 
 def _text(row: Example) -> str:

@@ -6,11 +6,13 @@ apart until someone has made sure that a pack can hold both its values.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from src.config import Config, packs
 from src.train import checkpoint
@@ -22,7 +24,7 @@ MAY_DIFFER = (
     *("variant.name", "variant.scaling", "variant.magnitude"),
     *("lora.r", "lora.alpha", "lora.dropout", "lora.init"),
     *("train.lr", "train.schedule", "train.warmup", "train.warmup_steps", "train.weight_decay", "train.clip"),
-    *("seed", "data_seed", "tracking", "sweep", "force"),
+    *("seed", "data_seed", "tracking", "sweep", "keep_weights", "force"),
 )
 # A pack saves a GPU from idling between small kernels. A processor is busy with a few runs already, and more of them
 # only make each wait longer for its result.
@@ -106,24 +108,38 @@ def steps_of(job: Job) -> set[int]:
 
 
 def _fit(jobs: list[Job], memory: Memory, limit: int | None) -> list[Pack]:
-    """Jobs of one kind in the fewest packs of equal size that memory holds; a run too big even alone stands alone."""
+    """Jobs of one kind in the fewest packs that memory holds, each of about the same need: the higher the ranks, the
+    fewer runs. A run too big even alone stands alone."""
     if len(jobs) == 1:
         return [Pack(tuple(jobs), memory.need(jobs))]
     jobs = sorted(jobs, key=lambda job: job.config.lora.r)
-    config, machine = jobs[0].config, memory.machine(jobs[0].config.device)
+    config = jobs[0].config
+    machine = memory.machine(config.device)
+    usable = machine.usable * config.pack.memory_share
     cap = config.pack.max_runs or (len(jobs) if machine.gpu else RUNS_ON_A_CPU)
     most = min(cap, limit or cap, len(jobs))
-    for count in range(math.ceil(len(jobs) / most), len(jobs)):
-        parts = split(jobs, count)
+    more = _more(jobs, memory)
+    for count in itertools.count(max(1, math.floor(sum(more) / usable))):
+        parts = [few for part in split(jobs, more, count) for few in split(part, [1.0] * len(part), math.ceil(len(part) / most))]
         # The last part has the highest ranks, so it is the one that most likely does not fit.
-        if all((memory.need(part) or 0) <= machine.usable for part in reversed(parts)):
+        if all(len(part) == 1 or (memory.need(part) or 0) <= usable for part in reversed(parts)):
             break
-    else:
-        parts = split(jobs, len(jobs))
     return [Pack(tuple(part), memory.need(part)) for part in parts]
 
 
-def split(jobs: Sequence[Job], count: int) -> list[list[Job]]:
-    """``count`` parts in order, their sizes at most one apart; the first, of lower ranks, are the larger ones."""
-    ends = [math.ceil(len(jobs) * part / count) for part in range(count + 1)]
-    return [list(jobs[start:end]) for start, end in pairwise(ends)]
+def _more(jobs: Sequence[Job], memory: Memory) -> list[float]:
+    """What each of these jobs, which agree on all but their adapters, adds to a pack's need; 1 where that is unknown."""
+    known: dict[tuple[int, str], float] = {}
+    for job in jobs:
+        key = (job.config.lora.r, job.config.variant.magnitude)
+        if key not in known:
+            known[key] = float((memory.need([job, job]) or 1) - (memory.need([job]) or 0))
+    return [known[job.config.lora.r, job.config.variant.magnitude] for job in jobs]
+
+
+def split(jobs: Sequence[Job], weights: Sequence[float], count: int) -> list[list[Job]]:
+    """At most ``count`` parts in order, none empty, of about the same weight; among equal ones the first are the larger."""
+    until = list(accumulate(weights))
+    bounds = [until[-1] * part / count * (1 - 1e-12) for part in range(1, count)]
+    ends = [0, *(bisect.bisect_left(until, bound) + 1 for bound in bounds), len(jobs)]
+    return [list(jobs[start:end]) for start, end in pairwise(ends) if start < end]

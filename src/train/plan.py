@@ -42,16 +42,18 @@ class Job:
 
 
 def plan(nodes: Sequence[tuple[DictConfig, Any]]) -> list[Job]:
-    """The jobs, each checked, no run twice; writes the sweep's list of runs, and nothing if a job is refused."""
+    """The jobs of a command line, as ``admit`` gives them."""
+    configs = [resolve(node) for node, _ in nodes]
+    return admit(configs, nodes[-1][1].get("experiment"))
+
+
+def admit(configs: Sequence[Config], experiment: str | None = None) -> list[Job]:
+    """Jobs of resolved configs, each checked, no run twice; writes the sweep's list of runs, and nothing if a job is refused."""
     jobs: dict[str, Job] = {}
-    names: set[str | None] = set()
-    experiment = None
-    for node, choices in nodes:
-        config = resolve(node)
-        names.add(config.sweep)
-        experiment = choices.get("experiment")
+    for config in configs:
         job = Job(run_id(config), config)
         jobs.setdefault(job.run_id, job)
+    names = {config.sweep for config in configs}
     if len(names) > 1:
         raise ConfigError("sweep: needs one name for all jobs of a command")
     for group in _by_inputs(jobs.values()):

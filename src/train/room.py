@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from src.config import Config
-from src.train.memory import estimate, free_memory
+from src.train.memory import Tokens, estimate, free_memory
 from src.train.packed.members import member, slot_order
 from src.train.run import Run
 from src.variants.counts import Linear
@@ -24,18 +24,19 @@ def in_slot_order(runs: Sequence[Run]) -> list[Run]:
     return [runs[at] for at in slot_order([member(run.config) for run in runs])]
 
 
-def fitting(configs: Sequence[Config], targets: Sequence[Linear], width: int, device: torch.device) -> tuple[int, int | None]:
+def fitting(configs: Sequence[Config], targets: Sequence[Linear], tokens: Tokens, device: torch.device) -> tuple[int, int | None]:
     """(how many of these runs, from the first on, fit together; the estimate of what they need).
 
-    ``configs`` are in slot order and ``width`` is the length of the longest row. The first run is always taken: alone it
-    has to try.
+    ``configs`` are in slot order. The first run is always taken: alone it has to try.
     """
 
     def need(count: int) -> int:
-        return estimate(_padded(configs[:count]), targets, width) or 0  # what is unknown has to be tried
+        return estimate(_padded(configs[:count]), targets, tokens) or 0  # what is unknown has to be tried
 
     free, count = _free(device), len(configs)
     if free is not None:
+        if device.type == "cuda":
+            free = min(free, round(configs[0].pack.memory_share * torch.cuda.mem_get_info(device)[1]))
         count = max(1, bisect.bisect_right(range(1, count + 1), USABLE * free, key=need))
     return count, need(count) or None
 
@@ -51,9 +52,9 @@ def _padded(configs: Sequence[Config]) -> list[Config]:
     return [replace(config, lora=replace(config.lora, r=widest[bucket])) for bucket, config in zip(buckets, configs, strict=True)]
 
 
-def alone(config: Config, targets: Sequence[Linear], width: int) -> int | None:
+def alone(config: Config, targets: Sequence[Linear], tokens: Tokens) -> int | None:
     """The estimate for a run by itself, without a held copy of its base: what its variant costs; None if unknown."""
-    return estimate([replace(config, model=replace(config.model, hold_dequantised=False))], targets, width)
+    return estimate([replace(config, model=replace(config.model, hold_dequantised=False))], targets, tokens)
 
 
 def _free(device: torch.device) -> int | None:

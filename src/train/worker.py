@@ -30,6 +30,7 @@ from src.train.child import CANNOT_WRITE, OUT_OF_MEMORY
 from src.train.engine import Engine
 from src.train.events import Events
 from src.train.loop import Divergence, Hooks, steps_of, train
+from src.train.memory import Tokens, tokens_of
 from src.train.peft_engine import PeftEngine
 from src.train.run import Run
 from src.train.stop import Stop
@@ -72,7 +73,7 @@ class Pack:
             run.outcome.measured |= {
                 "total_parameters": total,
                 "trainable_parameters": trainable,
-                "estimated_memory_bytes": room.alone(run.config, targets, self._width),
+                "estimated_memory_bytes": room.alone(run.config, targets, self._tokens),
             }
         self._take(numerics, targets)
         network = quantization.place(network, self.config.variant, numerics.device, numerics.compute)
@@ -136,14 +137,13 @@ class Pack:
 
     def _take(self, numerics: Numerics, targets: Sequence[Linear]) -> None:
         """Keep the runs that fit into memory, in the order of their slots."""
-        count, memory = room.fitting([run.config for run in self.runs], targets, self._width, numerics.device)
+        count, memory = room.fitting([run.config for run in self.runs], targets, self._tokens, numerics.device)
         self.runs = self.runs[:count]
         self.events.taken([run.folder.run_id for run in self.runs], memory, "memory holds")
 
     @cached_property
-    def _width(self) -> int:
-        """Tokens of the longest training row."""
-        return max(len(item) for item in self.items["train"])
+    def _tokens(self) -> Tokens:
+        return tokens_of([len(item) for item in self.items["train"]], self.config.train.batch_size)
 
     def _engine(self, network: Any, numerics: Numerics, steps: int) -> Engine:
         """The engine of these runs: the packed one wherever there is an adapter, unless PEFT's is asked for."""
@@ -261,7 +261,7 @@ class Pack:
         # Writing is work for the disk, so it goes on beside the scoring; what has not begun is dropped where that fails.
         writing = ThreadPoolExecutor(max_workers=1)
         try:
-            saved = [writing.submit(self._save, engine, at, run) for at, run in good.items()]
+            saved = [writing.submit(self._save, engine, at, run) for at, run in good.items() if run.config.keep_weights]
             if good:
                 scoring.test(good, self.scorer, self.tokenizer, self.items["test"], self.events, self.labels)
                 self.forgetting.after({at: run for at, run in good.items() if run.outcome.status == "ok"})
@@ -274,7 +274,7 @@ class Pack:
             if failed:
                 details = "; ".join(f"{name}: {run.outcome.checks[name]['detail']}" for name in failed)
                 run.outcome.status, run.outcome.reason = "failed", f"live check failed: {details}"
-            if run.config.variant.trains == "adapter":
+            if run.config.variant.trains == "adapter" and run.config.keep_weights:
                 card.write(run.folder.adapter, run.config, run.values(), {name: len(rows) for name, rows in self.items.items()})
             self._finish(run)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import is_dataclass
@@ -13,13 +14,16 @@ from typing import Any
 import pytest
 import torch
 
+from src.batches import Item
 from src.cli import compose, known_keys
 from src.config import Config
 from src.datasets import Example
 from src.records import RunFolder, run_id
 from src.train import checkpoint
-from src.train.memory import Machine, Memory, free_memory, width
+from src.train.memory import Machine, Memory, Tokens, free_memory, length, tokens_of
 from src.train.outlook import outlook
+from src.train.packed.feed import Feed
+from src.train.packed.members import member
 from src.train.packs import Pack, agreement, group, split
 from src.train.plan import Job
 from src.values import value_at
@@ -38,7 +42,7 @@ MAY_DIFFER = {
         "train.weight_decay",
         "train.clip",
     ),  # one value per run and step
-    *("tracking.mode", "tracking.project", "tracking.entity", "sweep", "force"),  # not the worker's arithmetic
+    *("tracking.mode", "tracking.project", "tracking.entity", "sweep", "keep_weights", "force"),  # not the worker's arithmetic
 }
 
 
@@ -123,9 +127,13 @@ def test_every_field_keeps_runs_apart_unless_a_pack_can_hold_both_values() -> No
 
 
 def test_the_parts_of_a_split_are_even() -> None:
-    jobs = ranks(24)
-    assert [len(part) for part in split(jobs, 5)] == [5, 5, 5, 5, 4]
-    assert [each for part in split(jobs, 5) for each in part] == jobs
+    jobs, ones = ranks(24), [1.0] * 24
+    assert [len(part) for part in split(jobs, ones, 5)] == [5, 5, 5, 5, 4]
+    assert [each for part in split(jobs, ones, 5) for each in part] == jobs
+    assert [len(part) for part in split(jobs, [0.1] * 24, 3)] == [8, 8, 8]  # however the sums are rounded
+    heavy = [1.0] * 20 + [10.0] * 4  # 60 in all
+    assert [len(part) for part in split(jobs, heavy, 3)] == [20, 2, 2]
+    assert [len(part) for part in split(jobs, heavy, 30)] == [2] * 10 + [1] * 4  # what weighs more stands alone
     packs = group(list(reversed(jobs)), Roomy(total=240))  # 85 % are 204 bytes: ten runs
     assert [len(pack.jobs) for pack in packs] == [8, 8, 8]
     assert [pack.settings for pack in packs] == ["r 1-8", "r 9-16", "r 17-24"]
@@ -156,19 +164,35 @@ def test_a_machine_without_room_for_the_higher_ranks_gets_smaller_packs(rows: Pa
         return 18 * r * 2 * 1024 + tokens * 2 * 2 * ((4 * 64 + 2 * 64 + 2 * 32 + 3 * 128) + 7 * r)
 
     assert memory.need(jobs) == fixed + of(4) + of(8) + of(16) + of(32)
-    memory.machine = lambda device: Machine("a GPU", round((fixed + of(16) + of(32)) / 0.85) + 2)  # type: ignore[method-assign]
-    assert [pack.settings for pack in group(jobs, memory)] == ["r 4-8", "r 16-32"]
-    memory.machine = lambda device: Machine("a GPU", round((fixed + of(16) + of(32)) / 0.85) - 2)  # type: ignore[method-assign]
+    three = fixed + of(4) + of(8) + of(16)
+    memory.machine = lambda device: Machine("a GPU", round(three / 0.85) + 2)  # type: ignore[method-assign]
+    assert [pack.settings for pack in group(jobs, memory)] == ["r 4-16", "r 32"]
+    memory.machine = lambda device: Machine("a GPU", round(three / 0.85) - 2)  # type: ignore[method-assign]
     assert [pack.settings for pack in group(jobs, memory)] == ["r 4-8", "r 16", "r 32"]
 
 
-def test_the_width_of_a_row_is_taken_from_its_text(rows: Path) -> None:
+def test_a_share_of_the_memory() -> None:
+    assert sizes(ranks(24, "pack.memory_share=0.5"), Roomy(total=480)) == [8, 8, 8]
+
+
+def test_the_length_of_a_row_is_taken_from_its_text(rows: Path) -> None:
     config = compose(["dataset=jsonl", f"dataset.path={rows}"]).dataset
     chat = Example("2", [{"role": "user", "content": "x" * 100}], "y" * 200, "b")
-    assert width([Example("1", "é" * 149, "12", "a"), chat], config) == 300 // 3 + 8
-    assert width([Example("1", "a", "b", "a")], config) == 16
+    assert length(Example("1", "é" * 149, "12", "a"), config) == length(chat, config) == 300 // 3 + 8
+    assert length(Example("1", "a", "b", "a"), config) == 16
     config.max_length = 50
-    assert width([chat], config) == 50
+    assert length(chat, config) == 50
+
+
+def test_the_tokens_of_a_step_are_those_of_its_layout() -> None:
+    """By hand; and against what the feed of the packed engine lays, which looks at the rows of each step."""
+    assert tokens_of([20] * 9, 16) == Tokens(320, 320)  # nothing to save
+    assert tokens_of([10, 10, 10, 50], 16) == Tokens(800, 16 * 20 + 312)  # deviation 17.3, over 16 rows 4.5 * 4 * 17.3
+    lengths = [random.Random(0).choice([8, 12, 16, 20, 60]) for _ in range(400)]
+    items = [Item(Example(str(n), "", "", ""), [1] * (count - 2), [1, 2], False) for n, count in enumerate(lengths)]
+    config = composed("train.batch_size=16")
+    feed = Feed(items, 0, [member(config)], 100, static=True)
+    assert feed.sequences * feed.width <= tokens_of(lengths, 16).laid <= 1.25 * feed.sequences * feed.width
 
 
 def test_data_that_needs_a_download_counts_as_wide_as_it_may_be() -> None:

@@ -16,6 +16,7 @@ import torch
 from src.cli import compose
 from src.config import Config
 from src.train import room
+from src.train.memory import Tokens
 from src.train.run import Run
 from src.variants import counts
 from tests.conftest import TINY, written
@@ -23,6 +24,7 @@ from tests.conftest import TINY, written
 CPU = torch.device("cpu")
 WIDTH = 16
 TOKENS = 4 * WIDTH
+ALL = Tokens(TOKENS, TOKENS)
 HEAD = 4096 * 6 * 384  # logits of 4,096 labelled tokens, in bf16 and fp32
 BASE = 2 * 98_624 + HEAD
 
@@ -44,7 +46,7 @@ def config(*overrides: str) -> Config:
 def fitting(configs: Sequence[Config], free: float | None, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int | None]:
     monkeypatch.setattr(room, "_free", lambda device: free)
     shape = configs[0].model.shape
-    return room.fitting(configs, [] if shape is None else counts.linears(shape), WIDTH, CPU)
+    return room.fitting(configs, [] if shape is None else counts.linears(shape), ALL, CPU)
 
 
 def test_runs_are_left_out_from_the_last_until_the_others_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,24 +71,24 @@ def test_a_held_copy_of_the_base_takes_room_where_there_is_one(monkeypatch: pyte
     assert need("variant=qlora", held) - need("variant=qlora") == 2 * 2 * 36_864
     assert need("variant=lora", held) == need("variant=lora")
     linears = counts.linears(config().model.shape)  # type: ignore[arg-type]
-    assert room.alone(config("variant=qlora", held), linears, WIDTH) == need("variant=qlora")
+    assert room.alone(config("variant=qlora", held), linears, ALL) == need("variant=qlora")
 
 
 def test_what_a_run_would_take_by_itself() -> None:
     linears = counts.linears(config().model.shape)  # type: ignore[arg-type]
-    assert room.alone(config("lora.r=4"), linears, WIDTH) == BASE + lora(4)
-    assert room.alone(config("variant=dora", "lora.r=4"), linears, WIDTH) == BASE + dora(4)
+    assert room.alone(config("lora.r=4"), linears, ALL) == BASE + lora(4)
+    assert room.alone(config("variant=dora", "lora.r=4"), linears, ALL) == BASE + dora(4)
     # PEFT's: no bf16 copy of what trains, and logits of every token.
     peft = 2 * 98_624 + 16 * 4 * 2 * 1024 + TOKENS * (2 * 2 * (832 + 7 * 4) + 6 * 384)
-    assert room.alone(config("lora.r=4", "engine=peft"), linears, WIDTH) == peft
-    assert room.alone(config("variant=frozen"), linears, WIDTH) == 2 * 98_624
+    assert room.alone(config("lora.r=4", "engine=peft"), linears, ALL) == peft
+    assert room.alone(config("variant=frozen"), linears, ALL) == 2 * 98_624
 
 
 def test_a_model_of_unknown_shape_has_to_be_tried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "config.json").write_text('{"model_type": "nosuch"}')
     configs = [config("model=path", f"model.path={folder}", f"seed={seed}") for seed in range(3)]
     assert fitting(configs, 0, monkeypatch) == (3, None)
-    assert room.alone(configs[0], [], WIDTH) is None
+    assert room.alone(configs[0], [], ALL) is None
 
 
 def test_the_memory_of_a_gpu_that_this_process_holds_already_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:

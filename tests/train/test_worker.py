@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from src import models, tracking
 from src.cli import compose
+from src.config import ConfigError
+from src.eval import adapted
 from src.records import RunFolder, run_id
 from src.train import checkpoint, worker
 from src.train.checks import LiveChecks
@@ -570,3 +572,13 @@ def test_a_validation_loss_that_was_not_finite_leaves_none(run: Run) -> None:
     another.progress.step = 2
     assert another.outcome.metrics == {}
     tracking.flush()
+
+
+@pytest.mark.parametrize("variant", ["lora", "full"])
+def test_weights_that_are_not_kept(run: Run, variant: str) -> None:
+    record, result = run(f"variant={variant}", "keep_weights=false", *QUICK)
+    assert result["status"] == "ok" and result["run_id"] == run_id(compose([*TINY, f"variant={variant}", *QUICK]))
+    assert not record.adapter.exists() and not record.model.exists() and record.damage(result) == []
+    assert result["adapter_bytes"] is None and all(check["ok"] for check in result["checks"].values())
+    with pytest.raises(ConfigError, match="was trained with keep_weights=false"):
+        adapted.find({"run": record.run_id})

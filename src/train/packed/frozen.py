@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from src.config import ConfigError
+from src.train.packed import int8
 from src.train.packed.kernels import dequantise_nf4
 
 
@@ -124,43 +125,33 @@ class Nf4(Frozen):
 
 
 class Int8(Frozen):
-    """LLM.int8() (arXiv 2208.07339), one run at a time and on real tokens only.
+    """LLM.int8(): all runs in the same products, each with the outlier columns that it has alone."""
 
-    Its outlier columns are found over all rows it is given, so rows of another run, or padding whose amount depends on
-    the company, would change a run's numbers.
-    """
+    weight: torch.Tensor
+    absmax: torch.Tensor
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.layer = layer
+        self.threshold: float = layer.state.threshold
+        scales = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB
+        self.register_buffer("weight", layer.weight.data, persistent=False)
+        self.register_buffer("absmax", scales.flatten(), persistent=False)
 
     def forward(self, x: torch.Tensor, rows: torch.Tensor | None, read: torch.Tensor) -> torch.Tensor:
-        outputs = []
-        for run in range(len(x)):
-            if rows is None:
-                outputs.append(self._product(x[run]))
-                continue
-            (real,) = (rows[run] >= 0).nonzero(as_tuple=True)
-            y = self._product(x[run].index_select(0, real))
-            outputs.append(y.new_zeros(x.shape[1], y.shape[1]).index_copy(0, real, y))
-        return torch.stack(outputs)
+        if self.training and not self.rounds(x):
+            found: torch.Tensor = int8.dense_product(x, self.weight, self.absmax)
+            return found
+        parts = int8.split(x, None if rows is None else rows >= 0, self.threshold)
+        found = int8.product(x, *parts, self.weight, self.absmax)
+        return found
 
-    def _product(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's own forward, without its bias, which DoRA must not scale."""
-        from bitsandbytes import matmul
-
-        self.layer.state.is_training = self.training
-        if self.layer.weight.CB is not None:
-            self.layer.init_8bit_state()
-        y: torch.Tensor = matmul(x, self.layer.weight, state=self.layer.state)
-        self.layer.weight.data = self.layer.state.CB
-        return y
+    @staticmethod
+    def rounds(x: torch.Tensor) -> bool:
+        """Whether training rounds its inputs to 8 bits here: bitsandbytes has products of 8 bits on GPUs only."""
+        return x.device.type != "cpu"
 
     def dense(self) -> torch.Tensor:
-        weight, state = self.layer.weight, self.layer.state
-        scales = state.SCB if state.SCB is not None else weight.SCB
-        found: torch.Tensor = weight.data.float() * (scales.view(-1, 1) / 127)
-        return found
+        return int8.dense(self.weight, self.absmax, torch.float32)
 
 
 def frozen(layer: Any, dtype: torch.dtype, hold: bool, fused: bool) -> Frozen:

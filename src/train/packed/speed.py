@@ -33,19 +33,18 @@ def choose_speed(config: Config, numerics: Numerics, work: float) -> Speed:
         ConfigError: something was asked for that cannot work here.
     """
     cuda = numerics.device.type == "cuda"
-    fixed = config.variant.base_precision != "int8"  # LLM.int8() looks at its numbers before it goes on
-    possible = {"compile": cuda and fixed, "cuda_graph": cuda and fixed, "kernels": cuda and kernels.AVAILABLE}
+    possible = {"compile": cuda, "cuda_graph": cuda, "kernels": cuda and kernels.AVAILABLE}
     pays = possible | {"compile": possible["compile"] and work >= COMPILED_FROM}
     asked = {name: getattr(config.pack, name) for name in possible}
     for name, value in asked.items():
         if value and not possible[name]:
-            raise ConfigError(f"pack.{name}=true: needs a CUDA device with Triton, and a base that is not int8")
+            raise ConfigError(f"pack.{name}=true: needs a CUDA device with Triton")
     return Speed(**{name: pays[name] if value is None else value for name, value in asked.items()})
 
 
 def prepare_to_compile(config: Config, numerics: Numerics) -> None:
     """Where compiling is possible, start the compiler's processes: they take as long to come up as a model to load."""
-    if numerics.device.type != "cuda" or config.pack.compile is False or config.variant.base_precision == "int8":
+    if numerics.device.type != "cuda" or config.pack.compile is False:
         return
     from torch._inductor.async_compile import AsyncCompile
 

@@ -20,6 +20,7 @@ from src.config import Config
 from src.datasets import Example
 from src.device import Numerics
 from src.train.packed.engine import PackedEngine
+from src.train.packed.frozen import Int8
 from src.train.packed.members import member, slot_order
 from src.train.peft_engine import PeftEngine
 from src.values import check
@@ -163,6 +164,7 @@ def int8_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from bitsandbytes.autograd import _functions
 
     monkeypatch.setattr(_functions, "MatMul8bitFp", _functions.MatMul8bitLt)
+    monkeypatch.setattr(Int8, "rounds", staticmethod(lambda x: True))
 
 
 @pytest.fixture(scope="module")

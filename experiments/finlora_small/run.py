@@ -1,0 +1,61 @@
+"""FinLoRA's comparison on SmolLM2: ``python -m experiments.finlora_small.run TASK FOLDER [key=value ...]``
+
+TASK is formula, xbrl_term or tfns_nwgi; FOLDER is FinLoRA's ``data``. Further words override the config.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from experiments import tuned
+from src import cli
+from src.config import ConfigError
+from src.train.launch import RunsFailed
+
+# The published form, and the one at the effective scale 2. LoRA and DoRA have it anyway, and rsLoRA at r = 8 with
+# alpha 2 sqrt(8) is LoRA with alpha 16, to the bit, so it is not trained once more.
+FORMS = {
+    "8bits_r8": ("lora_8bit", 8, 16.0),
+    "4bits_r4": ("qlora", 4, 16.0),
+    "8bits_r8_dora": ("dora_8bit", 8, 16.0),
+    "8bits_r8_rslora": ("rslora_8bit", 8, 16.0),
+    "matched/4bits_r4": ("qlora", 4, 8.0),
+}
+RATES = (1e-4, 1e-3, 3e-3, 1e-2)
+PUBLISHED_RATE = 1e-4
+TUNE, REPORT = range(3), range(3, 11)
+# FinLoRA's name of the task's configs, and rows of a micro-batch times micro-batches: the published rows of a step, so
+# that all runs of a pack fit beside each other. The two larger tasks are cut to 2,048 training rows.
+TASKS = {
+    "formula": ("formula", 8, 4, ()),
+    "xbrl_term": ("xbrl_term", 8, 4, ("dataset.train_examples=2048", "eval.generate=false")),
+    "tfns_nwgi": ("sentiment", 8, 8, ("dataset.train_examples=2048", "train.epochs=1")),
+}
+
+
+def conditions(task: str, folder: str, more: list[str]) -> list[list[str]]:
+    name, rows, micro_batches, own = TASKS[task]
+    shared = [
+        *("model=smollm2_135m", f"dataset=finlora_{task}", f"dataset.path={folder}", "engine=packed"),
+        *("train.optimizer=adamw", f"train.batch_size={rows}", f"train.grad_accum={micro_batches}", "eval.every=1000"),
+        *(f"sweep=finlora_{task}", "keep_weights=false", *own, *more),
+    ]
+    base = f"experiment=finlora/{name}_llama_3_1_8b_8bits_r8_dora"
+    return [[base, f"variant={variant}", f"lora.r={r}", f"lora.alpha={alpha}", *shared] for variant, r, alpha in FORMS.values()]
+
+
+def main() -> int:
+    if len(sys.argv) < 3 or sys.argv[1] not in TASKS:
+        raise ConfigError(f"needs a task, one of {', '.join(TASKS)}, and the folder FinLoRA/data")
+    task, folder, *more = sys.argv[1:]
+    try:
+        best = tuned.train(conditions(task, folder, more), RATES, TUNE, REPORT, everywhere=[PUBLISHED_RATE])
+    except RunsFailed:
+        return 1  # what failed has been said, run by run
+    for name, rate in zip(FORMS, best, strict=True):
+        print(f"{name}: best rate {rate:g}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

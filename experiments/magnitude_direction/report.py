@@ -1,0 +1,298 @@
+"""``python -m experiments.magnitude_direction.report [FOLDER]``: tables.md, directions.png and pooling.png from results.csv.gz.
+
+Reads results.csv(.gz) and losses.csv of FOLDER (default: this one), trains nothing, and prints what it writes to tables.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from experiments.magnitude_direction import figures
+from experiments.magnitude_direction.correlation import (
+    DRAWS,
+    FloatArray,
+    Found,
+    correlate,
+    difference,
+    over_seeds,
+    pearson,
+    per_seed,
+    random_direction,
+    spearman,
+)
+from src import cli
+from src.config import ConfigError
+from src.durable import write_atomically
+from src.eval.statistics import mean_interval
+
+HERE = Path(__file__).resolve().parent
+QUERY = "q_proj"
+PUBLISHED = {"full": -0.62, "dora": -0.31, "lora": 0.83}  # arXiv 2402.09353, section 3.2: query matrices of VL-BART
+NAMES = {"full": "full", "lora": "LoRA", "dora": "DoRA"}
+Arm = tuple[str, int]  # variant, r
+
+
+@dataclass(frozen=True)
+class View:
+    """A way of pooling: which modules (None: all) and checkpoints, and what the coefficient is taken over."""
+
+    name: str
+    module: str | None
+    papers_steps: bool
+    over: str
+
+
+VIEWS = (
+    View("as the paper: query, 4 checkpoints x layers", QUERY, True, "TL"),
+    View("query, all checkpoints x layers", QUERY, False, "TL"),
+    View("query, over layers within a checkpoint", QUERY, True, "L"),
+    View("query, over checkpoints within a layer", QUERY, False, "T"),
+    View("all modules, 4 checkpoints x layers x modules", None, True, "TLK"),
+    View("all modules, over layers within checkpoint and module", None, True, "L"),
+)
+
+
+class Measured:
+    """dM, dD and relative dM of one variant and rank as arrays [S, T, L, K], of the seeds that hold all of them."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.modules = list(dict.fromkeys(frame["module"]))
+        self.steps = sorted(frame["step"].unique())
+        self.papers = sorted(frame.loc[frame["paper"] == 1, "step"].unique())
+        self.layers = sorted(frame["layer"].unique())
+        self.d_in = dict(zip(frame["module"], frame["d_in"], strict=True))
+        cells = len(self.steps) * len(self.layers) * len(self.modules)
+        values = ["dM", "dD", "relative_dM"]
+        whole = {
+            seed: len(rows) == cells and bool(np.isfinite(rows[values]).all(axis=None)) for seed, rows in frame.groupby("seed")
+        }
+        self.seeds = [seed for seed, good in whole.items() if good]
+        self.left_out = [seed for seed, good in whole.items() if not good]
+        order = pd.MultiIndex.from_product([self.seeds, self.steps, self.layers, self.modules])
+        indexed = frame.set_index(["seed", "step", "layer", "module"]).loc[order]
+        shape = (len(self.seeds), len(self.steps), len(self.layers), len(self.modules))
+        self.values: dict[str, FloatArray] = {name: indexed[name].to_numpy(float).reshape(shape) for name in values}
+
+    def of(self, view: View, name: str) -> FloatArray:
+        return self.at(name, self.papers if view.papers_steps else self.steps, view.module)
+
+    def at(self, name: str, steps: Sequence[int], module: str | None) -> FloatArray:
+        found = self.values[name][:, [self.steps.index(step) for step in steps]]
+        return found if module is None else found[..., [self.modules.index(module)]]
+
+
+def read(folder: Path) -> tuple[dict[Arm, Measured], pd.DataFrame]:
+    """The measured arms, full first, and the losses.
+
+    Raises:
+        ConfigError: one line; there is nothing to report on.
+    """
+    place = next((folder / name for name in ("results.csv.gz", "results.csv") if (folder / name).is_file()), None)
+    if place is None or not (folder / "losses.csv").is_file():
+        raise ConfigError(f"{folder}: holds no results.csv.gz and losses.csv; python -m experiments.magnitude_direction.measure")
+    try:
+        frame, losses = pd.read_csv(place), pd.read_csv(folder / "losses.csv")
+        arms = {(str(variant), int(r)): Measured(rows) for (variant, r), rows in frame.groupby(["variant", "r"])}
+    except (KeyError, ValueError, EOFError, OSError) as error:
+        raise ConfigError(f"{place}: not a table of this study ({error})") from error
+    good = {arm: found for arm, found in arms.items() if found.seeds and QUERY in found.modules and found.papers}
+    if not good:
+        raise ConfigError(f"{place}: no seed is whole in any variant")
+    return dict(sorted(good.items(), key=lambda item: (item[0][1], item[0][0] != "lora"))), losses
+
+
+def label(arm: Arm) -> str:
+    variant, r = arm
+    return f"{NAMES.get(variant, variant)} r={r}" if r else NAMES.get(variant, variant)
+
+
+def _signed(*values: float) -> str:
+    """A mean, and its interval where there is one; a dash where nothing is known."""
+    mean, *interval = values
+    if not np.isfinite(mean):
+        return "-"
+    return f"{mean:+.2f} {_range(*interval)}"
+
+
+def _range(low: float, high: float) -> str:
+    return f"[{low:+.2f}, {high:+.2f}]" if np.isfinite([low, high]).all() else "[-]"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [*("| " + " | ".join(line) + " |" for line in lines), ""]
+
+
+def sign(found: Found, published: float) -> str:
+    """Whether the published sign appears: only where both intervals lie on one side of 0 does anything appear."""
+    ends = [end for end in (found.low, found.high, found.layers_low, found.layers_high) if np.isfinite(end)]
+    if len(ends) < 4:
+        return "one seed or layer: cannot say"
+    if min(ends) <= 0 <= max(ends):
+        return "undecided"
+    return "as published" if (found.r > 0) == (published > 0) else "the opposite"
+
+
+def papers_table(arms: dict[Arm, Measured], found: dict[tuple[Arm, str], Found]) -> list[str]:
+    rows = []
+    for arm, data in arms.items():
+        mine, published = found[arm, VIEWS[0].name], PUBLISHED[arm[0]]
+        seeds = f"{len(data.seeds)}" + (f" ({data.left_out} left out)" if data.left_out else "")
+        layers = _range(mine.layers_low, mine.layers_high)
+        rows.append([label(arm), f"{published:+.2f}", _signed(mine.r, mine.low, mine.high), layers, seeds, sign(mine, published)])
+    return _table(["", "published", "r [95%, seeds]", "[95%, layers]", "seeds", "sign"], rows)
+
+
+def views_table(arms: dict[Arm, Measured], found: dict[tuple[Arm, str], Found]) -> list[str]:
+    rows = []
+    for view in VIEWS:
+        cells = [found[arm, view.name] for arm in arms]
+        rows.append([view.name, *(f"{_signed(f.r, f.low, f.high)} {_range(f.layers_low, f.layers_high)}" for f in cells)])
+    return _table(["pooling", *map(label, arms)], rows)
+
+
+def by_step(arms: dict[Arm, Measured]) -> list[str]:
+    """Over layers within each checkpoint: absolute dM, and dM as a share of the matrix's own mean magnitude."""
+    rows = []
+    for step in next(iter(arms.values())).steps:
+        for name in ("dM", "relative_dM"):
+            cells = [_seeds(per_seed(data.at("dD", [step], QUERY), data.at(name, [step], QUERY), "L")) for data in arms.values()]
+            rows.append([str(step), name.replace("_", " "), *cells])
+    return _table(["step", "with", *map(label, arms)], rows)
+
+
+def by_module(arms: dict[Arm, Measured]) -> list[str]:
+    """Each kind of module pooled as the paper pools the query matrices."""
+    rows = []
+    for module in next(iter(arms.values())).modules:
+        cells = [
+            _seeds(per_seed(data.at("dD", data.papers, module), data.at("dM", data.papers, module), "TL"))
+            for data in arms.values()
+        ]
+        rows.append([module, *cells])
+    return _table(["module", *map(label, arms)], rows)
+
+
+def other_measures(arms: dict[Arm, Measured]) -> list[str]:
+    """The paper's pooling by Spearman's coefficient, and with dM relative to the matrix's mean magnitude."""
+    rows = []
+    for title, name, coefficient in (("Spearman", "dM", spearman), ("Pearson, relative dM", "relative_dM", pearson)):
+        cells = [
+            _seeds(per_seed(d.at("dD", d.papers, QUERY), d.at(name, d.papers, QUERY), "TL", coefficient)) for d in arms.values()
+        ]
+        rows.append([title, *cells])
+    return _table(["as the paper pools, by", *map(label, arms)], rows)
+
+
+def _seeds(r: FloatArray) -> str:
+    return _signed(*over_seeds(r))
+
+
+def differences(arms: dict[Arm, Measured]) -> list[str]:
+    """Pairs of arms, by seed, in Fisher's z, in the paper's pooling and within checkpoints."""
+    rows = []
+    pairs = [(a, b) for a in arms for b in arms if a[0] == "lora" and (b[0] == "full" or (b[0] == "dora" and b[1] == a[1]))]
+    for a, b in pairs:
+        common = [seed for seed in arms[a].seeds if seed in arms[b].seeds]
+        for view in (VIEWS[0], VIEWS[2]):
+            both = []
+            for arm in (a, b):
+                data = arms[arm]
+                keep = [data.seeds.index(seed) for seed in common]
+                both.append(per_seed(data.of(view, "dD"), data.of(view, "dM"), view.over)[keep])
+            rows.append([f"{label(a)} - {label(b)}", view.name, _signed(*difference(both[0], both[1])), str(len(common))])
+    return _table(["", "pooling", "difference of z [95%, seeds]", "seeds"], rows)
+
+
+def losses_table(arms: dict[Arm, Measured], losses: pd.DataFrame) -> list[str]:
+    """Losses at the last checkpoint, nats per target token."""
+    last = losses[losses["step"] == losses["step"].max()]
+    rows = []
+    for variant, r in arms:
+        some = last[(last["variant"] == variant) & (last["r"] == r)]
+        rates = "/".join(f"{rate:g}" for rate in sorted(some["lr"].unique()))
+        cells = []
+        for name in ("train", "val", "test"):
+            values = some[name].to_numpy(float)
+            interval = mean_interval(values[np.isfinite(values)])
+            cells.append(f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
+        diverged = int((~np.isfinite(some[["train", "val"]])).any(axis=1).sum())
+        rows.append([label((variant, r)), rates, *cells, f"{len(some)}" + (f" ({diverged} diverged)" if diverged else "")])
+    return _table(["", "rate", "train", "val", "test", "seeds"], rows)
+
+
+def matched(arms: dict[Arm, Measured], losses: pd.DataFrame) -> list[str]:
+    """Query matrices over layers, at each arm's first checkpoint whose mean validation loss is at most the worst arm's last."""
+    mean = losses.groupby(["variant", "r", "step"])["val"].mean()
+    curves = {arm: mean[arm] for arm in arms if arm in mean.index.droplevel("step")}
+    worst = max(float(curve.iloc[-1]) for curve in curves.values())
+    rows = []
+    for arm, curve in curves.items():
+        step = int(curve.index[curve.to_numpy() <= worst][0])
+        data = arms[arm]
+        x, y = data.at("dD", [step], QUERY), data.at("dM", [step], QUERY)
+        sizes = [f"{float(values.mean()):.3g}" for values in (y, data.at("relative_dM", [step], QUERY), x)]
+        rows.append([label(arm), str(step), f"{curve[step]:.3f}", _seeds(per_seed(x, y, "L")), *sizes])
+    return _table(["", "step", "val loss", "r over layers [95%, seeds]", "mean dM", "mean relative dM", "mean dD"], rows)
+
+
+def against_chance(arms: dict[Arm, Measured]) -> list[str]:
+    """Relative dM over that of a random update at the same dD, at the last checkpoint: median of layers and seeds."""
+    rows = []
+    modules = next(iter(arms.values())).modules
+    for arm, data in arms.items():
+        cells = []
+        for module in modules:
+            dD, dM = (data.at(name, data.steps[-1:], module) for name in ("dD", "relative_dM"))
+            cells.append(f"{float(np.median(dM / np.maximum(random_direction(dD, data.d_in[module]), 1e-30))):.2f}")
+        rows.append([label(arm), *cells])
+    return _table(["", *modules], rows)
+
+
+def report(folder: Path, draws: int = DRAWS) -> str:
+    """Write the tables and figures of ``folder`` there; the tables."""
+    arms, losses = read(folder)
+    found = {
+        (arm, view.name): correlate(data.of(view, "dD"), data.of(view, "dM"), view.over, draws=draws)
+        for arm, data in arms.items()
+        for view in VIEWS
+    }
+    sections: list[tuple[str, list[str]]] = [
+        (
+            "Correlation of dD with dM, pooled as the paper pools (query matrices, 4 checkpoints, all layers)",
+            papers_table(arms, found),
+        ),
+        ("By way of pooling: Pearson r [95%, seeds] [95%, layers]", views_table(arms, found)),
+        ("The paper's pooling, other measures: [95%, seeds]", other_measures(arms)),
+        ("Differences, paired by seed", differences(arms)),
+        ("Query matrices over layers, checkpoint by checkpoint: [95%, seeds]", by_step(arms)),
+        ("Each kind of module, pooled as the paper pools: [95%, seeds]", by_module(arms)),
+        ("At matched validation loss, query matrices", matched(arms, losses)),
+        ("Relative dM over that of a random update with the same dD, last checkpoint, median", against_chance(arms)),
+        ("Losses at the last checkpoint, nats per target token: [95%, seeds]", losses_table(arms, losses)),
+    ]
+    text = "\n".join(line for title, lines in sections for line in (f"## {title}", "", *lines))
+    write_atomically(folder / "tables.md", text)
+    figures.directions(arms, label, QUERY, folder / "directions.png")
+    figures.pooling(arms, label, [view.name for view in VIEWS], found, PUBLISHED, folder / "pooling.png")
+    return text
+
+
+def main(arguments: Sequence[str]) -> int:
+    if "--help" in arguments:
+        print(__doc__)
+        return 0
+    if len(arguments) > 1:
+        raise ConfigError(f"{arguments[1]}: one folder at most")
+    print(report(Path(arguments[0]) if arguments else HERE))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(lambda: main(sys.argv[1:]))

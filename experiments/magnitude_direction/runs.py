@@ -1,0 +1,180 @@
+"""Trains the runs and reads their weights at the checkpoints: LoRA and DoRA in one pack, full fine-tuning run by run.
+
+Every row is appended to its file as soon as it is measured, by whichever process measured it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.magnitude_direction.decomposition import Change, of_pack, of_weights
+from src import batches, datasets, device, models
+from src.batches import Item
+from src.config import Config
+from src.device import Numerics
+from src.eval.score import Scorer, per_token
+from src.train.engine import Step
+from src.train.packed.engine import PackedEngine
+from src.train.packed.members import member, slot_order
+from src.train.packed.speed import prepare_to_compile
+from src.train.peft_engine import PeftEngine
+from src.variants import quantization
+
+RESULTS, LOSSES = "results.csv", "losses.csv"
+COLUMNS = {
+    RESULTS: "variant,r,seed,lr,step,paper,module,layer,d_in,dM,dD,relative_dM",
+    LOSSES: "variant,r,seed,lr,step,train,val,test",
+}
+ROWS_AT_ONCE = 128  # of each run of the pack in scoring: a share of the free memory would change with the neighbours
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all runs share beside their configs. ``at``: steps, 1-based, after which weights are read; the last one ends."""
+
+    folder: Path
+    at: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        return self.at[-1]
+
+    def is_papers(self, step: int) -> bool:
+        """Three intermediate checkpoints and the final one, evenly spaced, as the paper has them."""
+        return step in [round(self.steps * share) for share in (0.25, 0.5, 0.75, 1.0)]
+
+
+def append(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    """Rows to the end of a CSV, whole, whichever process writes; its first one writes the names."""
+    with open(path, "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if file.tell() == 0:
+            file.write(COLUMNS[path.name] + "\n")
+        file.write("".join(",".join(map(_text, row)) + "\n" for row in rows))
+        file.flush()
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+class Ground:
+    """Base model, tokens and scorer's rows of a config, where it computes."""
+
+    def __init__(self, config: Config) -> None:
+        self.numerics: Numerics = device.choose(config)
+        if config.variant.trains == "adapter":
+            prepare_to_compile(config, self.numerics)
+        network, tokenizer = models.load(config.model, self.numerics.base, self.numerics.device)
+        splits = datasets.load(config.dataset)
+        chosen = {"train": splits.train, "val": splits.val[: config.eval.val_examples]}
+        chosen["test"] = splits.test[: config.eval.test_examples]
+        self.items: dict[str, list[Item]] = {
+            name: batches.tokenise(examples, tokenizer, config.dataset.max_length, config.dataset.chat_template)
+            for name, examples in chosen.items()
+        }
+        self.pad = tokenizer.pad_token_id
+        self.network: Any = quantization.place(network, config.variant, self.numerics.device, self.numerics.compute)
+
+
+class Losses:
+    """Mean log-losses of the runs of an engine: of training since the last checkpoint, of validation, at the end of test."""
+
+    def __init__(self, plan: Plan, configs: Sequence[Config], ground: Ground, engine: Any) -> None:
+        self.plan, self.configs, self.ground = plan, configs, ground
+        self.scorer = Scorer(engine.scored, ROWS_AT_ONCE, ground.pad)
+
+    def write(self, step: int, steps: Sequence[Step]) -> str:
+        """Append a row for each run; the range over runs, in words. A run that diverged has nan for its training loss."""
+        val = [per_token(losses) for losses in self.scorer.losses(self.ground.items["val"])]
+        test: list[float | None] = [None] * len(val)
+        if step == self.plan.steps:
+            test = [per_token(losses) for losses in self.scorer.losses(self.ground.items["test"])]
+        rows = []
+        for run, config in enumerate(self.configs):
+            seen = [s.loss[run] if math.isfinite(s.grad_norm[run]) else math.nan for s in steps]
+            rows.append((*_of(config), step, sum(seen) / len(seen), val[run], test[run]))
+        append(self.plan.folder / LOSSES, rows)
+        return f"val {min(val):.3f} to {max(val):.3f}"
+
+
+def _of(config: Config) -> tuple[str, int, int, float]:
+    """(variant, r, seed, lr) of a run; r is 0 where there is no adapter."""
+    return config.variant.name, config.lora.r if config.variant.trains == "adapter" else 0, config.seed, config.train.lr
+
+
+def _write_changes(plan: Plan, config: Config, step: int, changes: Sequence[Change]) -> None:
+    rows = [
+        (*_of(config), step, int(plan.is_papers(step)), module, layer, d_in, dM, dD, dM / norm)
+        for module, layer, d_in, dM, dD, norm in changes
+    ]
+    append(plan.folder / RESULTS, rows)
+
+
+def _advance(plan: Plan, engine: Any, losses: Losses, read: Callable[[int], None], finish: Callable[[], None], name: str) -> None:
+    """Train to the last step; at each checkpoint ``read`` the weights and write the losses."""
+    done, started = 0, time.perf_counter()
+    for step in plan.at:
+        steps: list[Step] = []
+        while done < step:
+            steps += engine.advance(done, upto := min(done + 10, step))
+            done = upto
+        trained = time.perf_counter() - started
+        read(step)
+        if step == plan.steps:
+            finish()
+        found = losses.write(step, steps)
+        whole = time.perf_counter() - started
+        print(f"{name}: step {step} of {plan.steps}, {found}, {trained:.1f} s trained, {whole:.1f} s read and scored", flush=True)
+
+
+def train_pack(plan: Plan, configs: Sequence[Config]) -> dict[str, Any]:
+    """All runs with an adapter, together. Returns what the provenance says of it."""
+    configs = [configs[at] for at in slot_order([member(config) for config in configs])]
+    started = time.perf_counter()
+    ground = Ground(configs[0])
+    engine = PackedEngine(ground.network, configs, ground.items["train"], ground.pad, plan.steps, ground.numerics)
+    print(f"pack: {len(configs)} runs, {engine.speed_layers}, built in {time.perf_counter() - started:.1f} s", flush=True)
+
+    def read(step: int) -> None:
+        for config, changes in zip(configs, of_pack(engine), strict=True):
+            _write_changes(plan, config, step, changes)
+
+    _advance(plan, engine, Losses(plan, configs, ground, engine), read, engine.finish, "pack")
+    return _measured(ground.numerics, started) | {"runs": len(configs), "speed": engine.speed_layers}
+
+
+def train_full(plan: Plan, config: Config, threads: int | None = None) -> dict[str, Any]:
+    """One run of full fine-tuning, by the engine that trains it for ``variant=full``: fp32 weights, bf16 products.
+
+    ``threads``: of torch on the CPU, in a process that has neighbours.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    started = time.perf_counter()
+    ground = Ground(config)
+    linears = quantization.linear_layers(ground.network)
+    before = {name: layer.weight.detach().clone() for name, layer in linears}
+    ground.network.requires_grad_(True)
+    engine = PeftEngine(ground.network, config, ground.items["train"], ground.pad, plan.steps, ground.numerics)
+
+    def read(step: int) -> None:
+        _write_changes(plan, config, step, of_weights(before, {name: layer.weight for name, layer in linears}))
+
+    name = f"full seed {config.seed}"
+    print(f"{name}: built in {time.perf_counter() - started:.1f} s", flush=True)
+    _advance(plan, engine, Losses(plan, [config], ground, engine), read, engine.finish, name)
+    return _measured(ground.numerics, started)
+
+
+def _measured(numerics: Numerics, started: float) -> dict[str, Any]:
+    peak, kind = device.peak_memory(numerics.device)
+    return {"seconds": round(time.perf_counter() - started, 1), "peak_gib": round(peak / 2**30, 2), "peak_kind": kind}
