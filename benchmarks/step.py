@@ -22,6 +22,7 @@ from src.config import Config
 from src.datasets import Example
 from src.quiet import quiet_libraries
 from src.train.packed.engine import PackedEngine
+from src.train.packed.speed import EAGER_STEPS
 from src.train.peft_engine import PeftEngine
 from src.variants import adapters, counts, quantization
 
@@ -79,7 +80,8 @@ def build(case: Case, configs: Sequence[Config]) -> Any:
     """The engine, ours or PEFT's."""
     config = configs[0]
     numerics = device.choose(config)
-    network, _ = models.load(config.model, numerics.base, numerics.device)
+    placing = quantization.placing(config.variant, numerics.device, numerics.compute)
+    network, _ = models.load(config.model, numerics.base, numerics.device, placing)
     network = quantization.place(network, config.variant, numerics.device, numerics.compute)
     items = items_of(case, network.config.vocab_size)
     if case.engine == "ours":
@@ -92,7 +94,7 @@ def build(case: Case, configs: Sequence[Config]) -> Any:
 
 
 def measured(case: Case, peak: float, repeats: int = 5) -> dict[str, Any]:
-    """One row of the table: the median over ``repeats`` timings of a few steps each, after as many to warm up."""
+    """One row of the table: the median over ``repeats`` timings of a few steps each, after some to warm up."""
     config = config_of(case)
     configs = [replace(config, seed=seed, data_seed=seed) for seed in range(case.runs)]
     row: dict[str, Any] = {
@@ -103,12 +105,15 @@ def measured(case: Case, peak: float, repeats: int = 5) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         engine = build(case, configs)
+        building = _gib("max_memory_allocated")
         measure.free_unused()  # placing a quantised base needs room of its own, which is not training's
+        held = _gib("memory_allocated")
         built = time.perf_counter()
-        engine.advance(0, case.steps)
+        warming = max(case.steps, EAGER_STEPS + 1)  # a graph is recorded in the step after the eager ones
+        engine.advance(0, warming)
         measure.synchronise()
         warm = time.perf_counter()
-        starts = iter(range(case.steps, 1000, case.steps))
+        starts = iter(range(warming, 1000, case.steps))
         seconds, spread = measure.median_seconds(lambda: engine.advance(at := next(starts), at + case.steps), repeats)
     except torch.OutOfMemoryError:
         return row | {"note": "out of memory"}
@@ -117,12 +122,17 @@ def measured(case: Case, peak: float, repeats: int = 5) -> dict[str, Any]:
     assert config.model.shape is not None
     targets = counts.targets(counts.linears(config.model.shape), config.lora.target_modules, config.model.name)
     flops = counts.flops_per_token(config.model.shape, config.variant, config.lora, targets, case.length).total
-    memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
     return row | {
         "speed": engine.speed_layers, "ms/step": 1e3 * seconds, "spread ms": 1e3 * spread, "tokens/s": tokens / seconds,
-        "share of peak": tokens / seconds * flops / peak, "peak GiB": memory, "build s": built - started,
+        "share of peak": tokens / seconds * flops / peak, "peak GiB": _gib("max_memory_allocated"), "held GiB": held,
+        "building GiB": building, "build s": built - started,
         "warm-up s": warm - built, "note": None,
     }  # fmt: skip
+
+
+def _gib(which: str) -> float | None:
+    """``torch.cuda``'s count of that name; None without a GPU."""
+    return getattr(torch.cuda, which)() / 2**30 if torch.cuda.is_available() else None
 
 
 def main() -> int:

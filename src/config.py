@@ -14,6 +14,8 @@ from omegaconf import II, OmegaConf
 
 CONF_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 ALL_LINEAR = "all-linear"
+FOUR_BIT = ("nf4", "fp4")  # one layout, two tables of 16 values
+QUANTISED = ("int8", *FOUR_BIT)
 
 
 class ConfigError(ValueError):
@@ -46,7 +48,7 @@ class ModelConfig:
     path: str | None = None
     shape: Shape | None = None
     note: str | None = None  # what a reader of a table must know about these weights
-    hold_dequantised: bool = False  # nf4: keep the dequantised weights too: same numbers, less time, more memory
+    hold_dequantised: bool = False  # nf4, fp4: keep the dequantised weights too: same numbers, less time, more memory
 
 
 @dataclass
@@ -56,8 +58,8 @@ class VariantConfig:
     trains: str = "adapter"  # adapter | all | none
     scaling: str = "alpha_over_r"  # alpha_over_r | alpha_over_sqrt_r
     magnitude: str = "none"  # none | dora
-    base_precision: str = "bf16"  # bf16 | fp32 | int8 | nf4
-    double_quant: bool = True  # nf4 only: quantise the block scales too (QLoRA, arXiv 2305.14314, section 3)
+    base_precision: str = "bf16"  # bf16 | fp32 | int8 | nf4 | fp4
+    double_quant: bool = True  # nf4, fp4: quantise the block scales too (QLoRA, arXiv 2305.14314, section 3)
     name: str = ""  # derived from the axes by resolve(); not to be set
 
 

@@ -6,7 +6,9 @@ Everything above ``load`` is light: it answers from the config alone, so that a 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,10 @@ from src.values import RANGES, refuse_outside
 
 if TYPE_CHECKING:
     import torch
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from torch import nn
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    Placing = Callable[[nn.Linear], nn.Module]
 
 # Families whose linear layers and parameter count follow from Shape (src/variants/counts.py).
 FAMILIES = ("llama", "qwen2", "mistral")
@@ -123,11 +128,14 @@ def refuse_impossible(model: ModelConfig) -> None:
         embedded.gguf_file()
 
 
-def load(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(
+    model: ModelConfig, dtype: torch.dtype, device: torch.device, placing: Placing | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model, in ``dtype`` and frozen, and its tokenizer.
 
     Pretrained weights stay on the CPU, memory-mapped: the caller moves or quantises them layer by layer. Random
-    weights are drawn on ``device`` from one fixed seed, so that all runs share one base.
+    weights are drawn on ``device`` from one fixed seed, so that all runs share one base; with ``placing``
+    (``quantization.placing``) each linear layer of the decoder is quantised as soon as it is drawn, from the same numbers.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, GenerationConfig, PreTrainedConfig
@@ -138,7 +146,7 @@ def load(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[
         config = AutoConfig.for_model(values.pop("model_type"), **values)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
             torch.manual_seed(0)
-            network = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            network = _drawn(config, dtype, device, placing) if placing else AutoModelForCausalLM.from_config(config, dtype=dtype)
         tokenizer = ByT5Tokenizer()  # type: ignore[no-untyped-call]
     else:
         source = location(model)
@@ -154,6 +162,36 @@ def load(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[
     network.requires_grad_(False)
     network.config.use_cache = False
     return network, tokenizer
+
+
+def _drawn(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device, placing: Placing) -> PreTrainedModel:
+    """A model as ``from_config`` draws it, to the bit, of which one layer at a time is in ``dtype``.
+
+    ``from_config`` draws each module twice: as torch constructs it, for nothing, and by the family's rule. The decoder
+    first, then the output head. A generator goes on from draw to draw, so those for nothing are made here too.
+    """
+    import torch
+    from torch import nn
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        network: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    head = network.get_output_embeddings()
+    tied = head.weight is network.get_input_embeddings().weight
+    for part in (network.model, *([] if tied else [head])):
+        for module in part.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                deepcopy(module).to_empty(device=device).reset_parameters()
+        for name, module in [(name, module) for name, module in part.named_modules() if not list(module.children())]:
+            network._initialize_weights(module.to_empty(device=device))
+            if isinstance(module, nn.Linear) and module is not head:
+                owner, _, leaf = name.rpartition(".")
+                with torch.device("cpu"):  # the default, under which ``place`` quantises as well
+                    setattr(part.get_submodule(owner), leaf, placing(module.requires_grad_(False)))
+                del module
+    network.tie_weights()
+    found: PreTrainedModel = network
+    return found
 
 
 def generation_config(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

@@ -29,7 +29,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from src.config import Config
+from src.config import FOUR_BIT, Config
 from src.credentials import redact
 from src.durable import (
     Damaged,
@@ -105,7 +105,7 @@ def identity(config: Config) -> dict[str, Any]:
     del fields["dataset"]["files_from"]
     for key in LATER:
         _drop_default(fields, default_of(key), key)
-    if config.variant.base_precision != "nf4":
+    if config.variant.base_precision not in FOUR_BIT:
         del fields["model"]["hold_dequantised"]
     if config.variant.trains != "adapter":
         del fields["lora"], fields["engine"]

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from src import credentials
-from src.config import ALL_LINEAR, Config, ConfigError, DatasetConfig, Shape, packs, variant_name
+from src.config import ALL_LINEAR, QUANTISED, Config, ConfigError, DatasetConfig, Shape, packs, variant_name
 
 BYT5_TOKENS = 384  # of the byte tokenizer that comes with random weights
 MODULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,199}")
@@ -24,7 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "variant.trains": ("adapter", "all", "none"),
     "variant.scaling": ("alpha_over_r", "alpha_over_sqrt_r"),
     "variant.magnitude": ("none", "dora"),
-    "variant.base_precision": ("bf16", "fp32", "int8", "nf4"),
+    "variant.base_precision": ("bf16", "fp32", *QUANTISED),
     "lora.init": ("kaiming", "gaussian"),
     "dataset.source": ("cldr_names", "jsonl", "hub", "task"),
     "dataset.format": ("pairs", "gsm8k", "commonsense", "banking77", "e2e"),
@@ -167,7 +167,7 @@ def check(config: Config) -> None:
         _check_shape(config.model.shape, config.model.weights)
     if config.variant.trains != "adapter" and (config.variant.scaling != "alpha_over_r" or config.variant.magnitude != "none"):
         raise ConfigError(f"variant.trains={config.variant.trains}: has no adapter, so leave scaling and magnitude as they are")
-    if config.variant.trains == "all" and config.variant.base_precision in ("int8", "nf4"):
+    if config.variant.trains == "all" and config.variant.base_precision in QUANTISED:
         raise ConfigError(
             f"variant.base_precision={config.variant.base_precision}: variant=full trains all weights, which needs bf16 or fp32"
         )

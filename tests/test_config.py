@@ -56,6 +56,8 @@ def test_the_axes_compose_freely() -> None:
     assert run_id(config) == run_id(compose(["variant=dora_rs"]))
     assert compose(["variant=qlora", "variant.base_precision=int8"]).variant.name == "lora_8bit"
     assert compose(["variant=frozen", "variant.base_precision=nf4"]).variant.name == "frozen_nf4"
+    assert compose(["variant=qlora", "variant.base_precision=fp4"]).variant.name == "lora_fp4"
+    assert run_id(compose(["variant=qlora"])) != run_id(compose(["variant=qlora", "variant.base_precision=fp4"]))
 
 
 def test_the_default_run_id_is_pinned() -> None:
@@ -176,7 +178,7 @@ def test_a_control_refuses_an_axis_it_does_not_have() -> None:
         with pytest.raises(ConfigError, match="has no adapter"):
             compose(overrides)
     with pytest.raises(ConfigError, match="trains all weights"):
-        compose(["variant=full", "variant.base_precision=nf4"])
+        compose(["variant=full", "variant.base_precision=fp4"])
 
 
 def test_nothing_heavy_is_imported_by_a_refusal() -> None:

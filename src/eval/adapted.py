@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from src import datasets, embedded, inputs, models
 from src.cli import compose, suggest
-from src.config import ALL_LINEAR, CONF_FOLDER, Config, ConfigError, ModelConfig, variant_name
+from src.config import ALL_LINEAR, CONF_FOLDER, QUANTISED, Config, ConfigError, ModelConfig, variant_name
 from src.eval import serving, words
 from src.eval.words import Key
 from src.models import NO_CODE
@@ -38,7 +38,7 @@ USAGE = """\
   run=ID           a finished run of runs/: its record is verified, its base is opened in the precision it was trained in
   adapter=FOLDER   any LoRA adapter in PEFT's format, instead of a run
   model=NAME       with adapter=: the base, a name of conf/model or a model's folder; default: what the adapter says
-  precision=NAME   with adapter=: the base's, bf16 (default), fp32, int8 or nf4
+  precision=NAME   with adapter=: the base's, bf16 (default), fp32, int8, nf4 or fp4
   device=NAME      auto (default), cpu or cuda
 """
 # Initialisers that only say where A and B started. Others (PiSSA, OLoRA, LoftQ, CorDA) change the base's weights as well.
@@ -61,7 +61,7 @@ class Source:
 
     @property
     def quantised(self) -> bool:
-        return self.config.variant.base_precision in ("int8", "nf4")
+        return self.config.variant.base_precision in QUANTISED
 
     @property
     def advice(self) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from src.config import QUANTISED
 from src.eval.comparison import Comparison
 from src.eval.contrasts import View
 from src.eval.frame import MISSING
@@ -101,7 +102,7 @@ def _runs(all_runs: pd.DataFrame, runs: pd.DataFrame) -> list[Flag]:
         words = ", ".join(f"{count} {status}" for status, count in bad.items())
         some.append(Flag("runs that did not finish", f"{words} of {len(all_runs)} runs"))
     precision, note = runs["base_precision"].iloc[0], runs["model_note"].dropna()
-    if precision in ("nf4", "int8") and len(note) and re.search(r"\b\d-bit\b|quanti", note.iloc[0]):
+    if precision in QUANTISED and len(note) and re.search(r"\b\d-bit\b|quanti", note.iloc[0]):
         some.append(Flag("base already quantised", "base already quantised"))
     if (runs["dirty"].where(runs["status"] != MISSING) == True).any():  # noqa: E712 - a column of objects
         some.append(Flag("dirty commit", "dirty commit"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from src import datasets, inputs, models, prose
-from src.config import ConfigError
+from src.config import QUANTISED, ConfigError
 from src.durable import dump_json, replacing, seal_text
 from src.eval import adapted, serving, words
 from src.eval.adapted import Source
@@ -79,7 +79,7 @@ def choose_base(source: Source, onto: str | None) -> str:
         )
         raise ConfigError(f"{source.name}: variant={source.config.variant.name} has no adapter to merge{where}")
     if onto is not None and onto not in ("original", "dequantised"):
-        why = REQUANTISED if onto in ("quantised", "requantised", "nf4", "int8") else "choose one of original, dequantised"
+        why = REQUANTISED if onto in ("quantised", "requantised", *QUANTISED) else "choose one of original, dequantised"
         raise ConfigError(f"onto={onto}: {why}")
     if not source.quantised:
         if onto is not None:

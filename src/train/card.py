@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from src import models
-from src.config import Config
+from src.config import FOUR_BIT, QUANTISED, Config
 from src.credentials import redact
 from src.datasets import from_hub
 from src.durable import write_atomically
@@ -99,7 +99,7 @@ def card(config: Config, result: Mapping[str, Any], n: Mapping[str, int] | None 
         f"```\npython -m src.eval score run={result['run_id']}\npython -m src.eval generate run={result['run_id']} \"a prompt\"\n"
         f"python -m src.eval merge run={result['run_id']} out=merged{_onto(config)}\n```",
         "## Serve",
-        "\n".join(f"- {line}" for line in serving.advice(settings, variant.base_precision in ("int8", "nf4"))),
+        "\n".join(f"- {line}" for line in serving.advice(settings, variant.base_precision in QUANTISED)),
     ]  # fmt: skip
     return redact("\n\n".join(parts) + "\n")
 
@@ -123,12 +123,12 @@ def shown_base(config: Config) -> str:
 def loading(config: Config, base: str | None = None) -> str:
     """Python that opens base and adapter with transformers and PEFT alone."""
     precision, options, imports = config.variant.base_precision, "", "AutoModelForCausalLM, AutoTokenizer"
-    if precision in ("int8", "nf4"):
+    if precision in QUANTISED:
         imports += ", BitsAndBytesConfig"
         inner = "load_in_8bit=True"
-        if precision == "nf4":
+        if precision in FOUR_BIT:
             double = config.variant.double_quant
-            inner = f'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant={double}, '
+            inner = f'load_in_4bit=True, bnb_4bit_quant_type="{precision}", bnb_4bit_use_double_quant={double}, '
             inner += "bnb_4bit_compute_dtype=torch.bfloat16"
         options = f", quantization_config=BitsAndBytesConfig({inner})"
     dtype = "float32" if precision == "fp32" else "bfloat16"
@@ -148,7 +148,7 @@ def loading(config: Config, base: str | None = None) -> str:
 
 
 def _onto(config: Config) -> str:
-    return " onto=dequantised" if config.variant.base_precision in ("int8", "nf4") else ""
+    return " onto=dequantised" if config.variant.base_precision in QUANTISED else ""
 
 
 def _status(result: Mapping[str, Any]) -> str:

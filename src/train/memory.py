@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from src import datasets, models
-from src.config import Config, DatasetConfig, packs
+from src.config import FOUR_BIT, Config, DatasetConfig, packs
 from src.datasets import Example
 from src.train.plan import Job
 from src.variants import counts
@@ -92,7 +92,7 @@ def estimate(configs: Sequence[Config], targets: Sequence[Linear], tokens: Token
     if not packs(config):
         return counts.training_bytes(shape, config.variant, config.lora, targets, tokens.padded).total
     members = [(each.variant, each.lora) for each in configs]
-    held = config.model.hold_dequantised and config.variant.base_precision == "nf4"
+    held = config.model.hold_dequantised and config.variant.base_precision in FOUR_BIT
     return counts.pack_bytes(shape, members, targets, tokens.laid, held).total
 
 

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from src import batches, cli, datasets, device, models, prose, tracking
 from src.batches import Item
-from src.config import Config, packs
+from src.config import FOUR_BIT, Config, packs
 from src.device import Numerics
 from src.durable import CannotWrite, replacing
 from src.eval.score import Scorer, per_token
@@ -167,7 +167,7 @@ class Pack:
             "base_precision": _precision(self.config, numerics),
             "engine": engine.name,
             "pack_size": len(self.runs),
-            "hold_dequantised": engine.name == "packed" and model.hold_dequantised and variant.base_precision == "nf4",
+            "hold_dequantised": engine.name == "packed" and model.hold_dequantised and variant.base_precision in FOUR_BIT,
             "speed": engine.speed_layers,
             "steps": engine.steps,
             "rows_left_out": splits.left_out,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from src.config import ALL_LINEAR, ConfigError, LoraSettings, Shape, VariantConfig
+from src.config import ALL_LINEAR, FOUR_BIT, QUANTISED, ConfigError, LoraSettings, Shape, VariantConfig
 
 # Which of the linear layers carry a bias, per family (transformers' modeling files). Llama's optional
 # attention_bias and mlp_bias are off in every published Llama and not part of Shape.
@@ -24,7 +24,7 @@ ROW_PARAMETERS = {"none": 0, "dora": 1}
 # Backward matrix products per forward one: dX alone through frozen weights, dX and dW through trained ones.
 BACKWARD_PRODUCTS = {"none": 0, "adapter": 1, "all": 2}
 
-NF4_BLOCK, SCALE_BLOCK = 64, 256  # bitsandbytes' block sizes, as QLoRA's (arXiv 2305.14314, section 3)
+BLOCK, SCALE_BLOCK = 64, 256  # bitsandbytes' block sizes, as QLoRA's (arXiv 2305.14314, section 3)
 STATE_BYTES = 4 + 4 + 8  # fp32 weight, gradient and AdamW's two moments
 PACKED_STATE_BYTES = STATE_BYTES + 2  # and the bf16 copy that a pack multiplies with
 HEAD_ROWS = 4096  # labelled tokens whose logits a pack holds at a time
@@ -135,11 +135,11 @@ def adapter_bytes(parameters: int, bytes_each: int = 4) -> int:
 
 
 def base_bytes(shape: Shape, precision: str, double_quant: bool = True) -> int:
-    """Bytes of the base model's weights. int8 and nf4 hold for the linear layers of ``linears`` only: embedding, head,
-    norms and biases stay 16-bit (src/variants/quantization.py). Without NF4's lookup tables, 1 kB per layer."""
+    """Bytes of the base model's weights. int8, nf4 and fp4 hold for the linear layers of ``linears`` only: embedding, head,
+    norms and biases stay 16-bit (src/variants/quantization.py). Without the 4-bit formats' lookup tables, 1 kB per layer."""
     if precision == "fp32":
         return 4 * total_parameters(shape)
-    quantised = linears(shape) if precision in ("int8", "nf4") else []
+    quantised = linears(shape) if precision in QUANTISED else []
     weights = sum(linear.count * linear.weights for linear in quantised)
     stored = sum(linear.count * linear_bytes(linear, precision, double_quant) for linear in quantised)
     return 2 * (total_parameters(shape) - weights) + stored
@@ -149,13 +149,13 @@ def linear_bytes(linear: Linear, precision: str, double_quant: bool = True) -> i
     """Bytes of one weight matrix and its scales, as bitsandbytes stores them.
 
     int8 (LLM.int8(), arXiv 2208.07339, section 3.1): one byte per weight and one fp32 scale per output row.
-    nf4 (QLoRA, arXiv 2305.14314, section 3): half a byte per weight and one scale per block of 64: fp32, or with
+    nf4 and fp4 (QLoRA, arXiv 2305.14314, section 3): half a byte per weight and one scale per block of 64: fp32, or with
     double quantisation one byte, an fp32 scale per 256 of those, and their fp32 mean. 0.5625 and 0.5159 bytes.
     """
     if precision == "int8":
         return linear.weights + 4 * linear.out_features
-    if precision == "nf4":
-        blocks = _ceil(linear.weights, NF4_BLOCK)
+    if precision in FOUR_BIT:
+        blocks = _ceil(linear.weights, BLOCK)
         scales = blocks + 4 * _ceil(blocks, SCALE_BLOCK) + 4 if double_quant else 4 * blocks
         return _ceil(linear.weights, 2) + scales
     return {"bf16": 2, "fp32": 4}[precision] * linear.weights

@@ -1,4 +1,4 @@
-"""The precision axis: a frozen base in 4-bit NF4 (QLoRA, arXiv 2305.14314) or LLM.int8() (arXiv 2208.07339).
+"""The precision axis: a frozen base in 4-bit NF4 or FP4 (QLoRA, arXiv 2305.14314) or LLM.int8() (arXiv 2208.07339).
 
 The layers are bitsandbytes'. Every linear layer of the decoder is quantised; embeddings, norms and the output head stay
 as they are, for all variants alike.
@@ -6,27 +6,28 @@ as they are, for all variants alike.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from src.config import ConfigError, VariantConfig
+from src.config import FOUR_BIT, ConfigError, VariantConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BITS = {"nf4": 4, "int8": 8}
+BITS = {"nf4": 4, "int8": 8, "fp4": 4}
 
 
 def quantised_layers(model: nn.Module) -> dict[str, int]:
     """How many layers really are in each quantised format, by precision."""
     import bitsandbytes as bnb
 
-    found = {"nf4": 0, "int8": 0}
+    found = dict.fromkeys(BITS, 0)
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            found["nf4"] += module.weight.quant_type == "nf4"
+            found[module.weight.quant_type] += 1
         elif isinstance(module, bnb.nn.Linear8bitLt):
             found["int8"] += module.weight.dtype == torch.int8
     return found
@@ -42,7 +43,8 @@ def place(model: PreTrainedModel, variant: VariantConfig, device: torch.device, 
     """
     if variant.base_precision in BITS:
         _probe(variant, device, compute or torch.float32)
-        for name in [name for name, _ in linear_layers(model)]:  # names alone: a layer must go when its successor stands
+        # Names alone: a layer must go when its successor stands.
+        for name in [name for name, layer in linear_layers(model) if type(layer) is nn.Linear]:
             parent, _, leaf = name.rpartition(".")
             owner = model.get_submodule(parent)
             setattr(owner, leaf, _quantise(getattr(owner, leaf), variant, device, compute or torch.float32))
@@ -50,6 +52,13 @@ def place(model: PreTrainedModel, variant: VariantConfig, device: torch.device, 
         setattr(model, f"is_loaded_in_{BITS[variant.base_precision]}bit", True)
     model.to(device)
     return model
+
+
+def placing(variant: VariantConfig, device: torch.device, compute: torch.dtype | None) -> Callable[[nn.Linear], nn.Module] | None:
+    """What ``models.load`` makes of a linear layer once it is drawn, before ``place``; None where nothing is quantised."""
+    if variant.base_precision not in BITS:
+        return None
+    return lambda linear: _quantise(linear, variant, device, compute or torch.float32)
 
 
 def linear_layers(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
@@ -62,12 +71,16 @@ def _quantise(linear: nn.Linear, variant: VariantConfig, device: torch.device, c
     import bitsandbytes as bnb
 
     shape, bias = (linear.in_features, linear.out_features), linear.bias is not None
-    if variant.base_precision == "nf4":
+    if variant.base_precision in FOUR_BIT:
         layer = bnb.nn.Linear4bit(
-            *shape, bias, compute, compress_statistics=variant.double_quant, quant_type="nf4", device="meta"
+            *shape, bias, compute, compress_statistics=variant.double_quant, quant_type=variant.base_precision, device="meta"
         )
         layer.weight = bnb.nn.Params4bit(
-            linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=variant.double_quant, module=layer
+            linear.weight.data,
+            requires_grad=False,
+            quant_type=variant.base_precision,
+            compress_statistics=variant.double_quant,
+            module=layer,
         )
         # On a CPU, bitsandbytes repacks a 4-bit weight in place at its first evaluation. In bitsandbytes 0.50 no gradient
         # passes a repacked layer, and PEFT's DoRA dequantises it wrongly, so training after a validation would be wrong.

@@ -91,6 +91,11 @@ def test_a_hub_base_is_named_with_its_revision() -> None:
     assert "--max-lora-rank 64" in text and "onto=dequantised" in text and "| 1.5000 | 7 examples |" in text
 
 
+def test_an_fp4_base_is_opened_as_fp4() -> None:
+    code = text_of(config_of("variant=qdora", "variant.base_precision=fp4", "variant.double_quant=false"))
+    assert 'load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=False' in code and "onto=dequantised" in code
+
+
 def test_the_embedded_base_is_named_as_the_hub_does_and_says_what_it_is(folder: Path) -> None:
     config = config_of()
     text = text_of(config)

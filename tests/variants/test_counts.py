@@ -186,12 +186,13 @@ def test_llama_7b_adapter_is_8_mib_in_fp16() -> None:
 # 40 x 72 fills neither the last block of 64 weights nor the last group of 256 scales.
 @pytest.mark.parametrize(("out_features", "in_features"), [(192, 576), (1024, 512), (40, 72)])
 @pytest.mark.parametrize("double_quant", [False, True])
-def test_nf4_bytes_equal_bitsandbytes(out_features: int, in_features: int, double_quant: bool) -> None:
+@pytest.mark.parametrize("precision", ["nf4", "fp4"])
+def test_four_bit_bytes_equal_bitsandbytes(out_features: int, in_features: int, precision: str, double_quant: bool) -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
     weight = torch.randn(out_features, in_features)
-    packed, state = functional.quantize_4bit(weight, quant_type="nf4", blocksize=64, compress_statistics=double_quant)
+    packed, state = functional.quantize_4bit(weight, quant_type=precision, blocksize=64, compress_statistics=double_quant)
     held = [packed, state.absmax] + ([state.state2.absmax, state.offset] if double_quant else [])
-    assert counts.linear_bytes(one(out_features, in_features), "nf4", double_quant) == sum(tensor.nbytes for tensor in held)
+    assert counts.linear_bytes(one(out_features, in_features), precision, double_quant) == sum(tensor.nbytes for tensor in held)
 
 
 def test_int8_bytes_equal_bitsandbytes() -> None:

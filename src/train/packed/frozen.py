@@ -87,7 +87,7 @@ def join(products: Sequence[Plain]) -> list[Part]:
 
 
 class Nf4(Frozen):
-    """bitsandbytes' NF4, dequantised for each product, forward and backward (QLoRA, arXiv 2305.14314, equation 5)."""
+    """bitsandbytes' NF4 or FP4, dequantised for each product, forward and backward (QLoRA, arXiv 2305.14314, equation 5)."""
 
     packed: torch.Tensor
     absmax: torch.Tensor
@@ -111,16 +111,17 @@ class Nf4(Frozen):
         self.size = (layer.out_features, layer.in_features)
         self.dtype = dtype
         self.fused = fused
+        self.quant_type: str = state.quant_type
 
     def _state(self) -> tuple[torch.Tensor, ...]:
         return self.packed, self.absmax, self.code, self.absmax2, self.code2, self.offset
 
     def forward(self, x: torch.Tensor, rows: torch.Tensor | None, read: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = nf4_product(x, *self._state(), self.size[0], self.fused)
+        found: torch.Tensor = nf4_product(x, *self._state(), self.size[0], self.fused, self.quant_type)
         return found
 
     def dense(self) -> torch.Tensor:
-        return _dense(self._state(), *self.size, self.dtype, self.fused)
+        return _dense(self._state(), *self.size, self.dtype, self.fused, self.quant_type)
 
 
 class Int8(Frozen):
@@ -170,7 +171,9 @@ def frozen(layer: Any, dtype: torch.dtype, hold: bool, fused: bool) -> Frozen:
     raise ConfigError(f"engine=packed: a {kind} cannot be packed; use engine=peft")
 
 
-def _dense(state: tuple[torch.Tensor, ...], rows: int, columns: int, dtype: torch.dtype, fused: bool) -> torch.Tensor:
+def _dense(
+    state: tuple[torch.Tensor, ...], rows: int, columns: int, dtype: torch.dtype, fused: bool, quant_type: str
+) -> torch.Tensor:
     packed, absmax, code, absmax2, code2, offset = state
     if fused:
         return dequantise_nf4(packed, absmax, code, absmax2, code2, offset, rows, columns, dtype)
@@ -180,7 +183,7 @@ def _dense(state: tuple[torch.Tensor, ...], rows: int, columns: int, dtype: torc
     if len(absmax2):
         nested = QuantState(absmax=absmax2, code=code2, blocksize=256, dtype=torch.float32)
     whole = QuantState(
-        absmax=absmax, shape=torch.Size((rows, columns)), code=code, blocksize=64, quant_type="nf4", dtype=dtype,
+        absmax=absmax, shape=torch.Size((rows, columns)), code=code, blocksize=64, quant_type=quant_type, dtype=dtype,
         offset=offset[0] if len(offset) else None, state2=nested,
     )  # fmt: skip
     weight: torch.Tensor = dequantize_4bit(packed, whole)
@@ -191,40 +194,40 @@ def _dense(state: tuple[torch.Tensor, ...], rows: int, columns: int, dtype: torc
 @torch.library.custom_op("lora_assay::nf4_product", mutates_args=())
 def nf4_product(
     x: torch.Tensor, packed: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, absmax2: torch.Tensor,
-    code2: torch.Tensor, offset: torch.Tensor, out_features: int, fused: bool,
+    code2: torch.Tensor, offset: torch.Tensor, out_features: int, fused: bool, quant_type: str,
 ) -> torch.Tensor:  # fmt: skip
-    weight = _dense((packed, absmax, code, absmax2, code2, offset), out_features, x.shape[-1], x.dtype, fused)
+    weight = _dense((packed, absmax, code, absmax2, code2, offset), out_features, x.shape[-1], x.dtype, fused, quant_type)
     return F.linear(x, weight)
 
 
 @nf4_product.register_fake
-def _(x, packed, absmax, code, absmax2, code2, offset, out_features, fused):  # type: ignore[no-untyped-def]
+def _(x, packed, absmax, code, absmax2, code2, offset, out_features, fused, quant_type):  # type: ignore[no-untyped-def]
     return x.new_empty(*x.shape[:-1], out_features)
 
 
 @torch.library.custom_op("lora_assay::nf4_product_backward", mutates_args=())
 def nf4_product_backward(
     grad: torch.Tensor, packed: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, absmax2: torch.Tensor,
-    code2: torch.Tensor, offset: torch.Tensor, in_features: int, fused: bool,
+    code2: torch.Tensor, offset: torch.Tensor, in_features: int, fused: bool, quant_type: str,
 ) -> torch.Tensor:  # fmt: skip
-    weight = _dense((packed, absmax, code, absmax2, code2, offset), grad.shape[-1], in_features, grad.dtype, fused)
+    weight = _dense((packed, absmax, code, absmax2, code2, offset), grad.shape[-1], in_features, grad.dtype, fused, quant_type)
     return grad @ weight
 
 
 @nf4_product_backward.register_fake
-def _(grad, packed, absmax, code, absmax2, code2, offset, in_features, fused):  # type: ignore[no-untyped-def]
+def _(grad, packed, absmax, code, absmax2, code2, offset, in_features, fused, quant_type):  # type: ignore[no-untyped-def]
     return grad.new_empty(*grad.shape[:-1], in_features)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    x, *state, _, fused = inputs
+    x, *state, _, fused, quant_type = inputs
     ctx.save_for_backward(*state)
-    ctx.in_features, ctx.fused = x.shape[-1], fused
+    ctx.in_features, ctx.fused, ctx.quant_type = x.shape[-1], fused, quant_type
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    found = nf4_product_backward(grad.contiguous(), *ctx.saved_tensors, ctx.in_features, ctx.fused)
-    return found, None, None, None, None, None, None, None, None
+    found = nf4_product_backward(grad.contiguous(), *ctx.saved_tensors, ctx.in_features, ctx.fused, ctx.quant_type)
+    return found, *[None] * 9
 
 
 nf4_product.register_autograd(_backward, setup_context=_save)

@@ -20,10 +20,11 @@ def dequantise_nf4(
     packed: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, absmax2: torch.Tensor, code2: torch.Tensor,
     offset: torch.Tensor, rows: int, columns: int, dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
-    """The weight [rows, columns] of an NF4 layer in one pass, to the bit as bitsandbytes' two passes give it.
+    """The weight [rows, columns] of an NF4 or FP4 layer in one pass, to the bit as bitsandbytes' two passes give it.
 
     packed: two 4-bit indices per byte, the first in the high bits; absmax: one scale for 64 weights, fp32, or with
-    double quantisation an index into ``code2`` [256] times ``absmax2`` (one for 256 scales) plus ``offset``.
+    double quantisation an index into ``code2`` [256] times ``absmax2`` (one for 256 scales) plus ``offset``; code: the
+    format's 16 values.
     """
     weight = torch.empty(rows, columns, dtype=dtype, device=packed.device)
     size = rows * columns // 2

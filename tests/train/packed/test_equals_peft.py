@@ -120,6 +120,7 @@ QWEN, MISTRAL = "model.shape.model_type=qwen2", "model.shape.model_type=mistral"
 OTHERS = [
     *((variant, QWEN) for variant in ("lora", "dora", "qdora", "dora_8bit")),  # biases, which DoRA must not scale
     ("rslora", MISTRAL), ("qdora", "variant.double_quant=false"), ("qlora", "model.hold_dequantised=true"),
+    ("qlora", "variant.base_precision=fp4"), ("qdora", "variant.base_precision=fp4"),
 ]  # fmt: skip
 
 

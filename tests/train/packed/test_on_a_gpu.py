@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from src import models
 from src.config import Config, VariantConfig
 from src.device import Numerics
 from src.train.packed import head, kernels, optimizer
@@ -276,16 +277,19 @@ def test_one_graph_decodes_several_batches(variants: list[str], numerics: Numeri
     assert by_graph.held is None and not by_graph.graphs.recorded
 
 
+@pytest.mark.parametrize("precision", ["nf4", "fp4"])
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("size", [(64, 64), (1, 64), (3, 50), (7, 130), (333, 2050), (1024, 4096)], ids=str)
-def test_dequantisation_is_bitsandbytes_to_the_bit(size: tuple[int, int], dtype: torch.dtype, nested: bool) -> None:
+def test_dequantisation_is_bitsandbytes_to_the_bit(
+    size: tuple[int, int], dtype: torch.dtype, nested: bool, precision: str
+) -> None:
     from bitsandbytes.functional import dequantize_4bit
 
     generator = torch.Generator().manual_seed(0)
     linear = torch.nn.Linear(size[1], size[0], bias=False, dtype=dtype)
     linear.weight.data = torch.randn(size, generator=generator).to(dtype) * torch.rand(size[0], 1, generator=generator).to(dtype)
-    layer: Any = quantization._quantise(linear, VariantConfig(base_precision="nf4", double_quant=nested), GPU, dtype)
+    layer: Any = quantization._quantise(linear, VariantConfig(base_precision=precision, double_quant=nested), GPU, dtype)
     state = layer.weight.quant_state
     assert state.nested == nested
     found, wanted = Nf4(layer, dtype, fused=True).dense(), dequantize_4bit(layer.weight.data, state)
@@ -293,6 +297,18 @@ def test_dequantisation_is_bitsandbytes_to_the_bit(size: tuple[int, int], dtype:
     assert torch.equal(found, wanted)
     assert torch.equal(found, Nf4(layer, dtype, fused=False).dense())
     assert (found.float().cpu() - linear.weight.detach().float()).norm() < 0.2 * found.float().norm().cpu()
+
+
+@pytest.mark.parametrize("precision", ["nf4", "int8"])
+def test_random_weights_quantised_as_they_are_drawn(precision: str) -> None:
+    """As tests/test_random_weights.py on a CPU: a GPU's generator too goes on from draw to draw."""
+    config = config_of("lora", f"variant.base_precision={precision}", "model.shape.tie_word_embeddings=false")
+    whole, parts = (
+        quantization.place(models.load(config.model, torch.bfloat16, GPU, placing)[0], config.variant, GPU, torch.bfloat16)
+        for placing in (None, quantization.placing(config.variant, GPU, torch.bfloat16))
+    )
+    wanted, found = whole.state_dict(), parts.state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,0 +1,259 @@
+"""``python -m experiments.four_bits.report [folder=FOLDER]``: the tables that measure.py wrote, as Markdown and figures.
+
+Reads errors.csv, bits.csv, memory.csv and training.csv, those that are there; writes tables.md, errors.png, training.png.
+Intervals: 95 %, t over seeds. Each precision gets the rate with the lowest mean validation loss over ``TUNING`` seeds, and
+reports on the other seeds, paired with bf16's.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from src import cli
+from src.config import ConfigError
+from src.eval import words
+from src.eval.statistics import Interval, mean_interval, paired
+from src.eval.words import Key
+
+HERE = Path(__file__).resolve().parent
+TUNING = (0, 1, 2)
+MARGIN = 0.01  # nats that count as no difference in the test of equivalence
+ORDER = ("bf16", "int8", "nf4", "nf4, double", "fp4", "fp4, double")
+COLOURS = dict(zip(ORDER, ("#222222", "#0072b2", "#009e73", "#56b4e9", "#d55e00", "#e69f00"), strict=True))
+PAPER = {"nf4": 4.5, "nf4, double": 4.127, "fp4": 4.5, "fp4, double": 4.127}  # bits a weight, arXiv 2305.14314, section 3
+
+
+def errors(frame: pd.DataFrame) -> list[str]:
+    """Each format's error: over seeds on Gaussian weights, pooled over the matrices of the embedded base."""
+    sizes = list(dict.fromkeys(frame.loc[frame["weights"] == "gaussian", "matrix"]))
+    real = frame[frame["weights"] != "gaussian"]
+    rows = []
+    for name in dict.fromkeys(frame["format"]):
+        of = frame[frame["format"] == name]
+        row = {"format": name, "bits": f"{of['bits'].min():.3f}" + ("+" if of["bits"].nunique() > 1 else "")}
+        for size in sizes:
+            row[f"gaussian {size}"] = _interval(mean_interval(of.loc[of["matrix"] == size, "rms"]), 5)
+        mine = real[real["format"] == name]
+        row[f"smollm2_135m, {len(mine)} matrices"] = f"{pooled(mine):.5f}"
+        row["worst matrix"] = f"{mine['rms'].max():.4f}"
+        row["largest error, gaussian"] = f"{of.loc[of['weights'] == 'gaussian', 'largest'].max():.3f}"
+        row["largest error, smollm2_135m"] = f"{mine['largest'].max():.3f}"
+        rows.append(row)
+    kinds = [
+        {"module": kind} | {name: f"{pooled(part):.4f}" for name, part in group.groupby("format", sort=False)}
+        for kind, group in real.groupby("matrix", sort=False)
+    ]
+    text = "Root mean square error over that of the weights; pooled: over all weights of all matrices at once."
+    return [
+        "## Quantisation error",
+        text,
+        markdown(rows),
+        "By module kind of smollm2_135m, pooled over its layers:",
+        markdown(kinds),
+    ]
+
+
+def pooled(part: pd.DataFrame) -> float:
+    """Root of (summed squared errors over summed squared weights)."""
+    return float(((part["rms"] * part["norm"]) ** 2).sum() / (part["norm"] ** 2).sum()) ** 0.5
+
+
+def bits(frame: pd.DataFrame) -> list[str]:
+    frame = frame.assign(label=labels(frame))
+    rows = []
+    for name, of in frame.groupby("label", sort=False):
+        each = of.set_index("part")["bits"]
+        row = {"precision": name} | {f"{part}, bits": f"{each[part]:.4f}" for part in each.index}
+        row["weights and scales"] = f"{each['weights'] + each['scales']:.4f}"
+        row["the paper's"] = f"{PAPER[name]:.3f}" if name in PAPER else "-"
+        row["all that is held"] = f"{each.sum():.4f}"
+        rows.append(row)
+    total = frame[frame["part"] != "tables"].groupby("label")["bits"].sum()
+    saved = [f"{kind}: {total[kind] - total[f'{kind}, double']:.4f}" for kind in ("nf4", "fp4") if kind in total.index]
+    return [
+        "## Bits a weight",
+        markdown(rows),
+        f"Saved by double quantisation, bits a weight: {', '.join(saved)} (the paper's: 0.373).",
+    ]
+
+
+def memory(frame: pd.DataFrame) -> list[str]:
+    rows = []
+    for _, case in frame.iterrows():
+        row = {"model": case["model"], "precision": _precision(case), "rows": f"{case['rows']} x {case['length']}"}
+        if pd.isna(case["ms/step"]):
+            rows.append(row | {"note": str(case["note"])})
+            continue
+        row |= {"ms a step": f"{case['ms/step']:.1f} (± {case['spread ms']:.1f})", "tokens/s": f"{case['tokens/s']:,.0f}"}
+        row |= {"speed": case["speed"]}
+        for column in ("held GiB", "peak GiB", "building GiB"):
+            row[column] = "-" if pd.isna(case[column]) else f"{case[column]:.2f}"
+        rows.append(row | {"note": "-"})
+    what = (
+        "Held: before the first step, base, adapter, gradients, AdamW. Spread: half the distance of the quartiles of 5 timings."
+    )
+    return ["## Memory and time of a training step", what, markdown(rows)]
+
+
+def _precision(case: pd.Series) -> str:
+    kind = {"lora": "bf16", "qlora": "nf4", "lora_8bit": "int8"}.get(case["variant"], case["variant"])
+    double = "double_quant=false" not in str(case["options"])
+    return f"{kind}, double" if kind == "nf4" and double else kind
+
+
+def labels(frame: pd.DataFrame) -> pd.Series:
+    double = frame["double_quant"].astype(str).str.lower().eq("true") & frame["precision"].isin(["nf4", "fp4"])
+    return frame["precision"].where(~double, frame["precision"] + ", double")
+
+
+def training(frame: pd.DataFrame) -> list[str]:
+    frame = frame.assign(label=labels(frame))
+    frozen = frame[frame["variant"].str.startswith("frozen")].set_index("label")["test/loss"]
+    best, reported = chosen(frame)
+    grid = sorted(frame["lr"].dropna().unique())
+    rows = []
+    for name in (name for name in ORDER if name in reported):
+        values = reported[name]["test/loss"]
+        row = {"precision": name, "before training": _number(frozen.get(name)), "best rate": f"{best[name]:g}"}
+        row["on the grid's edge"] = "yes" if best[name] in (grid[0], grid[-1]) else "no"
+        row |= {"test loss": _interval(mean_interval(values), 4), "n": str(len(values))}
+        if name != "bf16" and "bf16" in reported:
+            gap = (values - reported["bf16"]["test/loss"]).dropna()
+            row["before, less bf16's"] = _number(frozen.get(name, float("nan")) - frozen.get("bf16", float("nan")), "+")
+            if len(gap) > 1:
+                found = paired(gap.to_numpy(), MARGIN)
+                row["after, less bf16's"] = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}], n = {found.n}"
+                row["p (sign flips)"], row["p (TOST)"] = f"{found.p_flip:.4f}", f"{found.p_tost:.4f}"
+        if "test/exact_match" in reported[name] and reported[name]["test/exact_match"].notna().all():
+            row["exact match"] = _interval(mean_interval(reported[name]["test/exact_match"]), 4)
+        rows.append(row)
+    trained = frame[~frame["variant"].str.startswith("frozen")]
+    rates = [
+        {"precision": name} | {f"{lr:g}": _mean(part.loc[part["lr"] == lr, "test/loss"]) for lr in grid}
+        for name in ORDER
+        if len(part := trained[trained["label"] == name])
+    ]
+    bad = trained["status"].value_counts().drop("ok", errors="ignore")
+    failed = f"Runs that did not end well: {', '.join(f'{n} {status}' for status, n in bad.items()) or 'none'} of {len(trained)}."
+    heading = (
+        f"Test loss in nats per target token; rates chosen on seeds {', '.join(map(str, TUNING))}; TOST within {MARGIN} nats."
+    )
+    means = "Mean test loss by learning rate, all seeds; -: a seed did not end well:"
+    return ["## Before and after training", heading, markdown(rows), failed, means, markdown(rates)]
+
+
+def chosen(frame: pd.DataFrame) -> tuple[dict[str, float], dict[str, pd.DataFrame]]:
+    """(rate, report runs by seed) of each precision. A rate at which a run did not end well cannot be chosen."""
+    trained = frame[~frame["variant"].str.startswith("frozen")]
+    best, reported = {}, {}
+    for name, part in trained.groupby("label"):
+        sound = part.groupby("lr")["status"].transform(lambda status: (status == "ok").all())
+        tuned = part[sound & part["seed"].isin(TUNING)].groupby("lr")["val/loss"].mean()
+        if len(tuned):
+            best[name] = float(tuned.idxmin())
+            reported[name] = part[(part["lr"] == best[name]) & ~part["seed"].isin(TUNING)].set_index("seed").sort_index()
+    return best, {name: runs for name, runs in reported.items() if len(runs)}
+
+
+def draw_errors(frame: pd.DataFrame) -> Figure:
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    names = [name for name in dict.fromkeys(frame["format"]) if name not in ("bf16", "int8")]
+    largest = frame.loc[frame["weights"] == "gaussian", "matrix"].iloc[-1]
+    for kind, marker in (("gaussian", "o"), ("smollm2_135m", "s")):
+        of = frame[(frame["weights"] == kind) & ((kind != "gaussian") | (frame["matrix"] == largest))]
+        values = [pooled(of[of["format"] == name]) for name in names]
+        label = f"Gaussian, {largest}" if kind == "gaussian" else "SmolLM2-135M, which was Q4_1"
+        axes.plot(values, range(len(names)), marker, label=label, ms=7, alpha=0.9)
+    each = frame.groupby("format")["bits"].min()
+    axes.set_yticks(range(len(names)), [f"{name} ({each[name]:.3f} bits)" for name in names])
+    axes.invert_yaxis()
+    axes.set_xlim(left=-0.003)
+    axes.set_xlabel("relative root mean square error of the weights")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def draw_training(frame: pd.DataFrame) -> Figure:
+    frame = frame.assign(label=labels(frame))
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    trained = frame[~frame["variant"].str.startswith("frozen") & (frame["status"] == "ok")]
+    for name in (name for name in ORDER if (trained["label"] == name).any()):
+        by_rate = trained[trained["label"] == name].groupby("lr")["test/loss"]
+        means = by_rate.apply(mean_interval)
+        centre = [interval.mean for interval in means]
+        reach = [interval.mean - interval.low for interval in means]
+        left.errorbar(means.index, centre, yerr=reach, label=name, color=COLOURS[name], marker="o", ms=4, capsize=2)
+    left.set_xscale("log")
+    left.set_xlabel("learning rate")
+    left.set_ylabel("test loss, nats per target token")
+    left.legend(frameon=False)
+    frozen = frame[frame["variant"].str.startswith("frozen")].set_index("label")["test/loss"]
+    _, reported = chosen(frame)
+    shown = [name for name in ORDER if name in reported and name in frozen.index and name != "bf16"]
+    if "bf16" in reported and "bf16" in frozen.index:
+        for at, name in enumerate(shown):
+            right.plot(frozen[name] - frozen["bf16"], at, "o", color="0.5", label=None if at else "before training")
+            gap = mean_interval((reported[name]["test/loss"] - reported["bf16"]["test/loss"]).dropna())
+            reach = [[gap.mean - gap.low], [gap.high - gap.mean]]
+            style = {"fmt": "s", "color": COLOURS[name], "capsize": 3, "label": None if at else "after, 95 % interval"}
+            right.errorbar(gap.mean, at, xerr=reach, **style)
+        right.legend(frameon=False)
+    right.axvline(0, color="0.7", lw=1)
+    right.set_yticks(range(len(shown)), shown)
+    right.invert_yaxis()
+    right.xaxis.set_major_locator(MaxNLocator(5))
+    right.set_xlabel("test loss less bf16's, nats")
+    return figure
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [columns, ["---"] * len(columns), *([row.get(name, "-") for name in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _interval(found: Interval, digits: int) -> str:
+    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def _mean(values: pd.Series) -> str:
+    return "-" if values.isna().any() or values.empty else f"{values.mean():.4f}"
+
+
+def _number(value: Any, sign: str = "") -> str:
+    return "-" if value is None or pd.isna(value) else f"{value:{sign}.4f}"
+
+
+TABLES = {"errors": errors, "bits": bits, "memory": memory, "training": training}
+FIGURES = {"errors": draw_errors, "training": draw_training}
+
+
+def main() -> int:
+    if "--help" in sys.argv[1:]:
+        print(__doc__)
+        return 0
+    values, _ = words.read(sys.argv[1:], {"folder": Key(str, "FOLDER")})
+    folder = Path(values.get("folder", HERE))
+    frames = {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES if (folder / f"{name}.csv").is_file()}
+    if not frames:
+        raise ConfigError(f"folder={folder}: none of {', '.join(f'{name}.csv' for name in TABLES)} is there")
+    text = "\n\n".join(part for name, frame in frames.items() for part in TABLES[name](frame))
+    (folder / "tables.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    for name, draw in FIGURES.items():
+        if name in frames:
+            draw(frames[name]).savefig(folder / f"{name}.png", dpi=150)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

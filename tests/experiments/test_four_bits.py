@@ -1,0 +1,182 @@
+"""Formats against hand-computed blocks and normal-distribution theory; bits, tables and selection against small known cases."""
+
+from __future__ import annotations
+
+import csv
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import integrate, stats
+
+from experiments.four_bits import formats, measure, report
+from src import models
+from src.cli import compose
+from src.config import ConfigError, VariantConfig
+from src.variants import counts, quantization
+
+CPU = torch.device("cpu")
+
+
+def form(name: str) -> formats.Format:
+    return next(each for each in formats.FORMATS if each.name == name)
+
+
+def test_integers_by_hand() -> None:
+    block = torch.cat([torch.arange(-7.0, 8.0), torch.zeros(49)])[None] * 0.03
+    torch.testing.assert_close(formats.int4_absmax(block), block)  # -7 to 7 over 7 are its own levels
+    block[0, 3] = -4.4 * 0.03
+    assert formats.int4_absmax(block)[0, 3] == pytest.approx(-4 * 0.03)
+    levels = 0.25 + 0.5 * torch.arange(16.0).repeat(2)[None]  # step and lowest are exact in fp16
+    assert torch.equal(formats.int4_affine(levels), levels)
+    moved = levels.clone()
+    moved[0, 5] += 0.2  # less than half a step
+    assert torch.equal(formats.int4_affine(moved), levels)
+    assert torch.equal(formats.int4_affine(torch.zeros(1, 32)), torch.zeros(1, 32))
+
+
+def test_e2m1_by_hand() -> None:
+    values = torch.tensor([*formats.E2M1, *(-value for value in formats.E2M1)]).repeat(4)[None] * 2
+    torch.testing.assert_close(formats.e2m1(values), values)
+    values[0, 1], values[0, 2] = 2 * 2.4, 2 * 5.1  # between 2 and 3, and between 4 and 6
+    assert formats.e2m1(values)[0, 1:3].tolist() == pytest.approx([4, 12])
+
+
+def test_int8_is_absmax_of_each_row() -> None:
+    weight = torch.tensor([[127.0, -64.0, 0.4, 0.6], [-1.27, 0.5, 0.126, 0.0]])
+    wanted = torch.tensor([[127.0, -64.0, 0.0, 1.0], [-1.27, 0.5, 0.13, 0.0]])
+    torch.testing.assert_close(form("int8").stored(weight), wanted, rtol=1e-3, atol=0)
+
+
+def gaussian_error(levels: list[float], block: int = 64) -> float:
+    """Expected relative RMS error of N(0, 1) in blocks over their largest magnitude M, which itself is stored exactly.
+
+    The other block - 1 values are those of a normal distribution cut at M, whose density is that of the largest of ``block``.
+    """
+    middles = [-1.0, *((a + b) / 2 for a, b in pairwise(levels)), 1.0]
+
+    def given(largest: float) -> float:
+        total = 0.0
+        for level, low, high in zip(levels, middles, middles[1:], strict=False):
+            a, b, c = low * largest, high * largest, level * largest
+            mass = stats.norm.cdf(b) - stats.norm.cdf(a)
+            first = stats.norm.pdf(a) - stats.norm.pdf(b)
+            second = mass + a * stats.norm.pdf(a) - b * stats.norm.pdf(b)
+            total += second - 2 * c * first + c * c * mass
+        return float(total / (2 * stats.norm.cdf(largest) - 1))
+
+    def density(m: float) -> float:
+        return float(block * (2 * stats.norm.cdf(m) - 1) ** (block - 1) * 2 * stats.norm.pdf(m))
+
+    found, _ = integrate.quad(lambda m: given(m) * density(m), 0.5, 7, limit=200)
+    return math.sqrt((block - 1) / block * found)
+
+
+@pytest.mark.parametrize("name", ["nf4", "fp4", "e2m1, block 64", "int4 absmax, block 64"])
+def test_errors_on_gaussian_weights_are_what_theory_says(name: str) -> None:
+    from bitsandbytes.functional import get_4bit_type
+
+    levels = {
+        "nf4": lambda: sorted(get_4bit_type("nf4", device="cpu").tolist()),
+        "fp4": lambda: sorted({abs(v) * s for v in get_4bit_type("fp4", device="cpu").tolist() for s in (1, -1)}),
+        "e2m1, block 64": lambda: sorted({s * v / 6 for v in formats.E2M1 for s in (1, -1)}),
+        "int4 absmax, block 64": lambda: [level / 7 for level in range(-7, 8)],
+    }[name]()
+    weight = torch.randn(512, 1024, generator=torch.Generator().manual_seed(0)) * 0.02
+    rms, largest = formats.error(weight, form(name).stored(weight))
+    assert rms == pytest.approx(gaussian_error(levels), rel=0.01)
+    assert rms < largest < 1
+
+
+def test_the_error_is_relative() -> None:
+    weight = torch.tensor([[3.0, -4.0]])
+    assert formats.error(weight, weight + torch.tensor([[0.0, 1.0]])) == pytest.approx((1 / 5, 1 / math.sqrt(12.5)))
+
+
+def test_pooled_is_the_error_of_all_weights_at_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(64, 64, generator=generator) * scale for scale in (1, 7)]
+    stored = [parts[0] + 0.5, parts[1] + 0.1]
+    rows = [{"rms": formats.error(a, b)[0], "norm": float(a.double().norm())} for a, b in zip(parts, stored, strict=True)]
+    whole, _ = formats.error(torch.cat(parts), torch.cat(stored))
+    assert report.pooled(pd.DataFrame(rows)) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize(("precision", "double"), measure.PRECISIONS)
+def test_what_is_held_is_the_closed_form(precision: str, double: bool) -> None:
+    model = compose(["model=tiny"]).model
+    assert model.shape is not None
+    network, _ = models.load(model, torch.bfloat16, CPU)
+    variant = VariantConfig(base_precision=precision, double_quant=double)
+    network = quantization.place(network, variant, CPU, torch.bfloat16)
+    found = measure.held(layer for _, layer in quantization.linear_layers(network))
+    wanted = sum(each.count * counts.linear_bytes(each, precision, double) for each in counts.linears(model.shape))
+    assert found["weights"] + found["scales"] == wanted
+
+
+def runs(label: tuple[str, bool], lr: float, losses: dict[int, float], val: float, status: str = "ok") -> list[dict[str, Any]]:
+    return [
+        {
+            "variant": "lora", "precision": label[0], "double_quant": label[1], "lr": lr, "seed": seed, "status": status,
+            "val/loss": val, "test/loss": loss, "test/exact_match": 0.5,
+        }
+        for seed, loss in losses.items()
+    ]  # fmt: skip
+
+
+def test_the_rate_is_chosen_by_validation_on_the_tuning_seeds_and_pairs_are_by_seed() -> None:
+    losses = {seed: 1.0 + seed / 10 for seed in range(9)}
+    rows = [
+        *runs(("bf16", True), 1e-3, losses, val=1.0),
+        *runs(("bf16", True), 1e-2, {seed: 0.1 for seed in losses}, val=1.1),  # better only on the test split
+        *runs(("nf4", False), 1e-3, {seed: loss + 0.02 for seed, loss in losses.items()}, val=1.0),
+        *runs(("nf4", False), 1e-2, losses, val=0.5)[:8],
+        *runs(("nf4", False), 1e-2, {8: math.nan}, val=math.nan, status="diverged"),
+    ]
+    frame = pd.DataFrame(rows)
+    best, reported = report.chosen(frame.assign(label=report.labels(frame)))
+    assert best == {"bf16": 1e-3, "nf4": 1e-3}
+    assert list(reported["nf4"].index) == [3, 4, 5, 6, 7, 8]
+    text = "\n".join(report.training(frame))
+    assert "+0.0200 [+0.0200, +0.0200], n = 6" in text and "1 diverged of 36" in text
+
+
+def test_labels_tell_double_quantisation_of_four_bits_only() -> None:
+    frame = pd.DataFrame({"precision": ["bf16", "int8", "nf4", "nf4", "fp4"], "double_quant": [True, True, True, False, "False"]})
+    assert list(report.labels(frame)) == ["bf16", "int8", "nf4, double", "nf4", "fp4"]
+
+
+def test_errors_are_kept_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def few(small: bool) -> Any:
+        yield "gaussian", "64 x 64", "seed 0", torch.from_numpy(np.eye(64, dtype=np.float32))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "matrices", few)
+    with pytest.raises(KeyboardInterrupt):
+        measure.errors(tmp_path / "errors.csv", 100, True)
+    with open(tmp_path / "errors.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["format"] for row in rows] == [each.name for each in formats.FORMATS]
+    assert all(float(row["rms"]) < 1e-3 for row in rows if row["format"] != "int4 affine, block 32")  # zeros and ones are levels
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name one of errors, bits, memory, training"),
+        (["bits", "sweep=x"], "bits has no such key"),
+        (["memory", "reuse=nowhere.csv"], "no such file"),
+        (["training", "sweep=nowhere"], "no such sweep"),
+    ],
+)
+def test_bad_input(arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["measure", *arguments])
+    with pytest.raises(ConfigError, match=said):
+        measure.main()
+    assert not list(tmp_path.iterdir())
