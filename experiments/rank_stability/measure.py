@@ -31,7 +31,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +161,8 @@ class Study:
         self.say(f"{len(runs)} runs are built ({engine.speed_layers})")
         logged = {step for step in values["logged"] if step < steps} | {steps}
         losses: list[list[float]] = []
-        for step, until in pairwise([*sorted(logged | set(range(0, steps, EVERY))), None]):
+        marks = sorted(logged | set(range(0, steps, EVERY)))
+        for step, until in zip(marks, [*marks[1:], steps], strict=True):
             found: dict[str, Any] = {}
             if losses and (step % EVERY == 0 or step == steps):
                 found["train_loss"] = [sum(of_run) / len(losses) for of_run in zip(*losses, strict=True)]
@@ -170,7 +170,7 @@ class Study:
             done = step
             if step in logged:
                 found |= {"weight": norms.weights(), "activation": norms.activations()}
-                if until is None:
+                if step == steps:
                     found |= self._last(engine, norms)
                 else:
                     before = norms.values()
@@ -180,8 +180,7 @@ class Study:
                     done += 1
                 self.say(f"step {step} is measured")
             self.sheet.add(_rows(runs, engine, step, found))
-            if until is not None:
-                losses += [one.loss for one in engine.advance(done, until)]
+            losses += [one.loss for one in engine.advance(done, until)]
         self.peak = max(self.peak, device.peak_memory(self.numerics.device)[0])
 
     def _last(self, engine: PackedEngine, norms: Norms) -> dict[str, Any]:

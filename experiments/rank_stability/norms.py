@@ -24,7 +24,7 @@ def product_norms(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
     ||L R||_F^2 = tr(R^T L^T L R) = sum_ij (L^T L)_ij (R R^T)_ij, so the product [out, in] is never formed.
     """
-    grams = (left.transpose(-1, -2) @ left) * (right @ right.transpose(-1, -2))
+    grams: torch.Tensor = (left.transpose(-1, -2) @ left) * (right @ right.transpose(-1, -2))
     return grams.sum((-1, -2)).clamp(min=0).sqrt()
 
 

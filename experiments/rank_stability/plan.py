@@ -39,7 +39,7 @@ def numbers(low: int, high: int) -> Read:
             match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part)
             ends = [int(end) for end in match.groups() if end] if match else []
             if not ends or not low <= ends[0] <= ends[-1] <= high:
-                raise ValueError(f"whole numbers from {low} to {high}, such as 0-5 or 0,1,8")
+                raise ValueError(f"whole numbers from {low} to {high}")
             found |= set(range(ends[0], ends[-1] + 1))
         return sorted(found)
 

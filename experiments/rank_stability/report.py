@@ -52,7 +52,10 @@ LOSSES = {"train_loss": "training loss", "val_loss": "validation loss", "test_lo
 NEEDED = {*RUN, "step", "module", *QUANTITIES, *LOSSES}
 STEP_0 = {"lora": -0.5, "rslora": 0.0}  # slopes of ||dL/dB|| in theory
 COLOURS = {"lora": "#0072B2", "rslora": "#D55E00"}
-FORMS = {"fixed": {"ls": "-", "marker": "o", "ms": 4}, "best": {"ls": "--", "marker": "s", "ms": 4, "mfc": "white"}}
+FORMS: dict[str, dict[str, Any]] = {
+    "fixed": {"ls": "-", "marker": "o", "ms": 4},
+    "best": {"ls": "--", "marker": "s", "ms": 4, "mfc": "white"},
+}
 
 
 class Point(NamedTuple):
@@ -113,7 +116,8 @@ def by_rank(table: pd.DataFrame, quantity: str) -> dict[int, Interval]:
             found[int(r)] = mean_interval(numbers)
         elif len(numbers) and (numbers > 0).all():
             logs = mean_interval(np.log(numbers))
-            found[int(r)] = Interval(*np.exp([logs.mean, logs.low, logs.high]), logs.sd, logs.n)
+            mean, low, high = (float(np.exp(value)) for value in (logs.mean, logs.low, logs.high))
+            found[int(r)] = Interval(mean, low, high, logs.sd, logs.n)  # sd: of the logarithm
     return found
 
 
