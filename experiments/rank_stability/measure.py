@@ -1,0 +1,313 @@
+"""``python -m experiments.rank_stability.measure [key=value ...]``: train at every rank under both scalings, and measure.
+
+    out=FOLDER     where results.csv and provenance.json are written (default: this folder)
+    ranks=4,8      default 4,8,16,32,64,128,256
+    seeds=0-5      of adapter and data order, such as 0-5 or 0,3 (default 0-5)
+    rate=1e-3      the one learning rate of form "fixed" (default 1e-3)
+    rates=FILE     a CSV with the columns variant,r,learning_rate: these (variant, rank) train at their own rates too, as
+                   form "best"; variant is lora or rslora, other columns are left alone
+    alpha=16 steps=300 rows=16 schedule=linear model=smollm2_135m test=N (test rows, default all)
+    logged=0,1,2   steps at which all is measured (default 0,1,2,10,30,100,300; the last step always)
+    runs=N         runs in one pack at most (default: whole seeds, as many as memory holds)
+
+results.csv has one row for each form, run, step and module ("all", or a kind such as q_proj). ``step`` t is after t updates:
+
+    train_loss            nats per target token, mean over the steps since the last multiple of 10
+    val_loss, test_loss   nats per target token, after the last update
+    grad_A, grad_B        2-norm of the gradient at these weights on the rows of step t, before clipping
+    weight                ||s B A|| / ||W||, Frobenius, mean over modules
+    change                the same of what update t + 1 adds to s B A
+    activation            RMS of s B A x over RMS of W x on 32 validation rows, mean over modules
+
+A run that diverged has no val_loss and no test_loss. Rows are written as they are measured.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.rank_stability.norms import Norms, Spread
+from experiments.rank_stability.plan import DEFAULTS, KEYS, VARIANTS, Planned, config_of, planned, read_rates
+from src import batches, cli, datasets, device, models, records
+from src.config import Config
+from src.durable import dump_json, write_atomically
+from src.eval.score import Scorer, per_token
+from src.eval.words import read
+from src.quiet import quiet_libraries
+from src.train import room
+from src.train.packed.engine import PackedEngine
+from src.train.packed.feed import Feed
+from src.train.packed.members import member, slot_order
+from src.train.packed.speed import prepare_to_compile
+from src.variants import adapters, counts, quantization
+
+EVERY = 10  # steps between two training losses
+WATCHED_ROWS = 32  # validation rows that the activations are measured on
+KEY_COLUMNS = ("form", "variant", "r", "scale", "learning_rate", "seed", "step", "module")
+LOSSES = ("train_loss", "val_loss", "test_loss")
+QUANTITIES = ("grad_A", "grad_B", "weight", "change", "activation")
+COLUMNS = (*KEY_COLUMNS, *LOSSES, *QUANTITIES)
+
+
+class Sheet:
+    """results.csv, a row at a time, so that a killed process leaves what it has measured."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        self._write("w", [dict(zip(COLUMNS, COLUMNS, strict=True))])
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.rows += rows
+        self._write("a", rows)
+
+    def drop(self, runs: Iterable[Planned]) -> None:
+        """Take the rows of runs away that are trained again."""
+        gone = {(run.variant, run.r, run.rate, run.seed) for run in runs}
+        self.rows = [row for row in self.rows if (row["variant"], row["r"], row["learning_rate"], row["seed"]) not in gone]
+        self._write("w", [dict(zip(COLUMNS, COLUMNS, strict=True)), *self.rows])
+
+    def _write(self, mode: str, rows: Sequence[dict[str, Any]]) -> None:
+        with open(self.path, mode, encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+            writer.writerows({name: _text(value) for name, value in row.items()} for row in rows)
+
+
+def _text(value: Any) -> Any:
+    return ("" if math.isnan(value) else f"{value:.6g}") if isinstance(value, float) else value
+
+
+class Study:
+    """The runs of one command, pack by pack."""
+
+    def __init__(self, values: dict[str, Any], runs: Sequence[Planned], sheet: Sheet) -> None:
+        self.values = values
+        self.sheet = sheet
+        self.started = time.monotonic()
+        self.peak = 0
+        self.config = config_of(runs[0], values)  # for what the runs agree on
+        self.numerics = device.choose(self.config)
+        splits = datasets.refuse_impossible(self.config.dataset, values["rows"])
+        assert splits is not None
+        self.splits = splits
+        prepare_to_compile(self.config, self.numerics)
+        self.network, tokenizer = models.load(self.config.model, self.numerics.base, self.numerics.device)
+        self.linears = adapters.linears_of(self.network)
+        self.pad = tokenizer.pad_token_id
+        dataset, evaluation = self.config.dataset, self.config.eval
+        chosen = {
+            "train": splits.train,
+            "val": splits.val[: evaluation.val_examples],
+            "test": splits.test[: evaluation.test_examples],
+        }
+        self.items = {
+            name: batches.tokenise(examples, tokenizer, dataset.max_length, dataset.chat_template)
+            for name, examples in chosen.items()
+        }
+
+    def say(self, text: str) -> None:
+        print(f"{time.monotonic() - self.started:6.1f} s  {text}", flush=True)
+
+    def packs(self, runs: Sequence[Planned]) -> list[list[Planned]]:
+        """The runs in as few packs as memory holds and ``runs=`` allows, each of whole seeds where one seed fits."""
+        seeds = list(dict.fromkeys(run.seed for run in runs))
+        of_seed = {seed: [run for run in runs if run.seed == seed] for seed in seeds}
+        most = self.values["runs"]
+        fitting = len(seeds) if most is None else max(1, min(len(seeds), most // len(of_seed[seeds[0]])))
+        while most is None and fitting > 1 and not self._fit([run for seed in seeds[:fitting] for run in of_seed[seed]]):
+            fitting -= 1
+        count = -(-len(seeds) // fitting)  # packs, of nearly equal size
+        groups = [seeds[at * len(seeds) // count : (at + 1) * len(seeds) // count] for at in range(count)]
+        whole_seeds = [[run for seed in group for run in of_seed[seed]] for group in groups]
+        return [pack[at : at + (most or len(pack))] for pack in whole_seeds for at in range(0, len(pack), most or len(pack))]
+
+    def _fit(self, runs: Sequence[Planned]) -> bool:
+        """By the worker's estimate, for the tokens that are really laid out."""
+        configs = _in_slots(runs, self.values)[1]
+        cuda = self.numerics.device.type == "cuda"
+        feed = Feed(self.items["train"], self.pad, [member(each) for each in configs], self.values["steps"], static=cuda)
+        width = -(-feed.sequences * feed.width // self.values["rows"])
+        targets = counts.targets(self.linears, self.config.lora.target_modules, self.config.model.name)
+        count, need = room.fitting(configs, targets, width, self.numerics.device)
+        if count < len(configs) or need is None or not cuda:
+            return count == len(configs)
+        copied = need * 4 / counts.PACKED_STATE_BYTES  # at most, by ``change``: 4 of a trained number's bytes once more
+        return need + copied <= room.USABLE * torch.cuda.mem_get_info(self.numerics.device)[0]
+
+    def _base(self) -> Any:
+        """The frozen model where it computes; a pack adapts it, so each takes a fresh one."""
+        network, self.network = self.network, None
+        if network is None:
+            network, _ = models.load(self.config.model, self.numerics.base, self.numerics.device)
+        return quantization.place(network, self.config.variant, self.numerics.device, self.numerics.compute)
+
+    def train(self, pack: Sequence[Planned]) -> None:
+        """One pack from its base model to its last row."""
+        values, steps = self.values, self.values["steps"]
+        runs, configs = _in_slots(pack, values)
+        engine = PackedEngine(self._base(), configs, self.items["train"], self.pad, steps, self.numerics)
+        watched = batches.collate(self.items["val"][:WATCHED_ROWS], self.pad, self.numerics.device)
+        norms = Norms(engine.model, watched)
+        self.say(f"{len(runs)} runs are built ({engine.speed_layers})")
+        logged = {step for step in values["logged"] if step < steps} | {steps}
+        losses: list[list[float]] = []
+        marks = sorted(logged | set(range(0, steps, EVERY)))
+        for step, until in zip(marks, [*marks[1:], steps], strict=True):
+            found: dict[str, Any] = {}
+            if losses and (step % EVERY == 0 or step == steps):
+                found["train_loss"] = [sum(of_run) / len(losses) for of_run in zip(*losses, strict=True)]
+                losses = []
+            done = step
+            if step in logged:
+                found |= {"weight": norms.weights(), "activation": norms.activations()}
+                if step == steps:
+                    found |= self._last(engine, norms)
+                else:
+                    before = norms.values()
+                    losses += [one.loss for one in engine.advance(step, step + 1)]
+                    found |= {"grad_A": norms.gradients("A"), "grad_B": norms.gradients("B"), "change": norms.changes(before)}
+                    del before
+                    done += 1
+                self.say(f"step {step} is measured")
+            self.sheet.add(_rows(runs, engine, step, found))
+            losses += [one.loss for one in engine.advance(done, until)]
+        self.peak = max(self.peak, device.peak_memory(self.numerics.device)[0])
+
+    def _last(self, engine: PackedEngine, norms: Norms) -> dict[str, Any]:
+        """After the last update: the gradient on the rows that would come next, and the losses."""
+        alive = engine.alive.clone()
+        engine.alive.fill_(False)  # the step computes its gradient and changes no number
+        engine.advance(engine.steps, engine.steps + 1)
+        engine.alive.copy_(alive)
+        found: dict[str, Any] = {"grad_A": norms.gradients("A"), "grad_B": norms.gradients("B")}
+        engine.finish()
+        good = [went and finite for went, finite in zip(alive.tolist(), engine.finite(), strict=True)]
+        scorer = Scorer(engine.scored, self.config.eval.batch_size, self.pad)
+        for name in ("val", "test"):
+            of_runs = [per_token(of_run) for of_run in scorer.losses(self.items[name])]
+            found[f"{name}_loss"] = [loss if ok else math.nan for loss, ok in zip(of_runs, good, strict=True)]
+        return found
+
+
+def _in_slots(runs: Sequence[Planned], values: dict[str, Any]) -> tuple[list[Planned], list[Config]]:
+    """The runs, and their configs, as a pack holds them."""
+    configs = [config_of(run, values) for run in runs]
+    order = slot_order([member(config) for config in configs])
+    return [runs[at] for at in order], [configs[at] for at in order]
+
+
+def _rows(runs: Sequence[Planned], engine: PackedEngine, step: int, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a step: losses stand in the row of all modules."""
+    spreads: dict[str, Spread] = {name: found[name] for name in QUANTITIES if name in found}
+    modules = list(next(iter(spreads.values()), {"all": []}))
+    rows = []
+    for at, run in enumerate(runs):
+        for form in run.forms:
+            for module in modules:
+                key = (form, run.variant, run.r, *engine.scales(at), run.rate, run.seed, step, module)
+                row = dict(zip(KEY_COLUMNS, key, strict=True)) | {name: spread[module][at] for name, spread in spreads.items()}
+                if module == "all":
+                    row |= {name: found[name][at] for name in LOSSES if name in found}
+                rows.append(row)
+    return rows
+
+
+def free() -> None:
+    """Give back what a pack held, and the code compiled for it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch._dynamo.reset()
+        torch.cuda.empty_cache()
+
+
+def halves(pack: Sequence[Planned]) -> list[list[Planned]]:
+    """A pack that memory did not hold as two: by seeds, or if there is one, by runs."""
+    seeds = list(dict.fromkeys(run.seed for run in pack))
+    if len(seeds) == 1:
+        return [list(pack[: len(pack) // 2]), list(pack[len(pack) // 2 :])]
+    first = seeds[: len(seeds) // 2]
+    return [[run for run in pack if run.seed in first], [run for run in pack if run.seed not in first]]
+
+
+def provenance(study: Study, words: Sequence[str], runs: int, done: int) -> str:
+    """What was measured, with what, where; without the names of folders and of the host."""
+    known = records.provenance([])
+    del known["argv"], known["host"]
+    said = [f"rates={Path(word[6:]).name}" if word.startswith("rates=") else word for word in words if word[:4] != "out="]
+    return dump_json(
+        {"command": " ".join(["python -m experiments.rank_stability.measure", *said])}
+        | known
+        | {
+            "device": device.describe(study.numerics.device),
+            "values": {key: value for key, value in study.values.items() if key not in ("out", "rates")},
+            "runs": runs,
+            "runs_done": done,
+            "seconds": time.monotonic() - study.started,
+            "peak_memory_bytes": study.peak,
+            "data_fingerprint": study.splits.fingerprint(),
+        }
+    )
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if words is None else words
+    if "--help" in words:
+        print(__doc__)
+        return 0
+    values = DEFAULTS | read(words, KEYS)[0]
+    runs = planned(values, read_rates(Path(values["rates"])) if values["rates"] else {})
+    folder = Path(values["out"])
+    folder.mkdir(parents=True, exist_ok=True)
+    quiet_libraries()
+    study = Study(values, runs, Sheet(folder / "results.csv"))
+    study.say(
+        f"{len(runs)} runs: {', '.join(VARIANTS)}, r {values['ranks'][0]}-{values['ranks'][-1]}, {len(values['seeds'])} seeds"
+    )
+    waiting = study.packs(runs)
+    study.say(f"packs of {', '.join(str(len(pack)) for pack in waiting)} runs")
+    try:
+        _train_all(study, words, runs, waiting, folder / "provenance.json")
+    except KeyboardInterrupt:
+        print(f"interrupted; what was measured stays in {folder / 'results.csv'}", file=sys.stderr)
+        return cli.SIGNALLED + signal.SIGINT
+    return 0
+
+
+def _train_all(
+    study: Study, words: Sequence[str], runs: Sequence[Planned], waiting: list[list[Planned]], provenance_file: Path
+) -> None:
+    """Pack by pack; one that memory does not hold is halved."""
+    done = 0
+    write_atomically(provenance_file, provenance(study, words, len(runs), done))
+    while waiting:
+        pack = waiting.pop(0)
+        held = True
+        try:
+            study.train(pack)
+        except Exception as error:
+            if not device.is_out_of_memory(error) or len(pack) == 1:
+                raise
+            held = False  # what follows stands outside, since the error holds the pack's memory
+        free()
+        if held:
+            done += len(pack)
+            study.say(f"{done} of {len(runs)} runs are done")
+            write_atomically(provenance_file, provenance(study, words, len(runs), done))
+        else:
+            study.sheet.drop(pack)
+            waiting[:0] = halves(pack)
+            study.say(f"{len(pack)} runs are too many for the memory: {len(waiting[0])} and {len(waiting[1])}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,138 @@
+"""What the study trains: its keys, the rates that it reads, and the config of each run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from src import cli
+from src.config import Config, ConfigError
+from src.eval.words import Key, Read, number, one_of, whole
+
+VARIANTS = ("lora", "rslora")  # alpha/r and alpha/sqrt r
+LOGGED = (0, 1, 2, 10, 30, 100, 300)
+HIGHEST_RANK, HIGHEST_SEED = 4096, 64
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run. Where the best rate is the fixed one, it is trained once and stands in the results under both forms."""
+
+    forms: tuple[str, ...]
+    variant: str
+    r: int
+    rate: float
+    seed: int
+
+
+def numbers(low: int, high: int) -> Read:
+    """Whole numbers and ranges of them, such as ``0-5`` or ``0,1,8``, sorted."""
+
+    def check(value: str) -> list[int]:
+        found: set[int] = set()
+        for part in value.split(","):
+            match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part)
+            ends = [int(end) for end in match.groups() if end] if match else []
+            if not ends or not low <= ends[0] <= ends[-1] <= high:
+                raise ValueError(f"whole numbers from {low} to {high}")
+            found |= set(range(ends[0], ends[-1] + 1))
+        return sorted(found)
+
+    return check
+
+
+KEYS = {
+    "out": Key(str, "FOLDER"),
+    "rates": Key(str, "rates.csv"),
+    "ranks": Key(numbers(1, HIGHEST_RANK), "4,16,64"),
+    "seeds": Key(numbers(0, HIGHEST_SEED), "0-5"),
+    "rate": Key(number(1e-9, 1.0), "1e-3"),
+    "alpha": Key(number(1e-6, 1e6), "16"),
+    "steps": Key(whole(1, 1_000_000), "300"),
+    "rows": Key(whole(1, 4096), "16"),
+    "schedule": Key(one_of("linear", "constant", "cosine"), "linear"),
+    "model": Key(one_of("smollm2_135m", "tiny"), "tiny"),
+    "logged": Key(numbers(0, 1_000_000), "0,1,10"),
+    "runs": Key(whole(1, 10_000), "42"),
+    "test": Key(whole(1, 1_000_000), "64"),
+}
+DEFAULTS: dict[str, Any] = {
+    "out": str(Path(__file__).resolve().parent),
+    "rates": None,
+    "ranks": [4, 8, 16, 32, 64, 128, 256],
+    "seeds": list(range(6)),
+    "rate": 1e-3,
+    "alpha": 16.0,
+    "steps": 300,
+    "rows": 16,
+    "schedule": "linear",
+    "model": "smollm2_135m",
+    "logged": list(LOGGED),
+    "runs": None,
+    "test": None,
+}
+
+
+def read_rates(path: Path) -> dict[tuple[str, int], float]:
+    """The learning rate of each (variant, rank) of a CSV.
+
+    Raises:
+        ConfigError: no such file, or a row that says no rate; one line.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"rates={path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not rows:
+        raise ConfigError(f"rates={path}: has no rows")
+    found: dict[tuple[str, int], float] = {}
+    for line, row in enumerate(rows, 2):
+        if missing := {"variant", "r", "learning_rate"} - {name for name, value in row.items() if value}:
+            raise ConfigError(f"rates={path}: line {line} has no {', '.join(sorted(missing))}")
+        try:
+            key = (one_of(*VARIANTS)(row["variant"]), whole(1, HIGHEST_RANK)(row["r"]))
+            rate = number(1e-9, 1.0)(row["learning_rate"])
+        except ValueError as error:
+            raise ConfigError(f"rates={path}: line {line} needs {error}") from error
+        if key in found:
+            raise ConfigError(f"rates={path}: line {line} names {key[0]} r={key[1]} twice")
+        found[key] = rate
+    return found
+
+
+def planned(values: dict[str, Any], rates: dict[tuple[str, int], float]) -> list[Planned]:
+    """All runs, seed by seed, so that the runs to be compared share a pack."""
+    forms: dict[tuple[str, int, float], list[str]] = {}
+    for variant in VARIANTS:
+        for r in values["ranks"]:
+            forms[variant, r, values["rate"]] = ["fixed"]
+    for (variant, r), rate in rates.items():
+        forms.setdefault((variant, r, rate), []).append("best")
+    return [Planned(tuple(form), *run, seed) for seed in values["seeds"] for run, form in forms.items()]
+
+
+@cache
+def _composed(variant: str, words: tuple[str, ...]) -> Config:
+    return cli.compose([f"variant={variant}", "tracking=disabled", "forgetting.tokens=0", *words])
+
+
+def config_of(run: Planned, values: dict[str, Any]) -> Config:
+    """Composed once for each variant: composing takes 0.1 s."""
+    words = (
+        f"model={values['model']}", f"lora.alpha={values['alpha']}", f"train.steps={values['steps']}",
+        f"train.batch_size={values['rows']}", f"train.schedule={values['schedule']}",
+    )  # fmt: skip
+    base = _composed(run.variant, words)
+    return replace(
+        base,
+        lora=replace(base.lora, r=run.r),
+        train=replace(base.train, lr=run.rate),
+        eval=replace(base.eval, test_examples=values["test"]),
+        seed=run.seed,
+        data_seed=run.seed,
+    )

@@ -1,0 +1,227 @@
+"""The study of rank stability: its norms against dense products, PEFT's modules and the theory; its files; its slopes."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from experiments.rank_stability import measure, plan, report
+from experiments.rank_stability.norms import Norms, product_norms
+from experiments.rank_stability.plan import DEFAULTS, Planned
+from src import batches, cli, datasets, device, models
+from src.config import ConfigError
+from src.losses import target_losses
+from src.train.packed.engine import PackedEngine
+from src.train.packed.members import member, slot_order
+from src.variants import adapters
+
+SMALL: dict[str, Any] = DEFAULTS | {"model": "tiny", "steps": 4, "rows": 4, "schedule": "constant"}
+WORDS = ["model=tiny", "steps=3", "rows=4", "test=4", "logged=0,2"]
+
+
+def packed(values: dict[str, Any], runs: list[Planned]) -> tuple[PackedEngine, Norms, list[Planned], Any]:
+    """(a pack of the tiny model, its norms, the runs by slot, the rows that are watched)"""
+    configs = [plan.config_of(run, values) for run in runs]
+    order = slot_order([member(config) for config in configs])
+    numerics = device.Numerics(torch.device("cpu"), torch.float32, None)
+    network, tokenizer = models.load(configs[0].model, numerics.base, numerics.device)
+    splits = datasets.load(configs[0].dataset)
+    items = batches.tokenise(splits.train[:64], tokenizer, 512, False)
+    watched = batches.collate(batches.tokenise(splits.val[:8], tokenizer, 512, False), tokenizer.pad_token_id, numerics.device)
+    engine = PackedEngine(network, [configs[at] for at in order], items, tokenizer.pad_token_id, values["steps"], numerics)
+    return engine, Norms(engine.model, watched), [runs[at] for at in order], watched
+
+
+RUNS = [Planned(("fixed",), variant, r, 1e-2, 0) for variant in ("lora", "rslora") for r in (2, 3, 24)]
+
+
+def update(engine: PackedEngine, run: int, name: str) -> torch.Tensor:
+    """s B A [out, in] of a module, from what would be exported."""
+    trained = engine.trained(run)
+    b, a = (trained[f"base_model.model.{name}.lora_{part}.default.weight"].double() for part in ("B", "A"))
+    (scale,) = engine.scales(run)
+    return scale * b @ a
+
+
+def test_a_product_norm_is_that_of_the_product() -> None:
+    left, right = torch.randn(3, 7, 5, dtype=torch.float64), torch.randn(3, 5, 11, dtype=torch.float64)
+    assert torch.allclose(product_norms(left, right), (left @ right).norm(dim=(1, 2)), rtol=1e-12)
+    # [3; 4] [1, 2] = [[3, 6], [4, 8]], whose squares sum to 125.
+    assert product_norms(torch.tensor([[3.0], [4.0]]), torch.tensor([[1.0, 2.0]])).item() == pytest.approx(math.sqrt(125))
+
+
+def test_weights_and_changes_are_those_of_the_dense_matrices() -> None:
+    engine, norms, runs, _ = packed(SMALL, RUNS)
+    frozen = {name: engine.network.get_submodule(name).frozen.dense().double() for name, _, _ in engine.model.blocks.modules}
+    engine.advance(0, 2)
+    old = [{name: update(engine, run, name) for name in frozen} for run in range(len(runs))]
+    before = norms.values()
+    engine.advance(2, 3)
+    weights, changes = norms.weights(), norms.changes(before)
+    for run in range(len(runs)):
+        new = {name: update(engine, run, name) for name in frozen}
+        ratios = {name: float(new[name].norm() / frozen[name].norm()) for name in frozen}
+        moved = {name: float((new[name] - old[run][name]).norm() / frozen[name].norm()) for name in frozen}
+        for module in ("q_proj", "down_proj", "all"):
+            chosen = [name for name in frozen if module in ("all", name.rpartition(".")[2])]
+            assert len(chosen) == (14 if module == "all" else 2)
+            assert weights[module][run] == pytest.approx(np.mean([ratios[name] for name in chosen]), rel=1e-9)
+            assert changes[module][run] == pytest.approx(np.mean([moved[name] for name in chosen]), rel=1e-6)
+
+
+def test_activations_are_those_of_pefts_own_modules() -> None:
+    """PEFT's model with the trained adapter, rows of the same length side by side: scaling B(A(x)) and W x, as it has them."""
+    engine, norms, runs, watched = packed(SMALL, RUNS)
+    engine.advance(0, 3)
+    found = norms.activations()
+    for at in (1, len(runs) - 1):
+        config = plan.config_of(runs[at], SMALL)
+        base, _ = models.load(config.model, torch.float32, torch.device("cpu"))
+        peft: Any = adapters.attach(base, config.variant, config.lora, config.seed).eval()
+        peft.load_state_dict(engine.trained(at), strict=False)
+        ratios: dict[str, list[float]] = {}
+        real = watched.attention_mask.bool()
+
+        def watch(module: Any, args: Any, output: Any, name: str, ratios: Any = ratios, real: Any = real) -> None:
+            low = module.lora_A["default"](args[0])
+            added = module.scaling["default"] * module.lora_B["default"](low)
+            ratios.setdefault(name, []).append(float(added[real].norm() / module.base_layer(args[0])[real].norm()))
+
+        for name, module in peft.named_modules():
+            if hasattr(module, "base_layer") and hasattr(module, "lora_A"):
+                module.register_forward_hook(lambda m, a, o, name=name: watch(m, a, o, name.rpartition(".")[2]))
+        with torch.no_grad():
+            peft(input_ids=watched.input_ids, attention_mask=watched.attention_mask)
+        assert found["v_proj"][at] == pytest.approx(np.mean(ratios["v_proj"]), rel=1e-4)
+        assert found["all"][at] == pytest.approx(np.mean([value for kind in ratios.values() for value in kind]), rel=1e-4)
+
+
+def test_the_first_gradient_is_as_theory_says() -> None:
+    """E ||dL/dB||^2 = gamma^2 r v ||G||^2 with v = 1 / (3 in), for G = dL/dW of the frozen model by autograd."""
+    runs = [Planned(("fixed",), variant, 256, 1e-3, seed) for variant in ("lora", "rslora") for seed in (0, 1)]
+    engine, norms, runs, _ = packed(SMALL, runs)
+    (step,) = engine.advance(0, 1)
+    b, a = norms.gradients("B"), norms.gradients("A")
+    assert a["all"] == [0.0] * 4
+    assert b["all"] == pytest.approx(step.grad_norm, rel=1e-3)  # the engine sums a million squares in fp32
+    gamma = {"lora": 16 / 256, "rslora": 1.0}
+    config = plan.config_of(runs[0], SMALL)
+    network, _ = models.load(config.model, torch.float32, torch.device("cpu"))
+    network.requires_grad_(True)
+    for seed in (0, 1):
+        (rows,) = batches.micro_batches(0, config.train, len(engine.feed.items), seed)
+        batch = batches.collate([engine.feed.items[row] for row in rows], engine.feed.pad, torch.device("cpu"))
+        network.zero_grad()
+        (target_losses(network, batch)[0].sum() / batch.target_tokens).backward()
+        squares = [
+            float(network.get_submodule(name).weight.grad.double().square().sum()) / (3 * kind.in_features)
+            for name, _, kind in engine.model.blocks.modules
+        ]
+        for at in (at for at, run in enumerate(runs) if run.seed == seed):
+            expected = gamma[runs[at].variant] * math.sqrt(256 * sum(squares))
+            assert b["all"][at] == pytest.approx(expected, rel=0.05)
+    of = {(run.variant, run.seed): norm for run, norm in zip(runs, b["all"], strict=True)}
+    assert of["rslora", 0] / of["lora", 0] == pytest.approx(math.sqrt(256), rel=1e-6)
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "results.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_rate_that_is_best_and_fixed_is_trained_once(folder: Path) -> None:
+    Path("rates.csv").write_text("variant,r,learning_rate,n\nlora,2,0.001,4\nrslora,4,0.003,4\n")
+    words = ["ranks=2,4", "seeds=0,1", "rates=rates.csv", "runs=5", f"out={folder / 'out'}"]
+    assert measure.main([*WORDS, *words]) == 0
+    found = rows_of(folder / "out")
+    runs = Counter((row["form"], row["variant"], row["r"], row["learning_rate"]) for row in found if row["module"] == "all")
+    assert set(runs) == {
+        *(("fixed", variant, r, "0.001") for variant in ("lora", "rslora") for r in ("2", "4")),
+        ("best", "lora", "2", "0.001"),
+        ("best", "rslora", "4", "0.003"),
+    }
+    assert set(runs.values()) == {2 * 3}, "two seeds, steps 0, 2 and 3"
+    both = [{k: v for k, v in row.items() if k != "form"} for row in found if row["variant"] == "lora" and row["r"] == "2"]
+    assert all(both.count(row) == 2 for row in both)
+    last = [row for row in found if row["step"] == "3" and row["module"] == "all"]
+    assert all(row["test_loss"] and row["train_loss"] and row["grad_A"] and not row["change"] for row in last)
+    assert report.main([f"folder={folder / 'out'}"]) == 0
+    assert (folder / "out" / "rank_stability.png").stat().st_size > 10_000
+    assert "-1/2; 0" in (folder / "out" / "tables.md").read_text()
+
+
+def test_a_pack_that_memory_does_not_hold_is_halved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = measure.Study.train
+
+    def train(self: measure.Study, pack: list[Planned]) -> None:
+        real(self, pack)
+        if len(pack) > 4:
+            raise torch.OutOfMemoryError("after its rows were written")
+
+    monkeypatch.setattr(measure.Study, "train", train)
+    assert measure.main([*WORDS, "ranks=2,4", "seeds=0-2", f"out={folder}"]) == 0
+    keys = Counter(tuple(row[name] for name in measure.KEY_COLUMNS) for row in rows_of(folder))
+    assert set(keys.values()) == {1}
+    assert {key[5] for key in keys} == {"0", "1", "2"}
+
+
+def test_a_run_that_is_no_longer_finite_has_no_losses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = measure.PackedEngine.advance
+
+    def advance(self: PackedEngine, first: int, last: int) -> Any:
+        self.alive[0] = False
+        return real(self, first, last)
+
+    monkeypatch.setattr(measure.PackedEngine, "advance", advance)
+    assert measure.main([*WORDS, "ranks=2,4", "seeds=0", f"out={folder}"]) == 0
+    frame, lost = report.load(folder / "results.csv")
+    assert lost == ["fixed: lora r=2 seed=0"]
+    assert frame["val_loss"].notna().sum() == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("variant,r\nlora,4\n", "line 2 has no learning_rate"),
+        ("variant,r,learning_rate\ndora,4,1e-3\n", "line 2 needs one of lora, rslora"),
+        ("variant,r,learning_rate\nlora,4,fast\n", "line 2 needs a number"),
+        ("variant,r,learning_rate\nlora,4,1e-3\nlora,4,3e-3\n", "line 3 names lora r=4 twice"),
+        ("variant,r,learning_rate\n", "has no rows"),
+    ],
+)
+def test_rates_that_say_no_rate_are_refused(folder: Path, text: str, said: str) -> None:
+    Path("rates.csv").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        measure.main(["rates=rates.csv"])
+
+
+def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, words, said in (
+        (measure.main, ["rates=nowhere.csv"], "nowhere.csv: cannot be read"),
+        (measure.main, ["seeds=5-1"], "seeds=5-1: needs whole numbers"),
+        (report.main, ["folder=nowhere"], "nowhere/results.csv: cannot be read"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.run(lambda command=command, words=words: command(words))  # type: ignore[misc]
+        assert ended.value.code == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+
+
+def test_slopes_are_found_for_each_seed_and_their_interval_is_students() -> None:
+    """c r^p for three seeds of p -0.6, -0.5, -0.4: mean -0.5, half width 4.303 * 0.1 / sqrt 3 (t of 2 degrees, 97.5 %)."""
+    ranks = [4, 16, 64]
+    table = pd.DataFrame([[c * r**p for r in ranks] for c, p in ((1, -0.6), (5, -0.5), (0.1, -0.4))], columns=ranks)
+    found = report.mean_interval(report.slopes(table))
+    assert (found.mean, found.n) == (pytest.approx(-0.5), 3)
+    assert found.high - found.mean == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
+    table.loc[3] = [1.0, math.nan, 1.0]
+    assert len(report.slopes(table)) == 3, "a seed without all ranks has no slope"
