@@ -1,0 +1,211 @@
+"""``python -m experiments.finlora_small.report [records]``: the runs as results.csv, tables.md and ranking.png.
+
+With the word ``records`` the runs in ``runs/`` are read first and results.csv is written; without it, results.csv is read.
+Differences are to LoRA on 8 bits and paired by seed; p is of the exact sign-flip test, after Holm over a task's contrasts.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from experiments.finlora_small.run import FORMS, RATES, REPORT, TASKS, TUNE
+from src import cli
+from src.config import ConfigError
+from src.durable import write_atomically
+from src.eval.statistics import holm, mean_interval, paired
+from src.records import RUNS, RunFolder
+
+HERE = Path(__file__).resolve().parent
+METRICS = {
+    **{"val_loss": "val/loss", "test_loss": "test/loss", "exact_match": "test/exact_match", "macro_f1": "test/macro_f1"},
+    **{"parse_failures": "test/parse_failures", "prose_before": "forgetting/before", "prose_after": "forgetting/after"},
+}
+NAMES = {"8bits_r8": "LoRA, 8 bits", "4bits_r4": "QLoRA, alpha 16", "8bits_r8_dora": "DoRA, 8 bits",
+         "8bits_r8_rslora": "rsLoRA, 8 bits", "matched/4bits_r4": "QLoRA, alpha 8"}  # fmt: skip
+COLOURS = {"8bits_r8": "black", "4bits_r4": "#0072B2", "8bits_r8_dora": "#009E73", "8bits_r8_rslora": "#D55E00",
+           "matched/4bits_r4": "#56B4E9"}  # fmt: skip
+REFERENCE = "8bits_r8"
+PUBLISHED = [form for form in FORMS if not form.startswith("matched/")]
+MARGIN = 0.01  # nats
+# FinLoRA's table for Llama-3.1-8B-Instruct, one seed: accuracy in percent on TFNS and NWGI, and on Financial Math.
+THEIRS = {
+    "tfns_nwgi": "TFNS: LoRA 88.0, QLoRA 83.8, rsLoRA 59.5, DoRA 59.1; NWGI: LoRA 54.2, QLoRA 50.0, rsLoRA 35.8, DoRA 19.6",
+    "formula": "rsLoRA 34.5, LoRA 30.0, DoRA 28.5, QLoRA 26.5",
+    "xbrl_term": "BERTScore: rsLoRA .630, QLoRA .606, DoRA .606, LoRA .599",
+}
+
+
+def from_records() -> pd.DataFrame:
+    """One row for each run of the three sweeps, from their records."""
+    rows = []
+    by_settings = {(variant, r, alpha): form for form, (variant, r, alpha) in FORMS.items()}
+    for path in sorted(RUNS.glob("*/result.json")):
+        result = RunFolder(path.parent.name).result()
+        if result is None or result["dataset"].removeprefix("finlora_") not in TASKS:
+            continue
+        form = by_settings.get((result["variant"], result["r"], result["alpha"]))
+        if form is not None:
+            rows.append(_row(result, form))
+    if not rows:
+        raise ConfigError(f"{RUNS.absolute()}: holds no run of this study")
+    return pd.DataFrame(rows).sort_values(["task", "form", "learning_rate", "seed"], ignore_index=True)
+
+
+def _row(result: dict[str, Any], form: str) -> dict[str, Any]:
+    kept = ("run_id", "variant", "r", "alpha", "effective_scale", "learning_rate", "seed", "steps", "status", "device")
+    metrics = {name: result["metrics"].get(key) for name, key in METRICS.items()}
+    return {"task": result["dataset"].removeprefix("finlora_"), "form": form, **{key: result[key] for key in kept}, **metrics}
+
+
+def chosen(runs: pd.DataFrame) -> dict[str, float]:
+    """The rate of each form with the lowest mean validation loss over the tuning seeds."""
+    tuning = runs[runs.seed.isin(TUNE)].groupby(["form", "learning_rate"]).val_loss.mean()
+    return {form: float(tuning[form].idxmin()) for form in FORMS if form in tuning.index}
+
+
+def at_rate(runs: pd.DataFrame, form: str, rate: float, seeds: range) -> pd.DataFrame:
+    found = runs[(runs.form == form) & np.isclose(runs.learning_rate, rate) & runs.seed.isin(seeds)]
+    return found.set_index("seed").sort_index()
+
+
+def contrasts(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> dict[str, Any]:
+    """Of each form but the reference: its paired test-loss difference to it, and p after Holm."""
+    wanted = at_rate(runs, REFERENCE, rates[REFERENCE], seeds).test_loss
+    found = {
+        form: paired((at_rate(runs, form, rates[form], seeds).test_loss - wanted).dropna().to_numpy(), MARGIN)
+        for form in rates
+        if form != REFERENCE
+    }
+    adjusted = holm([one.p_flip for one in found.values()])
+    return {form: (one, p) for (form, one), p in zip(found.items(), adjusted, strict=True)}
+
+
+def table(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> list[str]:
+    lines = ["| form | scale | rate | n | test loss | right answers | no answer | minus LoRA on 8 bits | p (Holm) | verdict |",
+             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    found = contrasts(runs, rates, seeds)
+    for form, rate in rates.items():
+        own = at_rate(runs, form, rate, seeds)
+        loss = mean_interval(own.test_loss.to_numpy())
+        edge = " (highest)" if rate == max(RATES) else " (lowest)" if rate == min(RATES) and seeds == REPORT else ""
+        parts = [NAMES[form], f"{own.effective_scale.iloc[0]:.3g}", f"{rate:g}{edge}", str(loss.n)]
+        parts += [f"{loss.mean:.4f} [{loss.low:.4f}, {loss.high:.4f}]", _mean(own.exact_match), _mean(own.parse_failures)]
+        if form in found:
+            one, p = found[form]
+            verdict = "differs" if p < 0.05 else "equivalent" if one.equivalent else "undecided"
+            parts += [
+                f"{one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}]",
+                *([f"{p:.4f}", verdict] if one.n >= 6 else ["-", "n < 6"]),
+            ]
+        else:
+            parts += ["-"] * 3
+        lines.append("| " + " | ".join(parts) + " |")
+    return lines
+
+
+def _mean(values: pd.Series[float]) -> str:
+    return "-" if values.isna().all() else f"{100 * values.mean():.1f}%"
+
+
+def orders(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> list[str]:
+    """For each seed, the published forms from the lowest test loss to the highest."""
+    losses = pd.DataFrame({form: at_rate(runs, form, rates[form], seeds).test_loss for form in PUBLISHED})
+    return [" < ".join(NAMES[form].split(",")[0] for form in row.sort_values().index) for _, row in losses.iterrows()]
+
+
+def tables(everything: pd.DataFrame) -> str:
+    lines = [f"Written by `python -m experiments.finlora_small.report` from results.csv: {len(everything)} runs, "
+             f"{(everything.status != 'ok').sum()} not ok."]  # fmt: skip
+    for task, runs in everything.groupby("task", sort=False):
+        best = chosen(runs)
+        published = dict.fromkeys(best, RATES[0])
+        lines += ["", f"## {task}", "", f"FinLoRA: {THEIRS[str(task)]}.", ""]
+        lines += [f"At FinLoRA's rate, {RATES[0]:g}, the tuning seeds:", "", *table(runs, published, TUNE), ""]
+        lines += ["Each at its own best rate, the report seeds:", "", *table(runs, best, REPORT), ""]
+        for name, rates, seeds in (("at FinLoRA's rate", published, TUNE), ("at its own best rate", best, REPORT)):
+            found = orders(runs, rates, seeds)
+            lines.append(f"Published forms by test loss, seed by seed, {name}: {len(set(found))} orders in {len(found)} seeds:\n")
+            lines += [f"- {found.count(order)} x {order}" for order in sorted(set(found), key=lambda one: -found.count(one))]
+            lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def figure(everything: pd.DataFrame) -> Figure:
+    tasks = list(everything.groupby("task", sort=False))
+    drawing = Figure(figsize=(10.5, 3.4 * len(tasks)), layout="constrained")
+    FigureCanvasAgg(drawing)
+    axes = drawing.subplots(len(tasks), 2, squeeze=False, width_ratios=[1, 1.15])
+    for (task, runs), (left, right) in zip(tasks, axes, strict=True):
+        _by_rate(left, runs)
+        _differences(right, runs)
+        left.set_title(f"{task}: the ranking depends on the rate", loc="left", fontsize=10)
+        right.set_title("test loss minus that of LoRA on 8 bits", loc="left", fontsize=10)
+    return drawing
+
+
+def _by_rate(axes: Axes, runs: pd.DataFrame) -> None:
+    tuning = runs[runs.seed.isin(TUNE)]
+    for form in (form for form in FORMS if (tuning.form == form).any()):
+        means = tuning[tuning.form == form].groupby("learning_rate").val_loss.mean()
+        dashed = "--" if form.startswith("matched/") else "-"
+        axes.plot(means.index, means, dashed, marker="o", ms=4, color=COLOURS[form], label=NAMES[form])
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = [tick for tick in (0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 4) if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("learning rate (FinLoRA's is the lowest)")
+    axes.set_ylabel(f"validation loss, {len(TUNE)} seeds")
+    axes.legend(fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _differences(axes: Axes, runs: pd.DataFrame) -> None:
+    best = chosen(runs)
+    published = dict.fromkeys(best, RATES[0])
+    forms = [form for form in best if form != REFERENCE]
+    views = ((0.13, "s", f"all at {RATES[0]:g}", published, TUNE), (-0.13, "o", "each at its best", best, REPORT))
+    for shift, marker, name, rates, seeds in views:
+        found = contrasts(runs, rates, seeds)
+        for at, form in enumerate(forms):
+            one, _ = found[form]
+            y = len(forms) - at + shift
+            axes.errorbar(one.mean, y, xerr=[[one.mean - one.low], [one.high - one.mean]], fmt=marker, color=COLOURS[form], ms=5,
+                          mfc="white" if marker == "s" else COLOURS[form], capsize=2)  # fmt: skip
+        axes.plot([], [], marker, color="grey", mfc="white" if marker == "s" else "grey", label=f"{name}, {len(seeds)} seeds")
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set_xscale("symlog", linthresh=0.02)
+    axes.set_xlim(-3, 3)
+    axes.set_xticks(ticks := [-1, -0.1, -0.01, 0, 0.01, 0.1, 1], [f"{tick:g}" for tick in ticks])
+    axes.set_yticks([len(forms) - at for at in range(len(forms))], [NAMES[form] for form in forms])
+    axes.set_ylim(0.4, len(forms) + 0.6)
+    axes.set_xlabel("nats per target token, 95% interval (logarithmic beyond 0.02)")
+    axes.legend(fontsize=8, frameon=False, loc="best")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def main() -> None:
+    if sys.argv[1:] not in ([], ["records"]):
+        raise ConfigError(f"{' '.join(sys.argv[1:])}: takes no word but records")
+    place = HERE / "results.csv"
+    if sys.argv[1:]:
+        from_records().to_csv(place, index=False, float_format="%.6g")
+    if not place.exists():
+        raise ConfigError(f"{place}: not there; the word records makes it from runs/")
+    runs = pd.read_csv(place)
+    text = tables(runs)
+    write_atomically(HERE / "tables.md", text)
+    figure(runs).savefig(HERE / "ranking.png", dpi=130)
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    cli.run(main)
