@@ -1,0 +1,36 @@
+"""``python -m experiments.variants_at_their_best.controls``: full fine-tuning at its own best rate, and the base as it is.
+
+They join the sweep of ``experiment=variants_at_their_best`` and are measured as its runs are.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from experiments import tuned
+from src import cli
+from src.cli import compose
+from src.train.launch import RunsFailed, launch
+from src.train.plan import admit, prepare
+
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+TUNE, REPORT = range(3), range(3, 11)
+SHARED = ("eval.every=100", "eval.generate=false", "keep_weights=false", "sweep=variants_at_their_best")
+TRAINED = ("train.steps=300", "train.checkpoint_every=300")
+
+
+def main() -> int:
+    more = sys.argv[1:]
+    try:
+        jobs = admit([compose(["variant=frozen", *SHARED, *more])])
+        prepare(jobs)
+        launch(jobs)
+        (best,) = tuned.train([["variant=full", *TRAINED, *SHARED, *more]], RATES, TUNE, REPORT)
+    except RunsFailed:
+        return 1  # what failed has been said, run by run
+    print(f"full: best rate {best:g}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
