@@ -14,6 +14,8 @@ from src.config import ConfigError
 from src.train.packed import int8
 from src.train.packed.kernels import dequantise_nf4
 
+AT_ONCE = 2**26  # inputs that evaluation rounds at once: about 1 GB of copies
+
 
 class Frozen(nn.Module):
     """``forward(x, rows, read)``: x [runs, tokens, in] to [runs, tokens, out], without the layer's bias.
@@ -141,9 +143,14 @@ class Int8(Frozen):
         if self.training and not self.rounds(x):
             found: torch.Tensor = int8.dense_product(x, self.weight, self.absmax)
             return found
-        parts = int8.split(x, None if rows is None else rows >= 0, self.threshold)
-        found = int8.product(x, *parts, self.weight, self.absmax)
-        return found
+        # Rounding takes copies in 32 bits. Training counts on them; evaluation, of many more tokens, takes some runs at a time.
+        at_once = len(x) if torch.is_grad_enabled() else max(1, AT_ONCE // x[0].numel())
+        real = [None] * len(x) if rows is None else (rows >= 0).split(at_once)
+        outputs = [
+            int8.product(part, *int8.split(part, which, self.threshold), self.weight, self.absmax)
+            for part, which in zip(x.split(at_once), real, strict=False)
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     @staticmethod
     def rounds(x: torch.Tensor) -> bool:

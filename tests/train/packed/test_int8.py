@@ -7,6 +7,7 @@ import pytest
 import torch
 from bitsandbytes.autograd._functions import MatMul8bitLt
 
+from src.train.packed import frozen, int8
 from src.train.packed.frozen import Int8
 
 RUNS, TOKENS, IN, OUT = 3, 20, 64, 48
@@ -80,6 +81,21 @@ def test_padding_makes_no_column_an_outlier() -> None:
     noisy[:, 15:] *= 100
     assert torch.equal(packed(noisy, rows, noisy)[:, :15], packed(x, rows, x)[:, :15])
     assert not torch.equal(packed(noisy, None, noisy)[:, :15], packed(x, None, x)[:, :15])
+
+
+def test_evaluation_takes_some_runs_at_a_time_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(5)
+    packed = Int8(layer_of(generator)).eval()
+    x = 3 * torch.randn(RUNS, TOKENS, IN, generator=generator)
+    rows = torch.zeros(RUNS, TOKENS, dtype=torch.int64)
+    wanted = packed(x, rows, x)
+    sizes = []
+    product = int8.product
+    monkeypatch.setattr(int8, "product", lambda x, *rest: sizes.append(len(x)) or product(x, *rest))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(frozen, "AT_ONCE", 2 * TOKENS * IN)
+    with torch.no_grad():
+        assert torch.equal(packed(x, rows, x), wanted) and torch.equal(packed(x, None, x), wanted)
+    assert sizes == [2, 1, 2, 1]
 
 
 def test_a_run_that_is_not_finite_says_so_and_leaves_its_neighbours_alone() -> None:
