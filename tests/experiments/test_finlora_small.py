@@ -1,0 +1,90 @@
+"""FinLoRA's comparison: what is trained, and the report, by hand and from the committed results."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pandas as pd
+import pytest
+
+from experiments.finlora_small import report, run
+from src.cli import compose
+from src.variants.scaling import effective_scale
+
+
+def runs_of(losses: dict[tuple[str, float], list[float]]) -> pd.DataFrame:
+    """Runs of one task: of each (form, rate) the loss by seed, from seed 0 on, the same for validation and test."""
+    rows = [
+        {
+            "task": "formula",
+            "form": form,
+            "learning_rate": rate,
+            "seed": seed,
+            "val_loss": loss,
+            "test_loss": loss,
+            "status": "ok",
+        }
+        | {"effective_scale": 2.0, "exact_match": 0.5, "parse_failures": None}
+        for (form, rate), values in losses.items()
+        for seed, loss in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_forms_are_those_of_the_named_configs() -> None:
+    for task in run.TASKS:
+        found = [compose(words) for words in run.conditions(task, "FOLDER", [])]
+        assert [(c.variant.name, c.lora.r, c.lora.alpha) for c in found] == list(run.FORMS.values())
+        scales = [effective_scale(c.variant.scaling, c.lora.alpha, c.lora.r) for c in found]
+        assert scales == pytest.approx([2, 4, 2, 16 / 8**0.5, 2])
+        assert {c.dataset.name for c in found} == {f"finlora_{task}"} and {c.train.warmup_steps for c in found} == {10}
+        assert all(c.train.batch_size * c.train.grad_accum == 16 and c.lora.dropout == 0.05 for c in found)
+
+
+def test_rates_contrasts_and_orders_by_hand() -> None:
+    tuning = {
+        ("8bits_r8", 1e-4): [3.0, 3.0, 3.0], ("8bits_r8", 1e-3): [1.0, 1.0, 4.0], ("8bits_r8", 1e-2): [2.5, 2.5, 2.5],
+        ("8bits_r8_dora", 1e-4): [2.0, 2.0, 2.0], ("8bits_r8_dora", 1e-3): [2.1, 2.1, 2.1],
+    }  # fmt: skip
+    runs = runs_of(tuning)
+    best = report.chosen(runs)
+    assert best == {"8bits_r8": 1e-3, "8bits_r8_dora": 1e-4}  # 2.0 on average, with its one bad seed
+    (found,) = report.contrasts(runs, best, run.TUNE).values()
+    one, p = found
+    assert (one.n, one.mean) == (3, pytest.approx((1 + 1 - 2) / 3)) and p == 1.0
+    losses = {form: report.at_rate(runs, form, rate, run.TUNE).test_loss.tolist() for form, rate in best.items()}
+    assert losses == {"8bits_r8": [1.0, 1.0, 4.0], "8bits_r8_dora": [2.0, 2.0, 2.0]}
+
+
+def test_a_difference_needs_six_seeds_and_holm() -> None:
+    high, low = [2.0 + 0.01 * seed for seed in range(11)], [1.0 + 0.02 * seed for seed in range(11)]
+    every = {(form, 1e-3): high for form in report.FORMS} | {("8bits_r8_dora", 1e-3): low}
+    rates = dict.fromkeys(report.FORMS, 1e-3)
+    found = report.contrasts(runs_of(every), rates, run.REPORT)
+    assert found["8bits_r8_dora"][1] == pytest.approx(4 * 2 / 2**8)  # the smallest of 8 seeds, times four contrasts
+    lines = report.table(runs_of(every), rates, run.REPORT)
+    assert [line.split("|")[-2].strip() for line in lines[2:]] == ["-", "equivalent", "differs", "equivalent", "equivalent"]
+    assert "n < 6" in report.table(runs_of(every), rates, run.TUNE)[3]
+
+
+def test_the_committed_tables_and_numbers_come_from_the_committed_results() -> None:
+    results = pd.read_csv(report.HERE / "results.csv")
+    text = report.tables(results)
+    assert (report.HERE / "tables.md").read_text() == text
+    readme = (report.HERE / "README.md").read_text()
+    numbers = {
+        "0.387 [0.379, 0.395]": "0.3871 [0.3793, 0.3948]",
+        "1.27 [1.23, 1.31]": "-1.2661 [-1.3067, -1.2254]",
+        "0.22 [0.05, 0.39]": "+0.2216 [+0.0542, +0.3890]",
+        "0.042 [0.020, 0.065]": "-0.0423 [-0.0650, -0.0197]",
+        "1.42": "+1.4200",
+        "p = 0.031": "0.0312",
+        "eight different orders": "8 orders in 8 seeds",
+    }
+    for said, meant in numbers.items():
+        assert said in re.sub(r"\s+", " ", readme) and meant in text
+    assert len(results) == 200 and set(results.status) == {"ok"}
+    grid = set(zip(results.task, results.form, results.learning_rate, results.seed, strict=True))
+    tuning = itertools.product(("formula", "tfns_nwgi"), run.FORMS, run.RATES, run.TUNE)
+    assert len(grid) == 200 and set(tuning) <= grid
