@@ -132,12 +132,10 @@ def tables(everything: pd.DataFrame) -> str:
         lines += ["Each at its own best rate, the report seeds:", "", *table(runs, best, REPORT), ""]
         for name, rates, seeds in (("at FinLoRA's rate", published, TUNE), ("at its own best rate", best, REPORT)):
             found = orders(runs, rates, seeds)
-            lines.append(
-                f"Published forms by test loss, seed by seed, {name}: {len(set(found))} order{'s' * (len(set(found)) > 1)} in {len(found)} seeds:\n"
-            )
-            lines += [
-                f"- {found.count(order)} x {order}" for order in sorted(set(found), key=lambda one: (-found.count(one), one))
-            ]
+            counted = f"{len(set(found))} order{'s' * (len(set(found)) > 1)} in {len(found)} seeds"
+            lines.append(f"Published forms by test loss, seed by seed, {name}: {counted}:\n")
+            ranked = sorted(set(found), key=lambda one: (-found.count(one), one))
+            lines += [f"- {found.count(order)} x {order}" for order in ranked]
             lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
