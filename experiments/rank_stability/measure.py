@@ -45,6 +45,7 @@ from src.eval.score import Scorer, per_token
 from src.eval.words import read
 from src.quiet import quiet_libraries
 from src.train import room
+from src.train.memory import Tokens
 from src.train.packed.engine import PackedEngine
 from src.train.packed.feed import Feed
 from src.train.packed.members import member, slot_order
@@ -136,9 +137,9 @@ class Study:
         configs = _in_slots(runs, self.values)[1]
         cuda = self.numerics.device.type == "cuda"
         feed = Feed(self.items["train"], self.pad, [member(each) for each in configs], self.values["steps"], static=cuda)
-        width = -(-feed.sequences * feed.width // self.values["rows"])
+        tokens = Tokens(feed.sequences * feed.width, feed.sequences * feed.width)
         targets = counts.targets(self.linears, self.config.lora.target_modules, self.config.model.name)
-        count, need = room.fitting(configs, targets, width, self.numerics.device)
+        count, need = room.fitting(configs, targets, tokens, self.numerics.device)
         if count < len(configs) or need is None or not cuda:
             return count == len(configs)
         copied = need * 4 / counts.PACKED_STATE_BYTES  # at most, by ``change``: 4 of a trained number's bytes once more
