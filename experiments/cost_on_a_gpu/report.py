@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -45,7 +46,7 @@ def tables(frame: pd.DataFrame) -> str:
         row |= {"rows of a run": f"{batch} x {length}", "r": str(r)}
         for engine, found in engines.items():
             name = {"peft": "PEFT", "ours": "ours"}[engine]
-            one = found.iloc[0] if len(found) else None
+            one: Any = found.iloc[0] if len(found) else None
             failed = one is None or pd.isna(one["ms/step"])
             missing = "not measured" if one is None else str(one["note"])
             row |= {f"{name}: runs": "-" if one is None else str(one["runs"])}

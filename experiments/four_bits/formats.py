@@ -37,7 +37,8 @@ def llm_int8(weight: torch.Tensor) -> torch.Tensor:
     from bitsandbytes.functional import int8_vectorwise_quant
 
     values, scales, _ = int8_vectorwise_quant(weight.half())
-    return values.float() * (scales.float()[:, None] / 127)
+    rounded: torch.Tensor = values.float() * (scales.float()[:, None] / 127)
+    return rounded
 
 
 def nearest(weight: torch.Tensor, levels: torch.Tensor, block: int = 64) -> torch.Tensor:

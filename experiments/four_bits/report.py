@@ -7,6 +7,7 @@ reports on the other seeds, paired with bf16's.
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def errors(frame: pd.DataFrame) -> list[str]:
 
 def pooled(part: pd.DataFrame) -> float:
     """Root of (summed squared errors over summed squared weights)."""
-    return float(((part["rms"] * part["norm"]) ** 2).sum() / (part["norm"] ** 2).sum()) ** 0.5
+    return math.sqrt(((part["rms"] * part["norm"]) ** 2).sum() / (part["norm"] ** 2).sum())
 
 
 def bits(frame: pd.DataFrame) -> list[str]:

@@ -25,12 +25,14 @@ def product_norms(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     ||L R||_F^2 = tr(R^T L^T L R) = sum_ij (L^T L)_ij (R R^T)_ij, so the product [out, in] is never formed.
     """
     grams: torch.Tensor = (left.transpose(-1, -2) @ left) * (right @ right.transpose(-1, -2))
-    return grams.sum((-1, -2)).clamp(min=0).sqrt()
+    norms: torch.Tensor = grams.sum((-1, -2)).clamp(min=0).sqrt()
+    return norms
 
 
 def _norms(tensor_LKxx: torch.Tensor) -> torch.Tensor:
     """[K], summed in fp64 without a copy in it."""
-    return torch.linalg.vector_norm(tensor_LKxx, dim=(0, 2, 3), dtype=torch.float64)
+    norms: torch.Tensor = torch.linalg.vector_norm(tensor_LKxx, dim=(0, 2, 3), dtype=torch.float64)
+    return norms
 
 
 class Norms:
