@@ -253,13 +253,17 @@ def findings(study: Study) -> list[str]:
 
 
 def draw(study: Study, path: Path) -> None:
-    """Six panels: a quantity against the rank, a line for each scaling and form, 95% intervals as bars."""
+    """Panels: a quantity against the rank, a line for each scaling and form, 95% intervals as bars."""
     settings: dict[Any, Any] = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(10.2, 6.2), layout="constrained")
         FigureCanvasAgg(figure)
-        for axes, point in zip(figure.subplots(2, 3).flat, study.key_points(), strict=True):
+        points = list(dict.fromkeys(study.key_points()))  # of a short run the first update may be the last
+        panels = list(figure.subplots(2, 3).flat)
+        for axes, point in zip(panels, points, strict=False):
             _panel(axes, study, point)
+        for axes in panels[len(points) :]:
+            axes.remove()
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
         figure.savefig(path)
@@ -289,11 +293,9 @@ def _panel(axes: Axes, study: Study, point: Point) -> None:
     axes.set_title(point.name, fontsize=9)
     if point.quantity in QUANTITIES:
         axes.set_yscale("log")
-        for line, (variant, rule) in enumerate(SCALINGS.items()):
-            slope = study.slope("fixed", variant, point) if "fixed" in study.forms else mean_interval([])
-            if slope.n:
-                text = f"slope {slope.mean:+.2f} ({rule})"
-                axes.text(0.03, 0.03 + 0.07 * line, text, transform=axes.transAxes, color=COLOURS[variant], fontsize=7.5)
+        fitted = {rule: study.slope("fixed", variant, point) for variant, rule in SCALINGS.items() if "fixed" in study.forms}
+        said = ", ".join(f"{slope.mean:+.2f} ({rule})" for rule, slope in fitted.items() if slope.n)
+        axes.set_title(f"{point.name}\nslope {said}" if said else point.name, fontsize=8)
     else:
         axes.set_ylabel("nats per target token")
 
