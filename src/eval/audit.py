@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from src.eval.text import few
+from src.variants.scaling import effective_scale
 
 # What a comparison is about, or chose by itself: no confound.
 OWN = ("variant.", "lora.r", "train.lr")
@@ -31,6 +33,7 @@ class Line:
 class Audit:
     lines: list[Line]
     pairs: int  # of rows that were compared
+    rescaled: int = 0  # of them, at one rank, the variant's rule gives another effective scale
 
     @property
     def confounds(self) -> list[Line]:
@@ -55,7 +58,10 @@ class Audit:
             return f"{pairs} differ{'s' * (self.pairs == 1)} in more than the variant: {', '.join(fields)}."
         if not self.pairs:
             return "No two rows that share a seed are compared with each other, so there is nothing to confound."
-        return f"within the {pairs} nothing differs but the variant, its rank and, where tuned, its rate."
+        clean = f"within the {pairs} nothing differs but the variant, its rank and, where tuned, its rate."
+        if not self.rescaled:
+            return clean
+        return f"{clean} In {self.rescaled} of them it is another effective scale too, which another alpha would give as well."
 
 
 RATES = "learning rates tried"
@@ -94,7 +100,16 @@ def audit(
         Line(name, _text(shown(name, by_row), labels), NOTE if name in notes else CONFOUND)
         for name, by_row in sorted(values.items())
     ]
-    return Audit(sorted(lines, key=lambda line: line.severity), len(pairs))
+    rescaled = sum(_rescaled(fields[row], fields[other]) for row, other in pairs)
+    return Audit(sorted(lines, key=lambda line: line.severity), len(pairs), rescaled)
+
+
+def _rescaled(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether at one rank the two have another factor before B A."""
+    keys = ("variant.scaling", "lora.alpha", "lora.r")
+    if any(key not in fields for key in keys for fields in (one, other)) or one["lora.r"] != other["lora.r"]:
+        return False
+    return not math.isclose(*(effective_scale(*(fields[key] for key in keys)) for fields in (one, other)))
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
