@@ -30,6 +30,13 @@ def train(conditions: Sequence[Sequence[str]], rates: Sequence[float], tune: Seq
     return best
 
 
+def refuse(words: Sequence[str], own: Sequence[str]) -> None:
+    """Raise ConfigError where overrides set what a study itself sets: it would be silently set again, or change its question."""
+    for word in words:
+        if (key := word.partition("=")[0].lstrip("+~")) in ("train.lr", "seed", "data_seed", "sweep", *own):
+            raise ConfigError(f"{word}: the study sets {key} itself")
+
+
 def at(config: Config, rate: float, seed: int) -> Config:
     """The condition at a rate, its adapter and its data under one seed."""
     config = copy.deepcopy(config)

@@ -6,6 +6,7 @@ Differences are to LoRA on 8 bits and paired by seed; p is of the exact sign-fli
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,14 +50,19 @@ def from_records() -> pd.DataFrame:
     by_settings = {(variant, r, alpha): form for form, (variant, r, alpha) in FORMS.items()}
     for path in sorted(RUNS.glob("*/result.json")):
         result = RunFolder(path.parent.name).result()
-        if result is None or result["dataset"].removeprefix("finlora_") not in TASKS:
+        task = str(result and result["sweep"]).removeprefix("finlora_")
+        if result is None or task not in TASKS or result["model"] != "smollm2_135m":
             continue
         form = by_settings.get((result["variant"], result["r"], result["alpha"]))
         if form is not None:
             rows.append(_row(result, form))
     if not rows:
         raise ConfigError(f"{RUNS.absolute()}: holds no run of this study")
-    return pd.DataFrame(rows).sort_values(["task", "form", "learning_rate", "seed"], ignore_index=True)
+    found = pd.DataFrame(rows).sort_values(["task", "form", "learning_rate", "seed"], ignore_index=True)
+    twice = found[found.duplicated(["task", "form", "learning_rate", "seed"], keep=False)]
+    if len(twice):
+        raise ConfigError(f"{', '.join(twice.run_id[:2])}: one form, rate and seed twice, so something else differs between them")
+    return found
 
 
 def _row(result: dict[str, Any], form: str) -> dict[str, Any]:
@@ -199,7 +205,9 @@ def main() -> None:
         raise ConfigError(f"{' '.join(sys.argv[1:])}: takes no word but records")
     place = HERE / "results.csv"
     if sys.argv[1:]:
-        from_records().to_csv(place, index=False, float_format="%.6g")
+        written = from_records().to_csv(index=False, float_format="%.6g")
+        tables(pd.read_csv(io.StringIO(written)))  # before anything is replaced
+        write_atomically(place, written)
     if not place.exists():
         raise ConfigError(f"{place}: not there; the word records makes it from runs/")
     runs = pd.read_csv(place)

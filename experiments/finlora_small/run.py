@@ -48,6 +48,7 @@ def main() -> int:
     if len(sys.argv) < 3 or sys.argv[1] not in TASKS:
         raise ConfigError(f"needs a task, one of {', '.join(TASKS)}, and the folder FinLoRA/data")
     task, folder, *more = sys.argv[1:]
+    tuned.refuse(more, ("experiment", "variant", "dataset", "lora.r", "lora.alpha"))
     try:
         best = tuned.train(conditions(task, folder, more), RATES, TUNE, REPORT)
     except RunsFailed:

@@ -211,6 +211,8 @@ def main() -> int:
     part = rest[0]
     if wrong := [key for key in values if key not in OF_PART[part] | {"out"}]:
         raise ConfigError(f"{wrong[0]}: {part} has no such key")
+    if values.get("small") and "out" not in values:
+        raise ConfigError("small=true: needs out=FOLDER, since small results are none of this study's")
     started, path = time.monotonic(), Path(values.get("out", HERE)) / f"{part}.csv"
     seconds, small = float(values.get("seconds", 540)), values.get("small", False)
     if part == "errors":

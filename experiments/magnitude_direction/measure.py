@@ -28,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from experiments import folders
 from experiments.magnitude_direction.runs import LOSSES, RESULTS, Plan, train_full, train_pack
 from src import cli, device, models, records
 from src.cli import compose
@@ -153,16 +154,6 @@ def _attempt(name: str, train: Callable[[], dict[str, Any]], failed: list[str]) 
         return {}
 
 
-def _refuse_results(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out={folder}: {error.strerror}") from error
-    for name in (RESULTS, f"{RESULTS}.gz", LOSSES):
-        if (folder / name).exists():
-            raise ConfigError(f"out={folder}: holds {name} already; take it away or name another folder")
-
-
 def _compress(path: Path) -> None:
     """``path``.gz in its place, the same bytes for the same rows."""
     with open(path, "rb") as plain, open(f"{path}.gz", "wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as packed:
@@ -178,7 +169,7 @@ def main(arguments: Sequence[str]) -> int:
     asked = DEFAULTS | given
     plan = plan_of(asked)
     adapters, full = configs_of(asked)
-    _refuse_results(plan.folder)
+    folders.fresh(plan.folder, RESULTS, f"{RESULTS}.gz", LOSSES)
     quiet_libraries()
     started = time.perf_counter()
     about = records.provenance(["python", "-m", "experiments.magnitude_direction.measure"])

@@ -36,6 +36,7 @@ from typing import Any
 
 import torch
 
+from experiments import folders
 from experiments.rank_stability.norms import Norms, Spread
 from experiments.rank_stability.plan import DEFAULTS, KEYS, VARIANTS, Planned, config_of, planned, read_rates
 from src import batches, cli, datasets, device, models, records
@@ -268,7 +269,7 @@ def main(words: Sequence[str] | None = None) -> int:
     values = DEFAULTS | read(words, KEYS)[0]
     runs = planned(values, read_rates(Path(values["rates"])) if values["rates"] else {})
     folder = Path(values["out"])
-    folder.mkdir(parents=True, exist_ok=True)
+    folders.fresh(folder, "results.csv")
     quiet_libraries()
     study = Study(values, runs, Sheet(folder / "results.csv"))
     study.say(

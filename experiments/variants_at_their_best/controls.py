@@ -21,6 +21,7 @@ TRAINED = ("train.steps=300", "train.checkpoint_every=300")
 
 def main() -> int:
     more = sys.argv[1:]
+    tuned.refuse(more, ("experiment", "variant"))
     try:
         jobs = admit([compose(["variant=frozen", *SHARED, *more])])
         prepare(jobs)

@@ -109,7 +109,7 @@ def _of_run(run: str) -> Source:
         raise ConfigError(f"run={run}: its record is damaged: {damage[0]}; python -m src.train with its config makes it again")
     config = record.read_config()
     if config.variant.trains != "none" and not config.keep_weights:
-        raise ConfigError(f"run={run}: was trained with keep_weights=false; with force=true and without that it has weights")
+        raise ConfigError(f"run={run}: no weights were kept; the same run with force=true keep_weights=true has them")
     if config.variant.trains != "adapter":
         return Source(f"run {run}", config, record, None, {})
     return Source(f"run {run}", config, record, record.adapter, read_settings(record.adapter))

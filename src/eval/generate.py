@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> None:
         raise ConfigError("seed: greedy answers need none; it goes with temperature=")
     source = adapted.find(given)
     quiet_libraries()
-    if serving.refusals(source.settings):
+    if source.settings and serving.refusals(source.settings):
         print(f"note: {source.advice[0]}", file=sys.stderr)
     chat = given.get("chat")
     answers = generate(

@@ -29,6 +29,9 @@ def notice(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+NO_WEIGHTS = "; its weights were not kept: force=true trains it again"
+
+
 class Display:
     """Lines and bars for ``runs`` runs. A run's number is that of runs ended so far."""
 
@@ -71,7 +74,8 @@ class Display:
         self._end(job, f"{describe(result)}, {seconds:.0f} s")
 
     def already_done(self, job: Job, result: dict[str, Any]) -> None:
-        self._end(job, f"already done, {describe(result)}")
+        wanted = job.config.keep_weights and not job.folder.keeps_weights(job.config)
+        self._end(job, f"already done, {describe(result)}{NO_WEIGHTS if wanted else ''}")
 
     def _end(self, job: Job, text: str) -> None:
         self.done += 1

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import statistics
+import random
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from src import datasets, models
 from src.config import FOUR_BIT, Config, DatasetConfig, packs
 from src.datasets import Example
+from src.train import layout
 from src.train.plan import Job
 from src.variants import counts
 from src.variants.counts import Linear
@@ -22,8 +22,7 @@ USABLE = 0.85  # of the memory there is: the rest is for the allocator's slack a
 BYTES_PER_TOKEN = 3  # of text in UTF-8; a tokenizer that knows the language makes fewer tokens
 SPECIAL_TOKENS = 8
 NARROWEST = 16
-SPREAD = 4.5  # standard deviations that the rows of one step may hold more tokens than on average
-WORTH = 0.85  # as src/train/packed/feed.py: rows share sequences where that leaves less than this share of the tokens
+SURVEYED = 1024  # micro-batches that are drawn to see how many tokens one may come to
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,11 @@ class Tokens:
 
 
 def tokens_of(lengths: Sequence[int], rows: int) -> Tokens:
-    """What ``rows`` rows of a dataset whose rows are so long come to."""
-    padded = rows * max(lengths)
-    laid = rows * statistics.fmean(lengths) + SPREAD * math.sqrt(rows) * statistics.pstdev(lengths)
-    return Tokens(padded, math.ceil(laid) if laid < WORTH * padded else padded)
+    """What micro-batches of ``rows`` rows come to, from a survey of drawn ones; the engine surveys those it will see."""
+    draw = random.Random(0)  # noqa: S311  # a survey, not a secret
+    batches = [[draw.choice(lengths) for _ in range(rows)] for _ in range(SURVEYED)]
+    batches[0][0] = max(lengths)  # which some step will see
+    return Tokens(rows * max(lengths), min(rows * max(lengths), layout.choose(batches).tokens))
 
 
 class Memory:

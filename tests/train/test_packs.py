@@ -20,7 +20,7 @@ from src.config import Config
 from src.datasets import Example
 from src.records import RunFolder, run_id
 from src.train import checkpoint
-from src.train.memory import Machine, Memory, Tokens, free_memory, length, tokens_of
+from src.train.memory import Machine, Memory, free_memory, length, tokens_of
 from src.train.outlook import outlook
 from src.train.packed.feed import Feed
 from src.train.packed.members import member
@@ -184,15 +184,28 @@ def test_the_length_of_a_row_is_taken_from_its_text(rows: Path) -> None:
     assert length(chat, config) == 50
 
 
-def test_the_tokens_of_a_step_are_those_of_its_layout() -> None:
-    """By hand; and against what the feed of the packed engine lays, which looks at the rows of each step."""
-    assert tokens_of([20] * 9, 16) == Tokens(320, 320)  # nothing to save
-    assert tokens_of([10, 10, 10, 50], 16) == Tokens(800, 16 * 20 + 312)  # deviation 17.3, over 16 rows 4.5 * 4 * 17.3
-    lengths = [random.Random(0).choice([8, 12, 16, 20, 60]) for _ in range(400)]
+def drawn(kind: str) -> list[int]:
+    draw = random.Random(0)
+    if kind == "mild":
+        return [draw.choice([8, 12, 16, 20, 60]) for _ in range(400)]
+    if kind == "tail":
+        return [900 if n % 100 == 0 else draw.randint(20, 60) for n in range(1000)]
+    return [min(1000, 5 + int(draw.lognormvariate(3.5, 0.8))) for _ in range(1000)]
+
+
+@pytest.mark.parametrize("kind", ["mild", "tail", "lognormal"])
+@pytest.mark.parametrize("rows_a_step", [1, 2, 4, 16])
+def test_the_tokens_of_a_step_are_those_of_its_layout(kind: str, rows_a_step: int) -> None:
+    """Against what the feed of the packed engine lays for sixteen orders of the data."""
+    lengths = drawn(kind)
     items = [Item(Example(str(n), "", "", ""), [1] * (count - 2), [1, 2], False) for n, count in enumerate(lengths)]
-    config = composed("train.batch_size=16")
-    feed = Feed(items, 0, [member(config)], 100, static=True)
-    assert feed.sequences * feed.width <= tokens_of(lengths, 16).laid <= 1.25 * feed.sequences * feed.width
+    configs = [deepcopy(composed(f"train.batch_size={rows_a_step}")) for _ in range(16)]
+    for seed, config in enumerate(configs):
+        config.data_seed = seed
+    feed = Feed(items, 0, [member(config) for config in configs], 100, static=True)
+    laid, found = feed.sequences * feed.width, tokens_of(lengths, rows_a_step)
+    assert 0.8 * laid <= found.laid <= 1.4 * laid
+    assert found.padded == rows_a_step * max(lengths) and found.laid <= found.padded
 
 
 def test_data_that_needs_a_download_counts_as_wide_as_it_may_be() -> None:

@@ -580,5 +580,5 @@ def test_weights_that_are_not_kept(run: Run, variant: str) -> None:
     assert result["status"] == "ok" and result["run_id"] == run_id(compose([*TINY, f"variant={variant}", *QUICK]))
     assert not record.adapter.exists() and not record.model.exists() and record.damage(result) == []
     assert result["adapter_bytes"] is None and all(check["ok"] for check in result["checks"].values())
-    with pytest.raises(ConfigError, match="was trained with keep_weights=false"):
+    with pytest.raises(ConfigError, match="no weights were kept"):
         adapted.find({"run": record.run_id})

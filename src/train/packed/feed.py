@@ -14,12 +14,10 @@ import numpy as np
 import torch
 
 from src.batches import Item, micro_batches
+from src.train.layout import MULTIPLE, choose, share, up
 from src.train.packed.members import Member
 
 SURVEYED = 128  # steps that are looked at to choose a layout
-LONGEST = 1024  # of a sequence that rows share, unless a row is longer: its attention looks at all of it
-WORTH = 0.85  # of the padded tokens of one row for each sequence: rows share where less than this share is left
-MULTIPLE = 16  # kernels want sizes of it
 
 
 @dataclass(frozen=True)
@@ -58,27 +56,15 @@ class Feed:
         self.of_run = torch.tensor([self.orders.index(member.data_seed) for member in members])
         self.ids = [np.array(item.prompt + item.target) for item in items]
         surveyed = [rows for step in range(min(steps, SURVEYED)) for rows in self._rows(step)]
-        self._choose_layout([[len(items[row]) for row in rows] for rows in surveyed])
+        layout = choose([[len(items[row]) for row in rows] for rows in surveyed])
+        self.shared, self.width, self.sequences = layout.shared, layout.width, layout.sequences
         counts = [sum(len(items[row].target) for row in rows) for rows in surveyed]
-        self.labelled = _up(max(counts), 32)
+        self.labelled = up(max(counts), 32)
 
     def _rows(self, step: int) -> list[list[int]]:
         """The rows of each micro-batch of each order of data: [micro-batches * orders], rows."""
         orders = [micro_batches(step, self.members[0].train, len(self.items), seed) for seed in self.orders]
         return [rows for of_orders in zip(*orders, strict=True) for rows in of_orders]
-
-    def _choose_layout(self, batches: list[list[int]]) -> None:
-        """Whether rows share sequences, how wide those are, and how many a batch needs; ``batches`` are lengths."""
-        longest = _up(max(max(lengths) for lengths in batches), MULTIPLE)
-        best = WORTH * longest * self.size
-        self.shared, self.width, self.sequences = False, longest, self.size
-        total = _up(max(sum(lengths) for lengths in batches), MULTIPLE)
-        for width in sorted({longest, 2 * longest, 4 * longest, *(_up(-(-total // n), MULTIPLE) for n in (1, 2, 3, 4))}):
-            if longest <= width <= max(LONGEST, longest):
-                sequences = max(len(share(lengths, width)) for lengths in batches)
-                if sequences * width < best:
-                    best = sequences * width
-                    self.shared, self.width, self.sequences = True, width, sequences
 
     def at(self, step: int) -> Inputs:
         batches = self._rows(step)
@@ -123,7 +109,7 @@ class Feed:
             for members in layout
         )
         if self.static:
-            return max(self.sequences, needed), max(self.width, _up(used, MULTIPLE))
+            return max(self.sequences, needed), max(self.width, up(used, MULTIPLE))
         return needed, used
 
     def _spread(self, *of_orders: np.ndarray[Any, np.dtype[np.int64]]) -> Inputs:
@@ -135,22 +121,3 @@ class Feed:
         inside = torch.arange(carrying.shape[-1]) < counts[..., None]
         weights = inside / counts.sum(0).double()[None, :, None]
         return Inputs(ids.flatten(1, 2), rows.flatten(1, 2), positions.flatten(1, 2), carrying, targets, weights, tokens)
-
-
-def share(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Which rows share a sequence of at most ``capacity`` tokens: first-fit decreasing."""
-    sequences: list[list[int]] = []
-    left: list[int] = []
-    for place in sorted(range(len(lengths)), key=lambda at: (-lengths[at], at)):
-        fitting = next((at for at, room in enumerate(left) if room >= lengths[place]), None)
-        if fitting is None:
-            sequences.append([place])
-            left.append(capacity - lengths[place])
-        else:
-            sequences[fitting].append(place)
-            left[fitting] -= lengths[place]
-    return sequences
-
-
-def _up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
