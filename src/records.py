@@ -157,13 +157,6 @@ class RunFolder:
             self.set_aside(self.path / name)
         return list(found.values())
 
-    def keeps_weights(self, config: Config) -> bool:
-        """Whether what it trained is there; a run that trains nothing, or diverged, has nothing to keep."""
-        result = self.result()
-        if config.variant.trains == "none" or result is None or result["status"] != "ok":
-            return True
-        return self.adapter.exists() if config.variant.trains == "adapter" else self.model.exists()
-
     def clear_results(self) -> None:
         """Take an earlier result away before a run is repeated; result.json goes first: without it nothing counts."""
         with writing(self.path):

@@ -74,8 +74,8 @@ class Display:
         self._end(job, f"{describe(result)}, {seconds:.0f} s")
 
     def already_done(self, job: Job, result: dict[str, Any]) -> None:
-        wanted = job.config.keep_weights and not job.folder.keeps_weights(job.config)
-        self._end(job, f"already done, {describe(result)}{NO_WEIGHTS if wanted else ''}")
+        lacks = job.config.keep_weights and job.config.variant.trains != "none" and not job.folder.read_config().keep_weights
+        self._end(job, f"already done, {describe(result)}{NO_WEIGHTS if lacks else ''}")
 
     def _end(self, job: Job, text: str) -> None:
         self.done += 1

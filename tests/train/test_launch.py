@@ -175,6 +175,17 @@ def test_a_pack_and_what_is_said_of_it(capfd: pytest.CaptureFixture[str]) -> Non
     assert len(again) == 2
 
 
+def test_a_done_run_says_where_the_weights_that_are_asked_for_were_not_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    (job,) = ranks(4)
+    job.config.keep_weights = False
+    launch.launch([job])
+    for asked, said in ((False, "test/loss 2.500"), (True, "weights were not kept: force=true trains it again")):
+        job.config.keep_weights = asked
+        capfd.readouterr()
+        launch.launch([job])
+        assert capfd.readouterr().out.rstrip().endswith(said)
+
+
 def test_a_single_run_prints_its_start_and_its_end(capfd: pytest.CaptureFixture[str]) -> None:
     jobs = ranks(4)
     launch.launch(jobs)
