@@ -24,9 +24,9 @@ def train(conditions: Sequence[Sequence[str]], rates: Sequence[float], tune: Seq
         ConfigError: what cannot be run, or a condition of which no run came to an end.
     """
     bases = [compose(list(condition)) for condition in conditions]
-    _launch([at(base, rate, seed) for base in bases for rate in rates for seed in tune])
+    launch_all([at(base, rate, seed) for base in bases for rate in rates for seed in tune])
     best = [_best(base, rates, tune) for base in bases]
-    _launch([at(base, rate, seed) for base, rate in zip(bases, best, strict=True) for seed in report])
+    launch_all([at(base, rate, seed) for base, rate in zip(bases, best, strict=True) for seed in report])
     return best
 
 
@@ -44,7 +44,8 @@ def at(config: Config, rate: float, seed: int) -> Config:
     return config
 
 
-def _launch(configs: Sequence[Config]) -> None:
+def launch_all(configs: Sequence[Config]) -> None:
+    """Bring each config's run to its result, as one command does. Raises RunsFailed if one did not end well."""
     if configs:
         jobs = admit(configs)
         prepare(jobs)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments import markdown
 from src import cli
 from src.config import ConfigError
 from src.eval import words
@@ -59,7 +60,7 @@ def tables(frame: pd.DataFrame) -> str:
     about = ["gpu", "python", "torch", "transformers", "peft", "bitsandbytes", "triton", "commit"]
     machines = frame[[name for name in about if name in frame]].drop_duplicates()
     said = [", ".join(f"{key} {value}" for key, value in machine.items()) for _, machine in machines.iterrows()]
-    return "\n\n".join([markdown(rows), *said])
+    return "\n\n".join([markdown.table(rows), *said])
 
 
 def _first(found: pd.DataFrame) -> float:
@@ -97,12 +98,6 @@ def draw(frame: pd.DataFrame) -> Figure:
                 axes.legend(frameon=False, fontsize=7)
             axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def markdown(rows: list[dict[str, str]]) -> str:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [columns, ["---"] * len(columns), *([row.get(name, "-") for name in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments import markdown
 from src import cli
 from src.config import ConfigError
 from src.eval import words
@@ -54,9 +55,9 @@ def errors(frame: pd.DataFrame) -> list[str]:
     return [
         "## Quantisation error",
         text,
-        markdown(rows),
+        markdown.table(rows),
         "By module kind of smollm2_135m, pooled over its layers:",
-        markdown(kinds),
+        markdown.table(kinds),
     ]
 
 
@@ -79,7 +80,7 @@ def bits(frame: pd.DataFrame) -> list[str]:
     saved = [f"{kind}: {total[kind] - total[f'{kind}, double']:.4f}" for kind in ("nf4", "fp4") if kind in total.index]
     return [
         "## Bits a weight",
-        markdown(rows),
+        markdown.table(rows),
         f"Saved by double quantisation, bits a weight: {', '.join(saved)} (the paper's: 0.373).",
     ]
 
@@ -99,7 +100,7 @@ def memory(frame: pd.DataFrame) -> list[str]:
     what = (
         "Held: before the first step, base, adapter, gradients, AdamW. Spread: half the distance of the quartiles of 5 timings."
     )
-    return ["## Memory and time of a training step", what, markdown(rows)]
+    return ["## Memory and time of a training step", what, markdown.table(rows)]
 
 
 def _precision(case: pd.Series) -> str:
@@ -146,7 +147,7 @@ def training(frame: pd.DataFrame) -> list[str]:
         f"Test loss in nats per target token; rates chosen on seeds {', '.join(map(str, TUNING))}; TOST within {MARGIN} nats."
     )
     means = "Mean test loss by learning rate, all seeds; -: a seed did not end well:"
-    return ["## Before and after training", heading, markdown(rows), failed, means, markdown(rates)]
+    return ["## Before and after training", heading, markdown.table(rows), failed, means, markdown.table(rates)]
 
 
 def chosen(frame: pd.DataFrame) -> tuple[dict[str, float], dict[str, pd.DataFrame]]:
@@ -214,12 +215,6 @@ def draw_training(frame: pd.DataFrame) -> Figure:
     right.xaxis.set_major_locator(MaxNLocator(5))
     right.set_xlabel("test loss less bf16's, nats")
     return figure
-
-
-def markdown(rows: list[dict[str, str]]) -> str:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [columns, ["---"] * len(columns), *([row.get(name, "-") for name in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def _interval(found: Interval, digits: int) -> str:

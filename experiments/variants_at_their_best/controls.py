@@ -10,8 +10,7 @@ import sys
 from experiments import tuned
 from src import cli
 from src.cli import compose
-from src.train.launch import RunsFailed, launch
-from src.train.plan import admit, prepare
+from src.train.launch import RunsFailed
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 TUNE, REPORT = range(3), range(3, 11)
@@ -23,9 +22,7 @@ def main() -> int:
     more = sys.argv[1:]
     tuned.refuse(more, ("experiment", "variant"))
     try:
-        jobs = admit([compose(["variant=frozen", *SHARED, *more])])
-        prepare(jobs)
-        launch(jobs)
+        tuned.launch_all([compose(["variant=frozen", *SHARED, *more])])
         (best,) = tuned.train([["variant=full", *TRAINED, *SHARED, *more]], RATES, TUNE, REPORT)
     except RunsFailed:
         return 1  # what failed has been said, run by run

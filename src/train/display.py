@@ -74,7 +74,9 @@ class Display:
         self._end(job, f"{describe(result)}, {seconds:.0f} s")
 
     def already_done(self, job: Job, result: dict[str, Any]) -> None:
-        lacks = job.config.keep_weights and job.config.variant.trains != "none" and not job.folder.read_config().keep_weights
+        wanted = job.config.keep_weights and job.config.variant.trains != "none"
+        there = job.folder.adapter.exists() or job.folder.model.exists()  # or its config says why not; parsing that takes a while
+        lacks = wanted and not there and not job.folder.read_config().keep_weights
         self._end(job, f"already done, {describe(result)}{NO_WEIGHTS if lacks else ''}")
 
     def _end(self, job: Job, text: str) -> None:
