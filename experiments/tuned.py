@@ -17,15 +17,29 @@ from src.train.launch import launch
 from src.train.plan import admit, prepare
 
 
-def train(conditions: Sequence[Sequence[str]], rates: Sequence[float], tune: Sequence[int], report: Sequence[int]) -> list[float]:
+def train(
+    conditions: Sequence[Sequence[str]],
+    rates: Sequence[float],
+    tune: Sequence[int],
+    report: Sequence[int],
+    spare: Sequence[float] = (),
+) -> list[float]:
     """Train both stages of ``conditions``, each a list of overrides; the rate of each with the lowest validation loss.
+
+    Where a best rate is the lowest or the highest tried, all conditions also get the next of the ``spare`` rates on that
+    side, as long as there is one: a grid that is longer for one would be unfair to the others.
 
     Raises:
         ConfigError: what cannot be run, or a condition of which no run came to an end.
     """
     bases = [compose(list(condition)) for condition in conditions]
-    launch_all([at(base, rate, seed) for base in bases for rate in rates for seed in tune])
-    best = [_best(base, rates, tune) for base in bases]
+    tried: list[float] = []
+    new = list(rates)
+    while new:
+        launch_all([at(base, rate, seed) for base in bases for rate in new for seed in tune])
+        tried = sorted([*tried, *new])
+        best = [_best(base, tried, tune) for base in bases]
+        new = _beyond(tried, best, spare)
     launch_all([at(base, rate, seed) for base, rate in zip(bases, best, strict=True) for seed in report])
     return best
 
@@ -50,6 +64,13 @@ def launch_all(configs: Sequence[Config]) -> None:
         jobs = admit(configs)
         prepare(jobs)
         launch(jobs)
+
+
+def _beyond(tried: Sequence[float], best: Sequence[float], spare: Sequence[float]) -> list[float]:
+    """The nearest spare rate on each side of the sorted ``tried`` at whose end a best rate lies."""
+    lower = max((rate for rate in spare if rate < tried[0]), default=None) if min(best) == tried[0] else None
+    higher = min((rate for rate in spare if rate > tried[-1]), default=None) if max(best) == tried[-1] else None
+    return [rate for rate in (lower, higher) if rate is not None]
 
 
 def _best(config: Config, rates: Sequence[float], tune: Sequence[int]) -> float:

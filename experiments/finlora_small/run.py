@@ -22,6 +22,7 @@ FORMS = {
     "matched/4bits_r4": ("qlora", 4, 8.0),
 }
 RATES = (1e-4, 1e-3, 3e-3, 1e-2)  # the first is FinLoRA's, for all
+SPARE = (3e-5, 3e-2)  # where a best rate is the lowest or the highest
 TUNE, REPORT = range(3), range(3, 11)
 # FinLoRA's name of the task's configs; rows of a micro-batch times micro-batches, 16 rows a step where FinLoRA has 32 or
 # 64, so that a cut training set still makes some steps; the larger two are cut to 1,024 rows and one epoch.
@@ -50,7 +51,7 @@ def main() -> int:
     task, folder, *more = sys.argv[1:]
     tuned.refuse(more, ("experiment", "variant", "dataset", "lora.r", "lora.alpha"))
     try:
-        best = tuned.train(conditions(task, folder, more), RATES, TUNE, REPORT)
+        best = tuned.train(conditions(task, folder, more), RATES, TUNE, REPORT, SPARE)
     except RunsFailed:
         return 1  # what failed has been said, run by run
     for name, rate in zip(FORMS, best, strict=True):

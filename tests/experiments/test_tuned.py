@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -54,3 +55,20 @@ def test_the_report_seeds_get_the_rate_that_is_best_on_average(trained: list[tup
 def test_a_condition_without_any_rate_says_so(trained: list[tuple[int, float, int]]) -> None:
     with pytest.raises(ConfigError, match=r"lora r=8: no learning rate at which all tuning seeds came to an end"):
         tuned.train(CONDITIONS, [2.0], tune=[0, 1], report=[5])
+
+
+def test_a_best_rate_at_the_end_of_the_grid_gives_all_conditions_the_next_one(
+    trained: list[tuple[int, float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    falling = {
+        (r, rate, seed): 5.0 - rate if r == 4 else rate for r in (4, 8) for rate in (0.5, 1.0, 2.0, 3.0, 4.0) for seed in (0,)
+    }
+    monkeypatch.setattr(sys.modules[__name__], "LOSSES", falling)
+    assert tuned.train(CONDITIONS, [1.0, 2.0], tune=[0], report=[], spare=[0.5, 3.0]) == [3.0, 0.5]
+    assert [rate for _, rate, _ in trained] == [1.0, 2.0, 1.0, 2.0, 0.5, 3.0, 0.5, 3.0]  # and no 4: it was not offered
+
+
+def test_a_best_rate_inside_needs_no_further_one(trained: list[tuple[int, float, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "LOSSES", {(4, 1.0, 0): 1.0, (4, 2.0, 0): 0.5, (4, 3.0, 0): 0.7})
+    assert tuned.train(CONDITIONS[:1], [1.0, 2.0, 3.0], tune=[0], report=[], spare=[0.5, 4.0]) == [2.0]
+    assert {rate for _, rate, _ in trained} == {1.0, 2.0, 3.0}

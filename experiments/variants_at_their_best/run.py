@@ -1,0 +1,57 @@
+"""``python -m experiments.variants_at_their_best.run [key=value ...]``: the 464 of the 1,232 runs that the answer needs.
+
+All rates of all (variant, rank) on seeds 0-2, then the best of each on seeds 3-10; they are runs of
+``experiment=variants_at_their_best`` and of its sweep. Where a best rate is the lowest or the highest of the seven, all get a
+further one. ``best_rates.csv``, beside the ``runs`` folder, has the rates: variant, r, learning_rate.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from experiments import tuned
+from src import cli
+from src.config import CONF_FOLDER
+from src.durable import write_atomically
+from src.train.launch import RunsFailed
+
+EXPERIMENT = CONF_FOLDER / "experiment" / "variants_at_their_best.yaml"
+SPARE = (8e-5, 1.25e-1)
+TUNE, REPORT = range(3), range(3, 11)
+
+
+def cells() -> tuple[list[tuple[str, int]], list[float]]:
+    """(each variant at each rank, the rates), as the experiment's grid has them."""
+    grid = OmegaConf.load(EXPERIMENT).hydra.sweeper.params
+    variants, ranks = grid.variant.split(","), [int(r) for r in str(grid["lora.r"]).split(",")]
+    return [(variant, r) for variant in variants for r in ranks], [float(rate) for rate in grid["train.lr"].split(",")]
+
+
+def main() -> int:
+    more = sys.argv[1:]
+    if "--help" in more:
+        print(__doc__)
+        return 0
+    tuned.refuse(more, ("experiment", "variant", "lora.r"))
+    conditions, rates = cells()
+    shared = ("experiment=variants_at_their_best", "sweep=variants_at_their_best", *more)
+    try:
+        best = tuned.train([[f"variant={v}", f"lora.r={r}", *shared] for v, r in conditions], rates, TUNE, REPORT, SPARE)
+    except RunsFailed:
+        return 1  # what failed has been said, run by run
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("variant", "r", "learning_rate"))
+    writer.writerows((v, r, f"{rate:g}") for (v, r), rate in zip(conditions, best, strict=True))
+    write_atomically(Path("best_rates.csv"), text.getvalue())
+    print(text.getvalue(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
