@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import io
 from pathlib import Path
 
 import nbformat
@@ -12,29 +11,62 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = {"compare_variants", "rank_stability"}
 
 
-@pytest.fixture(scope="module")
-def executed() -> nbformat.NotebookNode:
-    notebook = nbformat.read(ROOT / "notebooks/compare_variants.ipynb", as_version=4)
-    fresh = copy.deepcopy(notebook)
-    NotebookClient(fresh, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
+def execute(name: str, folder: Path = ROOT / "notebooks") -> nbformat.NotebookNode:
+    """A copy of the notebook after all of its cells have run in ``folder``; a cell that fails raises."""
+    fresh = copy.deepcopy(nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4))
+    NotebookClient(fresh, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
     return fresh
 
 
-def test_the_table_of_the_notebook_is_the_one_of_the_study(executed: nbformat.NotebookNode) -> None:
+def outputs(executed: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [output for cell in executed.cells for output in cell.get("outputs", [])]
+
+
+def printed(executed: nbformat.NotebookNode) -> str:
+    """What the cells printed; nothing else may come that way, such as a warning."""
+    streams = [output for output in outputs(executed) if output.output_type == "stream"]
+    assert all(output.name == "stdout" for output in streams), [output.text for output in streams if output.name != "stdout"]
+    return "".join(output.text for output in streams)
+
+
+def figures(executed: nbformat.NotebookNode) -> int:
+    return sum("image/png" in output.get("data", {}) for output in outputs(executed))
+
+
+def test_each_is_executed_here_and_kept_without_outputs() -> None:
+    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == NOTEBOOKS
+    for name in NOTEBOOKS:
+        kept = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
+        nbformat.validate(kept)
+        assert not outputs(kept) and not any(cell.get("execution_count") for cell in kept.cells)
+
+
+@pytest.fixture(scope="module")
+def compared() -> nbformat.NotebookNode:
+    return execute("compare_variants")
+
+
+def test_the_table_of_the_notebook_is_the_one_of_the_study(compared: nbformat.NotebookNode) -> None:
     with open(ROOT / "experiments/rslora_at_its_best/comparison.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    shown = "\n".join(
-        output.get("data", {}).get("text/html", "") for cell in executed.cells for output in cell.get("outputs", [])
-    )
+    shown = "\n".join(output.get("data", {}).get("text/html", "") for output in outputs(compared))
     for row in rows:
         assert f"{float(row['test_loss_mean']):.6f}" in shown
 
 
-def test_its_check_by_hand_agrees_and_it_draws_two_figures(executed: nbformat.NotebookNode) -> None:
-    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
-    assert not [output for output in outputs if output.output_type == "error"]
-    printed = io.StringIO("".join(output.text for output in outputs if output.output_type == "stream")).read()
-    assert "r=4: " in printed and "r=64: " in printed and "exact p = " in printed
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+def test_its_check_by_hand_agrees_and_it_draws_two_figures(compared: nbformat.NotebookNode) -> None:
+    said = printed(compared)
+    assert "r=4: " in said and "r=64: " in said and "exact p = " in said
+    assert figures(compared) == 2
+
+
+def test_rank_stability_agrees_with_its_tables() -> None:
+    executed = execute("rank_stability")
+    said = printed(executed)
+    assert "14 slopes agree with first_update/tables.md" in said
+    longer = (ROOT / "experiments/rank_stability/results.csv").is_file()
+    assert f"slopes agree with {'rank_stability' if longer else 'first_update'}/tables.md" in said.rpartition("runs lost")[2]
+    assert figures(executed) == 2
