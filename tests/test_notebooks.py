@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from experiments.magnitude_direction import report
+from tests.conftest import ENVIRONMENT
+
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = {"compare_variants", "rank_stability"}
+NOTEBOOKS = {"compare_variants", "rank_stability", "magnitude_direction"}
 
 
 def execute(name: str, folder: Path = ROOT / "notebooks") -> nbformat.NotebookNode:
@@ -69,4 +74,20 @@ def test_rank_stability_agrees_with_its_tables() -> None:
     assert "14 slopes agree with first_update/tables.md" in said
     longer = (ROOT / "experiments/rank_stability/results.csv").is_file()
     assert f"slopes agree with {'rank_stability' if longer else 'first_update'}/tables.md" in said.rpartition("runs lost")[2]
+    assert figures(executed) == 2
+
+
+def test_magnitude_direction_agrees_with_its_tables(tmp_path: Path) -> None:
+    folder = ROOT / "notebooks"
+    if not (ROOT / "experiments/magnitude_direction/results.csv.gz").is_file():  # the study is not run yet: a small one of it
+        folder, study = tmp_path / "notebooks", tmp_path / "experiments/magnitude_direction"
+        folder.mkdir()
+        small = ["model=tiny", "steps=8", "batch=2", "seeds=0,1", "ranks=2,4", "val=4", "test=4", f"out={study}"]
+        command = [sys.executable, "-m", "experiments.magnitude_direction.measure", *small]
+        subprocess.run(command, check=True, env=ENVIRONMENT, timeout=250)
+        report.report(study, draws=10)
+    executed = execute("magnitude_direction", folder)
+    said = printed(executed)
+    assert "agrees with tables.md" in said and "those by the line agree with tables.md" in said
+    assert "coefficients and their intervals over seeds agree with tables.md" in said
     assert figures(executed) == 2
