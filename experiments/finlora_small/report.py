@@ -82,6 +82,11 @@ def at_rate(runs: pd.DataFrame, form: str, rate: float, seeds: range) -> pd.Data
     return found.set_index("seed").sort_index()
 
 
+def trained(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> dict[str, float]:
+    """Those of ``rates`` that all ``seeds`` were trained at: a sweep that was stopped may lack some."""
+    return {form: rate for form, rate in rates.items() if len(at_rate(runs, form, rate, seeds)) == len(seeds)}
+
+
 def contrasts(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> dict[str, Any]:
     """Of each form but the reference: its paired test-loss difference to it, and p after Holm."""
     wanted = at_rate(runs, REFERENCE, rates[REFERENCE], seeds).test_loss
@@ -101,7 +106,7 @@ def table(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> list[str
     for form, rate in rates.items():
         own = at_rate(runs, form, rate, seeds)
         loss = mean_interval(own.test_loss.to_numpy())
-        edge = " (highest)" if rate == max(RATES) else " (lowest)" if rate == min(RATES) and seeds == REPORT else ""
+        edge = " (highest)" if rate == runs.learning_rate.max() else " (lowest)" if rate == min(RATES) and seeds == REPORT else ""
         parts = [NAMES[form], f"{own.effective_scale.iloc[0]:.3g}", f"{rate:g}{edge}", str(loss.n)]
         parts += [f"{loss.mean:.4f} [{loss.low:.4f}, {loss.high:.4f}]", _mean(own.exact_match), _mean(own.parse_failures)]
         if form in found:
@@ -123,7 +128,7 @@ def _mean(values: pd.Series[float]) -> str:
 
 def orders(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> list[str]:
     """For each seed, the published forms from the lowest test loss to the highest."""
-    losses = pd.DataFrame({form: at_rate(runs, form, rates[form], seeds).test_loss for form in PUBLISHED})
+    losses = pd.DataFrame({form: at_rate(runs, form, rates[form], seeds).test_loss for form in PUBLISHED if form in rates})
     return [" < ".join(NAMES[form].split(",")[0] for form in row.sort_values().index) for _, row in losses.iterrows()]
 
 
@@ -131,13 +136,18 @@ def tables(everything: pd.DataFrame) -> str:
     lines = [f"Written by `python -m experiments.finlora_small.report` from results.csv: {len(everything)} runs, "
              f"{(everything.status != 'ok').sum()} not ok."]  # fmt: skip
     for task, runs in everything.groupby("task", sort=False):
-        best = chosen(runs)
-        published = dict.fromkeys(best, RATES[0])
+        rates = chosen(runs)
+        best, published = trained(runs, rates, REPORT), dict.fromkeys(rates, RATES[0])
         lines += ["", f"## {task}", "", f"FinLoRA: {THEIRS[str(task)]}.", ""]
         lines += [f"At FinLoRA's rate, {RATES[0]:g}, the tuning seeds:", "", *table(runs, published, TUNE), ""]
         lines += ["Each at its own best rate, the report seeds:", "", *table(runs, best, REPORT), ""]
-        for name, rates, seeds in (("at FinLoRA's rate", published, TUNE), ("at its own best rate", best, REPORT)):
-            found = orders(runs, rates, seeds)
+        lines += [
+            f"{NAMES[form]}: its best rate is {rates[form]:g}; its report seeds are not all trained.\n"
+            for form in rates
+            if form not in best
+        ]
+        for name, at, seeds in (("at FinLoRA's rate", published, TUNE), ("at its own best rate", best, REPORT)):
+            found = orders(runs, at, seeds)
             counted = f"{len(set(found))} order{'s' * (len(set(found)) > 1)} in {len(found)} seeds"
             lines.append(f"Published forms by test loss, seed by seed, {name}: {counted}:\n")
             ranked = sorted(set(found), key=lambda one: (-found.count(one), one))
@@ -167,7 +177,7 @@ def _by_rate(axes: Axes, runs: pd.DataFrame) -> None:
         axes.plot(means.index, means, dashed, marker="o", ms=4, color=COLOURS[form], label=NAMES[form])
     axes.set_xscale("log")
     axes.set_yscale("log")
-    ticks = [tick for tick in (0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 4) if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]]
+    ticks = [tick for tick in (0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6) if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("learning rate (FinLoRA's is the lowest)")
@@ -177,13 +187,13 @@ def _by_rate(axes: Axes, runs: pd.DataFrame) -> None:
 
 
 def _differences(axes: Axes, runs: pd.DataFrame) -> None:
-    best = chosen(runs)
-    published = dict.fromkeys(best, RATES[0])
-    forms = [form for form in best if form != REFERENCE]
+    rates = chosen(runs)
+    best, published = trained(runs, rates, REPORT), dict.fromkeys(rates, RATES[0])
+    forms = [form for form in rates if form != REFERENCE]
     views = ((0.13, "s", f"all at {RATES[0]:g}", published, TUNE), (-0.13, "o", "each at its best", best, REPORT))
     for shift, marker, name, rates, seeds in views:
         found = contrasts(runs, rates, seeds)
-        for at, form in enumerate(forms):
+        for at, form in ((at, form) for at, form in enumerate(forms) if form in found):
             one, _ = found[form]
             y = len(forms) - at + shift
             axes.errorbar(one.mean, y, xerr=[[one.mean - one.low], [one.high - one.mean]], fmt=marker, color=COLOURS[form], ms=5,
