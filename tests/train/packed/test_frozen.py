@@ -9,6 +9,7 @@ import torch
 
 from src.config import VariantConfig
 from src.train.packed.frozen import FourBit
+from src.train.packed.layer import FrozenLinear, StepContext
 from src.variants import quantization
 from tests.train.packed.conftest import CPU
 
@@ -66,3 +67,15 @@ def test_the_product_and_its_gradient_are_those_of_the_dense_weight(precision: s
     y.backward(upstream)
     torch.testing.assert_close(y, x.detach() @ held.dense().T)
     torch.testing.assert_close(x.grad, upstream @ held.dense())
+
+
+@pytest.mark.parametrize("rows", [(2, 5), (6,)], ids=str)
+def test_a_quantised_layer_without_an_adapter_keeps_its_bias_and_its_shape(rows: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    layer = layer_of(torch.randn(40, 64, generator=generator), "nf4", True)
+    layer.bias = torch.nn.Parameter(torch.randn(40, generator=generator), requires_grad=False)
+    held, nobody = FourBit(layer, torch.float32, fused=False), torch.zeros(2, 1, dtype=torch.int64)
+    x = torch.randn(*rows, 64, generator=generator)
+    y = FrozenLinear(layer, held, StepContext(2, nobody[:, 0], nobody, nobody))(x)
+    assert y.shape == (*rows, 40)
+    torch.testing.assert_close(y, x @ held.dense().T + layer.bias)
