@@ -172,7 +172,12 @@ def test_a_machine_without_room_for_the_higher_ranks_gets_smaller_packs(rows: Pa
 
 
 def test_a_share_of_the_memory() -> None:
-    assert sizes(ranks(24, "pack.memory_share=0.5"), Roomy(total=480)) == [8, 8, 8]
+    """On a processor too, where it is a share of what the system can still give."""
+    jobs = ranks(24, "pack.memory_share=0.5")
+    for gpu in ("a GPU", None):
+        assert sizes(jobs, Roomy(total=480, gpu=gpu)) == [8, 8, 8]
+    text = outlook([Pack(tuple(jobs), gib(9.1))], Roomy(gib(79.1)))
+    assert text.endswith("about 9.1 GiB of 39.5 GiB (0.5 of 79.1 GiB)")
 
 
 def test_the_length_of_a_row_is_taken_from_its_text(rows: Path) -> None:
