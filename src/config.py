@@ -144,7 +144,9 @@ class PackConfig:
     """
 
     max_runs: int | None = None  # runs in one pack at most; default: as many as memory holds
-    memory_share: float = 1.0  # of the GPU's memory; half, where two commands share it
+    # Half, where two commands share the machine. Of the GPU's memory, or on a CPU of what its system can still give when the
+    # command plans: its packs are made to fit that, and a pack that starts then looks only at what is free.
+    memory_share: float = 1.0
     compile: bool | None = None  # torch.compile, one decoder layer for all
     cuda_graph: bool | None = None  # one graph over forward, backward and optimizer
     kernels: bool | None = None  # our Triton kernels

@@ -139,6 +139,10 @@ class RunFolder:
         self.damaged = self.path / "damaged"
         self.error = self.path / "error.txt"
 
+    @property
+    def has_weights(self) -> bool:
+        return self.adapter.exists() or self.model.exists()
+
     def drop_links(self) -> None:
         """Take links away: nothing of a record is written, moved or removed through one to somewhere else."""
         with writing(self.path):

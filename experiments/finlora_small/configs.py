@@ -8,6 +8,7 @@ effective scale: in the published ones it is 2, 4 or 5.66, so a variant and its 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,9 @@ def configs() -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
+    if "--help" in sys.argv[1:]:
+        print(__doc__)
+        return
     for name, text in configs():
         path = FOLDER / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -210,7 +210,10 @@ def _differences(axes: Axes, runs: pd.DataFrame) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def main() -> None:
+def main() -> int:
+    if "--help" in sys.argv[1:]:
+        print(__doc__)
+        return 0
     if sys.argv[1:] not in ([], ["records"]):
         raise ConfigError(f"{' '.join(sys.argv[1:])}: takes no word but records")
     place = HERE / "results.csv"
@@ -225,6 +228,7 @@ def main() -> None:
     write_atomically(HERE / "tables.md", text)
     figure(runs).savefig(HERE / "ranking.png", dpi=130)
     print(text, end="")
+    return 0
 
 
 if __name__ == "__main__":

@@ -46,6 +46,9 @@ def conditions(task: str, folder: str, more: list[str]) -> list[list[str]]:
 
 
 def main() -> int:
+    if "--help" in sys.argv[1:]:
+        print(__doc__)
+        return 0
     if len(sys.argv) < 3 or sys.argv[1] not in TASKS:
         raise ConfigError(f"needs a task, one of {', '.join(TASKS)}, and the folder FinLoRA/data")
     task, folder, *more = sys.argv[1:]

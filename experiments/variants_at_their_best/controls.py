@@ -1,4 +1,4 @@
-"""``python -m experiments.variants_at_their_best.controls``: full fine-tuning at its own best rate, and the base as it is.
+"""``python -m experiments.variants_at_their_best.controls [key=value ...]``: full fine-tuning at its best rate, and the base.
 
 They join the sweep of ``experiment=variants_at_their_best`` and are measured as its runs are.
 """
@@ -21,6 +21,9 @@ TRAINED = ("train.steps=300", "train.checkpoint_every=300")
 
 def main() -> int:
     more = sys.argv[1:]
+    if "--help" in more:
+        print(__doc__)
+        return 0
     tuned.refuse(more, ("experiment", "variant"))
     try:
         tuned.launch_all([compose(["variant=frozen", *SHARED, *more])])

@@ -80,17 +80,23 @@ class Attempt:
     def _prepare_folders(self) -> list[Job]:
         """Also the jobs as they stand from here on: forced no more, since a second attempt goes on from checkpoints."""
         origin = provenance(sys.argv)
+        losing = []
         for job in self.pack.jobs:
             job.folder.drop_links()
             if not job.config.force:
                 for damage in job.folder.set_damage_aside():
                     notice(f"{job.run_id}: {damage}; set aside in {job.folder.damaged}, the run is done again")
+            if job.folder.has_weights and not job.config.keep_weights:
+                losing.append(job.run_id)
             job.folder.clear_results()
             if job.config.force:
                 job.folder.clear_progress()
             job.folder.write_config(job.config)
             earlier = _earlier(job) if checkpoint.steps(job.folder.checkpoints) else []
             job.folder.write_provenance(origin | {"earlier": earlier})
+        if losing:
+            whose = f"{losing[0]}: its" if len(losing) == 1 else f"{len(losing)} runs: their"
+            notice(f"{whose} earlier weights are deleted, and keep_weights=false keeps none of this time")
         return [replace(job, config=replace(job.config, force=False)) for job in self.pack.jobs]
 
     def _on_event(self, event: Event) -> None:

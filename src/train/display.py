@@ -75,8 +75,8 @@ class Display:
 
     def already_done(self, job: Job, result: dict[str, Any]) -> None:
         wanted = job.config.keep_weights and job.config.variant.trains != "none"
-        there = job.folder.adapter.exists() or job.folder.model.exists()  # or its config says why not; parsing that takes a while
-        lacks = wanted and not there and not job.folder.read_config().keep_weights
+        # Where they are not there the config says why; parsing it takes a while.
+        lacks = wanted and not job.folder.has_weights and not job.folder.read_config().keep_weights
         self._end(job, f"already done, {describe(result)}{NO_WEIGHTS if lacks else ''}")
 
     def _end(self, job: Job, text: str) -> None:

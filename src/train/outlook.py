@@ -28,7 +28,9 @@ def outlook(packs: Sequence[Pack], memory: Memory) -> str:
         lines.append("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
     machine = memory.machine(config.device)
     if machine.total and packs[0].memory_bytes is not None:
-        lines[1] += f" of {_bytes(machine.total)}"
+        share = config.pack.memory_share
+        whole = f" ({share:g} of {_bytes(machine.total)})" if share < 1 else ""
+        lines[1] += f" of {_bytes(share * machine.total)}{whole}"
     if len(packs) > SHOWN:
         lines.append(f"  and {len(packs) - SHOWN} more")
     seconds = expected(packs, machine)
@@ -53,7 +55,7 @@ def _need(pack: Pack) -> str:
     return "" if pack.memory_bytes is None else f"about {_bytes(pack.memory_bytes)}"
 
 
-def _bytes(count: int) -> str:
+def _bytes(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 

@@ -10,8 +10,9 @@ import bisect
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import accumulate, pairwise
 
 from src.config import Config, packs
@@ -119,12 +120,26 @@ def _fit(jobs: list[Job], memory: Memory, limit: int | None) -> list[Pack]:
     cap = config.pack.max_runs or (len(jobs) if machine.gpu else RUNS_ON_A_CPU)
     most = min(cap, limit or cap, len(jobs))
     more = _more(jobs, memory)
-    for count in itertools.count(max(1, math.floor(sum(more) / usable))):
-        parts = [few for part in split(jobs, more, count) for few in split(part, [1.0] * len(part), math.ceil(len(part) / most))]
+    until = list(accumulate(more))
+
+    @cache
+    def fits(start: int, end: int) -> bool:
+        return end - start == 1 or (memory.need(jobs[start:end]) or 0) <= usable
+
+    # Jobs whose part did not fit at some count. They are looked at first: where thousands of counts are too few, this tells
+    # nearly all of them without making their parts.
+    stuck: list[int] = []
+    for count in itertools.count(max(1, math.floor(until[-1] / usable))):
+        if not all(fits(*part) for at in stuck for part in _chopped(*_around(at, until, count), most)):
+            continue
+        ends = _ends(until, count)
+        parts = [part for start, end in pairwise(ends) if start < end for part in _chopped(start, end, most)]
         # The last part has the highest ranks, so it is the one that most likely does not fit.
-        if all(len(part) == 1 or (memory.need(part) or 0) <= usable for part in reversed(parts)):
+        wrong = next((start for start, end in reversed(parts) if not fits(start, end)), None)
+        if wrong is None:
             break
-    return [Pack(tuple(part), memory.need(part)) for part in parts]
+        stuck.insert(0, wrong)
+    return [Pack(tuple(jobs[start:end]), memory.need(jobs[start:end])) for start, end in parts]
 
 
 def _more(jobs: Sequence[Job], memory: Memory) -> list[float]:
@@ -139,7 +154,31 @@ def _more(jobs: Sequence[Job], memory: Memory) -> list[float]:
 
 def split(jobs: Sequence[Job], weights: Sequence[float], count: int) -> list[list[Job]]:
     """At most ``count`` parts in order, none empty, of about the same weight; among equal ones the first are the larger."""
-    until = list(accumulate(weights))
-    bounds = [until[-1] * part / count * (1 - 1e-12) for part in range(1, count)]
-    ends = [0, *(bisect.bisect_left(until, bound) + 1 for bound in bounds), len(jobs)]
-    return [list(jobs[start:end]) for start, end in pairwise(ends) if start < end]
+    return [list(jobs[start:end]) for start, end in pairwise(_ends(list(accumulate(weights)), count)) if start < end]
+
+
+def _ends(until: Sequence[float], count: int) -> list[int]:
+    """Where the parts of a split end, the start of the first before them; ``until``: the weight of each job and all before."""
+    return [_end(until, part, count) for part in range(count + 1)]
+
+
+def _end(until: Sequence[float], part: int, count: int) -> int:
+    if part in (0, count):
+        return len(until) if part else 0
+    return bisect.bisect_left(until, _bound(until, part, count)) + 1
+
+
+def _bound(until: Sequence[float], part: int, count: int) -> float:
+    return until[-1] * part / count * (1 - 1e-12)
+
+
+def _around(at: int, until: Sequence[float], count: int) -> tuple[int, int]:
+    """(start, end) of the part of a split that the job ``at`` is in."""
+    before = bisect.bisect_right(range(1, count), until[at - 1], key=lambda part: _bound(until, part, count)) if at else 0
+    return _end(until, before, count), _end(until, before + 1, count)
+
+
+def _chopped(start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
+    """A part in the fewest of at most ``most`` jobs, of about the same number; the first are the larger."""
+    count = -(-(end - start) // most)
+    return pairwise(start - (start - end) * part // count for part in range(count + 1))

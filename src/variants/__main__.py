@@ -35,9 +35,12 @@ training memory, FLOPs. Nothing is downloaded or loaded.
 examples: python -m src.variants model=llama_3_1_70b variant=lora lora.r=4 lora.target_modules=[q_proj,k_proj,v_proj]
           python -m src.variants variant=dora match=lora:16"""
 
-BASES = (("bf16", "bf16", True), ("int8", "int8", True), ("nf4", "nf4", False), ("nf4 + double quantisation", "nf4", True))
-
-
+# Label, precision, double_quant: each choice of variant.base_precision.
+BASES = (
+    *(("bf16", "bf16", True), ("fp32", "fp32", True), ("int8", "int8", True)),
+    *(("nf4", "nf4", False), ("nf4 + double quantisation", "nf4", True)),
+    *(("fp4", "fp4", False), ("fp4 + double quantisation", "fp4", True)),
+)
 MATCH = "match="
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 

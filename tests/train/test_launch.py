@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,21 @@ def test_a_done_run_says_where_the_weights_that_are_asked_for_were_not_kept(capf
         capfd.readouterr()
         launch.launch([job])
         assert capfd.readouterr().out.rstrip().endswith(said)
+
+
+@pytest.mark.parametrize("name", ["adapter", "model"])
+def test_earlier_weights_that_a_repeated_run_takes_away_for_good_are_named(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    jobs = ranks(4, 8, 16)
+    said = "earlier weights are deleted, and keep_weights=false keeps none of this time\n"
+    for keep, having, words in ((False, 1, f"{jobs[0].run_id}: its {said}"), (False, 2, f"2 runs: their {said}"), (True, 2, "")):
+        for job in jobs:
+            job.config.force, job.config.keep_weights = True, keep
+            shutil.rmtree(job.folder.path, ignore_errors=True)
+        for job in jobs[:having]:
+            getattr(job.folder, name).mkdir(parents=True)
+        launch.launch(jobs)
+        assert capfd.readouterr().err == words + "a word from the worker\n"
+        assert not any(job.folder.has_weights for job in jobs)
 
 
 def test_a_single_run_prints_its_start_and_its_end(capfd: pytest.CaptureFixture[str]) -> None:

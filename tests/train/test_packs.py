@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import random
 from collections.abc import Sequence
 from copy import deepcopy
@@ -13,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from src.batches import Item
 from src.cli import compose, known_keys
@@ -24,7 +28,7 @@ from src.train.memory import Machine, Memory, free_memory, length, tokens_of
 from src.train.outlook import outlook
 from src.train.packed.feed import Feed
 from src.train.packed.members import member
-from src.train.packs import Pack, agreement, group, split
+from src.train.packs import Pack, _ends, _fit, agreement, group, split
 from src.train.plan import Job
 from src.values import value_at
 from tests.conftest import TINY
@@ -64,6 +68,11 @@ def ranks(last: int, *overrides: str) -> list[Job]:
         config.lora.r = r
         jobs.append(Job(run_id(config), config))
     return jobs
+
+
+@cache
+def of_rank(r: int) -> Job:
+    return ranks(r)[-1]
 
 
 class Roomy(Memory):
@@ -171,8 +180,70 @@ def test_a_machine_without_room_for_the_higher_ranks_gets_smaller_packs(rows: Pa
     assert [pack.settings for pack in group(jobs, memory)] == ["r 4-8", "r 16", "r 32"]
 
 
+class Drawn(Memory):
+    """A machine of which a pack needs a base, and a multiple of each run's rank."""
+
+    def __init__(self, base: int, per_rank: int, gpu: str | None) -> None:
+        super().__init__()
+        self.base, self.per_rank, self.here = base, per_rank, Machine(gpu, 1000)
+
+    def machine(self, device: str) -> Machine:
+        return self.here
+
+    def need(self, jobs: Sequence[Job]) -> int:
+        return self.base + self.per_rank * sum(each.config.lora.r for each in jobs)
+
+
+def one_by_one(jobs: Sequence[Job], memory: Drawn, most: int) -> tuple[int, list[list[Job]]]:
+    """(count, parts) of the first count that memory holds, by making the parts of one after the other."""
+    jobs = sorted(jobs, key=lambda each: each.config.lora.r)
+    weights = [float(memory.need([each, each]) - memory.need([each])) for each in jobs]
+    usable = 0.85 * 1000
+    for count in itertools.count(max(1, math.floor(sum(weights) / usable))):
+        parts = [few for part in split(jobs, weights, count) for few in split(part, [1.0] * len(part), -(-len(part) // most))]
+        if all(len(part) == 1 or memory.need(part) <= usable for part in parts):
+            break
+    return count, parts
+
+
+@given(
+    drawn=st.lists(st.sampled_from((1, 2, 3, 4, 8, 12, 40)), min_size=2, max_size=40),
+    base=st.integers(0, 900),
+    per_rank=st.integers(1, 300),
+    gpu=st.sampled_from(("a GPU", None)),
+    limit=st.one_of(st.none(), st.integers(1, 40)),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_packs_are_those_of_the_first_count_that_fits(
+    drawn: list[int], base: int, per_rank: int, gpu: str | None, limit: int | None
+) -> None:
+    jobs, memory = [of_rank(r) for r in drawn], Drawn(base, per_rank, gpu)
+    most = min(limit or len(jobs), len(jobs) if gpu else 32)
+    assert [list(pack.jobs) for pack in _fit(jobs, memory, limit)] == one_by_one(jobs, memory, most)[1]
+
+
+def test_where_hundreds_of_counts_are_too_few_the_parts_of_most_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, memory = [of_rank(r) for r in (1, 2, 40) for _ in range(20)], Drawn(600, 120, "a GPU")
+    count, parts = one_by_one(jobs, memory, len(jobs))
+    made: list[int] = []
+
+    def ends(until: Sequence[float], count: int) -> list[int]:
+        made.append(count)
+        return _ends(until, count)
+
+    monkeypatch.setattr("src.train.packs._ends", ends)
+    assert [list(pack.jobs) for pack in _fit(jobs, memory, None)] == parts
+    assert made[-1] == count == 430
+    assert len(made) <= len(jobs) + 1  # each failure shows a job that no earlier one has shown
+
+
 def test_a_share_of_the_memory() -> None:
-    assert sizes(ranks(24, "pack.memory_share=0.5"), Roomy(total=480)) == [8, 8, 8]
+    """On a processor too, where it is a share of what the system can still give."""
+    jobs = ranks(24, "pack.memory_share=0.5")
+    for gpu in ("a GPU", None):
+        assert sizes(jobs, Roomy(total=480, gpu=gpu)) == [8, 8, 8]
+    text = outlook([Pack(tuple(jobs), gib(9.1))], Roomy(gib(79.1)))
+    assert text.endswith("about 9.1 GiB of 39.5 GiB (0.5 of 79.1 GiB)")
 
 
 def test_the_length_of_a_row_is_taken_from_its_text(rows: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from src import cli
 from src.config import CONF_FOLDER
+from src.values import CHOICES
 from src.variants import __main__ as command
 
 ROOT = CONF_FOLDER.parent
@@ -44,7 +45,11 @@ def test_llama_70b() -> None:
     assert shown["adapter bytes, fp32 (as saved)"] == "44,564,480 (42.50 MiB)"
     assert shown["adapter bytes, 16-bit"] == "22,282,240 (21.25 MiB)"
     assert shown["base bytes, bf16"].startswith("141,107,412,992 ")
-    assert {"base bytes, int8", "base bytes, nf4", "base bytes, nf4 + double quantisation"} < set(shown)
+    bases = {label.removeprefix("base bytes, "): size for label, size in shown.items() if label.startswith("base bytes, ")}
+    assert {label.split(" + ")[0] for label in bases} == set(CHOICES["variant.base_precision"])
+    assert bases["fp4"] == bases["nf4"] == "42,709,041,152 (39.78 GiB)"  # one layout, two tables of values
+    assert bases["fp4 + double quantisation"] == bases["nf4 + double quantisation"] == "39,517,112,512 (36.80 GiB)"
+    assert bases["fp32"].startswith("282,214,825,984 ")  # 4 bytes of each of the 70,553,706,496
     assert {"training memory (estimate)", "FLOPs per token at length 512"} < set(shown)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from src.config import ConfigError
 from src.train.packed import int8
-from src.train.packed.kernels import dequantise_nf4
+from src.train.packed.kernels import dequantise_four_bit
 
 AT_ONCE = 2**26  # inputs that evaluation rounds at once: about 1 GB of copies
 
@@ -88,7 +88,7 @@ def join(products: Sequence[Plain]) -> list[Part]:
     return [Part(joint, start, out) for start, out in zip(accumulate(outs, initial=0), outs, strict=False)]
 
 
-class Nf4(Frozen):
+class FourBit(Frozen):
     """bitsandbytes' NF4 or FP4, dequantised for each product, forward and backward (QLoRA, arXiv 2305.14314, equation 5)."""
 
     packed: torch.Tensor
@@ -119,7 +119,7 @@ class Nf4(Frozen):
         return self.packed, self.absmax, self.code, self.absmax2, self.code2, self.offset
 
     def forward(self, x: torch.Tensor, rows: torch.Tensor | None, read: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = nf4_product(x, *self._state(), self.size[0], self.fused, self.quant_type)
+        found: torch.Tensor = four_bit_product(x, *self._state(), self.size[0], self.fused, self.quant_type)
         return found
 
     def dense(self) -> torch.Tensor:
@@ -169,7 +169,7 @@ def frozen(layer: Any, dtype: torch.dtype, hold: bool, fused: bool) -> Frozen:
     """
     kind = type(layer).__name__
     if kind == "Linear4bit":
-        quantised = Nf4(layer, dtype, fused)
+        quantised = FourBit(layer, dtype, fused)
         return Plain(quantised.dense()) if hold else quantised
     if kind == "Linear8bitLt":
         return Int8(layer)
@@ -183,7 +183,7 @@ def _dense(
 ) -> torch.Tensor:
     packed, absmax, code, absmax2, code2, offset = state
     if fused:
-        return dequantise_nf4(packed, absmax, code, absmax2, code2, offset, rows, columns, dtype)
+        return dequantise_four_bit(packed, absmax, code, absmax2, code2, offset, rows, columns, dtype)
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
     nested = None
@@ -198,8 +198,8 @@ def _dense(
 
 
 # Operators of their own, so that no compiler sees the dequantised weight and keeps it for the backward pass.
-@torch.library.custom_op("lora_assay::nf4_product", mutates_args=())
-def nf4_product(
+@torch.library.custom_op("lora_assay::four_bit_product", mutates_args=())
+def four_bit_product(
     x: torch.Tensor, packed: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, absmax2: torch.Tensor,
     code2: torch.Tensor, offset: torch.Tensor, out_features: int, fused: bool, quant_type: str,
 ) -> torch.Tensor:  # fmt: skip
@@ -207,13 +207,13 @@ def nf4_product(
     return F.linear(x, weight)
 
 
-@nf4_product.register_fake
+@four_bit_product.register_fake
 def _(x, packed, absmax, code, absmax2, code2, offset, out_features, fused, quant_type):  # type: ignore[no-untyped-def]
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-@torch.library.custom_op("lora_assay::nf4_product_backward", mutates_args=())
-def nf4_product_backward(
+@torch.library.custom_op("lora_assay::four_bit_product_backward", mutates_args=())
+def four_bit_product_backward(
     grad: torch.Tensor, packed: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, absmax2: torch.Tensor,
     code2: torch.Tensor, offset: torch.Tensor, in_features: int, fused: bool, quant_type: str,
 ) -> torch.Tensor:  # fmt: skip
@@ -221,7 +221,7 @@ def nf4_product_backward(
     return grad @ weight
 
 
-@nf4_product_backward.register_fake
+@four_bit_product_backward.register_fake
 def _(grad, packed, absmax, code, absmax2, code2, offset, in_features, fused, quant_type):  # type: ignore[no-untyped-def]
     return grad.new_empty(*grad.shape[:-1], in_features)
 
@@ -233,8 +233,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    found = nf4_product_backward(grad.contiguous(), *ctx.saved_tensors, ctx.in_features, ctx.fused, ctx.quant_type)
+    found = four_bit_product_backward(grad.contiguous(), *ctx.saved_tensors, ctx.in_features, ctx.fused, ctx.quant_type)
     return found, *[None] * 9
 
 
-nf4_product.register_autograd(_backward, setup_context=_save)
+four_bit_product.register_autograd(_backward, setup_context=_save)

@@ -16,7 +16,7 @@ AVAILABLE = triton is not None
 BYTES = 1024  # packed bytes that one program dequantises
 
 
-def dequantise_nf4(
+def dequantise_four_bit(
     packed: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, absmax2: torch.Tensor, code2: torch.Tensor,
     offset: torch.Tensor, rows: int, columns: int, dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
@@ -28,7 +28,7 @@ def dequantise_nf4(
     """
     weight = torch.empty(rows, columns, dtype=dtype, device=packed.device)
     size = rows * columns // 2
-    _dequantise_nf4[(triton.cdiv(size, BYTES),)](
+    _dequantise_four_bit[(triton.cdiv(size, BYTES),)](
         packed, absmax, code, absmax2, code2, offset, weight, size,
         NESTED=len(absmax2) > 0, BYTES=BYTES, enable_fp_fusion=False,
     )  # fmt: skip
@@ -80,7 +80,7 @@ if triton is not None:
             tl.store(exp_avg_sq + at, second, mask=inside)
 
     @triton.jit
-    def _dequantise_nf4(
+    def _dequantise_four_bit(
         packed, absmax, code, absmax2, code2, offset, weight, size,
         NESTED: tl.constexpr, BYTES: tl.constexpr,
     ):  # fmt: skip

@@ -126,13 +126,17 @@ class FrozenLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x_KTi = x.reshape(self.context.runs, -1, x.shape[-1])
-        y = self.frozen(x_KTi, self.context.rows if self.training else None, x)
+        y = self._adapt(x, x_KTi, self.frozen(x_KTi, self.context.rows if self.training else None, x))
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.view(*x.shape[:-1], y.shape[-1])
 
+    def _adapt(self, x: torch.Tensor, x_KTi: torch.Tensor, y_KTo: torch.Tensor) -> torch.Tensor:
+        """What adapters make of ``y_KTo``, the frozen product of ``x``; ``x_KTi`` is the same ``x`` run by run."""
+        return y_KTo
 
-class PackedLinear(nn.Module):
+
+class PackedLinear(FrozenLinear):
     """Takes a linear module's place: ``y + s B A x``, and for DoRA ``m / ||W + s B A||`` times that.
 
     Rows are run-major: x [runs * rows, positions, in]. LoRA: Hu et al. 2021, arXiv 2106.09685, equation 3. DoRA: Liu et
@@ -145,32 +149,23 @@ class PackedLinear(nn.Module):
         self, base_layer: Any, frozen: Frozen, block: PackedBlock, kind: Kind, name: str, at: int, norms: RowNorms,
         buckets: Sequence[Bucket], context: StepContext,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.base_layer = base_layer
-        self.frozen = frozen
+        super().__init__(base_layer, frozen, context)
         self.shared = block.slots  # a plain list: the block owns them
         self.kind = kind.name
         self.inverse_norms = [norms.inverse[bucket.first, kind][at] if bucket.magnitude else None for bucket in buckets]
         self.sizes = [bucket.runs for bucket in buckets]
-        self.context = context
-        self.bias: torch.Tensor | None = base_layer.bias
         self.register_buffer("key", torch.tensor(layer_key(name), device=buckets[0].values.device), persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x_KTi = x.reshape(self.context.runs, -1, x.shape[-1])
-        y_KTo = self.frozen(x_KTi, self.context.rows if self.training else None, x)
+    def _adapt(self, x: torch.Tensor, x_KTi: torch.Tensor, y_KTo: torch.Tensor) -> torch.Tensor:
         parts = [
-            self._adapt(x, x_part, y_part, slots, inverse_norm)
+            self._adapt_bucket(x, x_part, y_part, slots, inverse_norm)
             for x_part, y_part, slots, inverse_norm in zip(
                 torch.split(x_KTi, self.sizes), torch.split(y_KTo, self.sizes), self.shared, self.inverse_norms, strict=True
             )
         ]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _adapt(
+    def _adapt_bucket(
         self, x: torch.Tensor, x_KTi: torch.Tensor, y_KTo: torch.Tensor, slots: Slots, inverse_norm: torch.Tensor | None
     ) -> torch.Tensor:
         if slots.dropout and self.training:

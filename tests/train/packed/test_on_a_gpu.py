@@ -16,7 +16,7 @@ from src.train.packed import head, kernels, optimizer
 from src.train.packed.decode import GreedyDecoder
 from src.train.packed.dropout import drop, layer_key, step_keys
 from src.train.packed.feed import Feed
-from src.train.packed.frozen import Nf4
+from src.train.packed.frozen import FourBit
 from src.variants import quantization
 from tests.train.packed.conftest import PAD, config_of, in_slots, moved, pack_of, peft_of, rows, trace
 from tests.train.packed.test_decode import NO_TOKEN, left_padded, token_within
@@ -292,10 +292,10 @@ def test_dequantisation_is_bitsandbytes_to_the_bit(
     layer: Any = quantization._quantise(linear, VariantConfig(base_precision=precision, double_quant=nested), GPU, dtype)
     state = layer.weight.quant_state
     assert state.nested == nested
-    found, wanted = Nf4(layer, dtype, fused=True).dense(), dequantize_4bit(layer.weight.data, state)
+    found, wanted = FourBit(layer, dtype, fused=True).dense(), dequantize_4bit(layer.weight.data, state)
     assert found.shape == size and found.dtype == dtype
     assert torch.equal(found, wanted)
-    assert torch.equal(found, Nf4(layer, dtype, fused=False).dense())
+    assert torch.equal(found, FourBit(layer, dtype, fused=False).dense())
     assert (found.float().cpu() - linear.weight.detach().float()).norm() < 0.2 * found.float().norm().cpu()
 
 
