@@ -11,7 +11,7 @@ from dataclasses import replace
 from src.durable import CannotWrite
 from src.records import ENDED, provenance
 from src.train import checkpoint, child
-from src.train.child import Event
+from src.train.child import Event, Workers
 from src.train.claims import Claims
 from src.train.display import Display, notice
 from src.train.memory import oom_kills
@@ -26,8 +26,9 @@ EARLIER = ("started", "commit", "dirty", "python", "packages", "host", "device")
 class Attempt:
     """After ``run``: ``statuses`` of the runs that ended; ``untaken``, ``too_big`` and ``dead`` are still to be done."""
 
-    def __init__(self, pack: Pack, claims: Claims, display: Display, halved_from: int | None) -> None:
+    def __init__(self, pack: Pack, claims: Claims, display: Display, halved_from: int | None, workers: Workers) -> None:
         self.pack = pack
+        self.workers = workers
         self.claims = claims
         self.display = display
         self.halved_from = halved_from
@@ -49,7 +50,7 @@ class Attempt:
         folders = [str(job.folder.path) for job in self.jobs]
         killed_before = oom_kills()
         silence = self.pack.config.pack.silence
-        self.end = child.run([*options, *folders], self.claims.locks, self._on_event, self.display.on_line, silence)
+        self.end = self.workers.run([*options, *folders], self.claims.locks, self._on_event, self.display.on_line, silence)
         for job in self.jobs:
             self._end(job)
         if self.end.code == child.CANNOT_WRITE:

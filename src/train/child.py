@@ -1,7 +1,10 @@
-"""A worker process and what it says: its events, one JSON object a line, through a pipe of its own.
+"""The worker processes of a command and what they say: events, one JSON object a line, through a pipe of their own.
 
-The worker inherits the locks of its runs. It goes on if its parent is killed, and then nobody listens to it. It is the
+A worker inherits the locks of its runs. It goes on if its parent is killed, and then nobody listens to it. It is the
 head of a process group of its own, so that it can be ended with all that it started.
+
+A worker imports its libraries for seconds, on some machines half a minute, while the GPU waits; so the next one can be started
+while one trains, and gets its command line once there is one.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+
+from src.train import handover
 
 CODE = Path(__file__).resolve().parents[2]
 WORKER = [sys.executable, "-m", "src.train.worker"]
@@ -57,47 +63,106 @@ class End:
         return f"its process ended with exit code {self.code}"
 
 
-def run(
-    arguments: Sequence[str],
-    locks: Sequence[int],
-    on_event: Callable[[Event], None],
-    on_line: Callable[[str], None] | None,
-    silence: float,
-) -> End:
-    """Start a worker and wait for its end, or stop it where it says nothing for ``silence`` seconds.
+class Workers:
+    """The workers of a command, one at a time. With ``ahead`` the next one begins to import while one trains."""
 
-    What it prints goes to our stderr, or to ``on_line`` line by line where something else is drawn there. A signal that
-    stops us is passed on.
-    """
-    ours, theirs = os.pipe()
-    readers = {ours: _Lines(lambda line: _tell(line, on_event))}
-    output = STDERR
-    opened = [theirs]
-    if on_line is not None:
-        printed, output = os.pipe()
-        readers[printed] = _Lines(lambda line: on_line(line.decode(errors="replace")))
-        opened.append(output)
-    command = [*WORKER, "--events", str(theirs), *arguments]
-    worker = subprocess.Popen(
-        command, env=environment(), pass_fds=[*locks, theirs], stdout=output, stderr=output, process_group=0
-    )
-    for end in opened:
-        os.close(end)
-    try:
-        if not _read(worker, readers, silence):
-            _kill(worker)
-            return End(worker.wait(), silence)
-        return End(worker.wait())
-    except KeyboardInterrupt:
-        worker.terminate()
-        _stop(worker, list(readers))
-        raise
-    finally:
-        if worker.poll() is None:
-            _kill(worker)
-            worker.wait()
-        for end in readers:
+    def __init__(self) -> None:
+        self.ahead = False
+        self._spare: Spare | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._spare is not None:
+            self._spare.end()
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        locks: Sequence[int],
+        on_event: Callable[[Event], None],
+        on_line: Callable[[str], None] | None,
+        silence: float,
+    ) -> End:
+        """Start a worker and wait for its end, or stop it where it says nothing for ``silence`` seconds.
+
+        What it prints goes to our stderr, or to ``on_line`` line by line where something else is drawn there. A signal
+        that stops us is passed on.
+        """
+        ours, theirs = os.pipe()
+        readers = {ours: _Lines(lambda line: _tell(line, lambda event: self._heard(event, on_event)))}
+        output = STDERR
+        opened = [theirs]
+        if on_line is not None:
+            printed, output = os.pipe()
+            readers[printed] = _Lines(lambda line: on_line(line.decode(errors="replace")))
+            opened.append(output)
+        worker = self._start(arguments, locks, theirs, output, silence)
+        for end in opened:
             os.close(end)
+        try:
+            if not _read(worker, readers, silence):
+                _kill(worker)
+                return End(worker.wait(), silence)
+            return End(worker.wait())
+        except KeyboardInterrupt:
+            worker.terminate()
+            _stop(worker, list(readers))
+            raise
+        finally:
+            if worker.poll() is None:
+                _kill(worker)
+                worker.wait()
+            for end in readers:
+                os.close(end)
+
+    def _start(
+        self, arguments: Sequence[str], locks: Sequence[int], events: int, output: int, silence: float
+    ) -> subprocess.Popen[bytes]:
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.take(arguments, [events, output, *locks], silence):
+            return spare.process
+        command = [*WORKER, "--events", str(events), *arguments]
+        passed = [*locks, events]
+        return subprocess.Popen(command, env=environment(), pass_fds=passed, stdout=output, stderr=output, process_group=0)
+
+    def _heard(self, event: Event, on_event: Callable[[Event], None]) -> None:
+        # Not before the first step: until then this worker needs the processor to load and build.
+        if event["event"] == "step" and self.ahead and self._spare is None:
+            self._spare = Spare()
+        on_event(event)
+
+
+class Spare:
+    """A worker that has no runs yet. It ends by itself where the command that started it is gone."""
+
+    def __init__(self) -> None:
+        self._channel, theirs = handover.channel()
+        with theirs:
+            self.process = subprocess.Popen(
+                [*WORKER, "--ahead", str(theirs.fileno())],
+                env=environment(), pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                process_group=0,
+            )  # fmt: skip
+
+    def take(self, arguments: Sequence[str], descriptors: Sequence[int], silence: float) -> bool:
+        """Let it work: the descriptors are its events, its output and its locks. False where it has died or says nothing."""
+        taken = False
+        self._channel.settimeout(silence)
+        try:
+            with self._channel, suppress(OSError):
+                handover.send(self._channel, arguments, descriptors)
+                taken = True
+        finally:
+            if not taken:
+                self.end()
+        return taken
+
+    def end(self) -> None:
+        self._channel.close()
+        _kill(self.process)
+        self.process.wait()
 
 
 def _kill(worker: subprocess.Popen[bytes]) -> None:

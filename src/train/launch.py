@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from src.records import ENDED
 from src.train.attempt import Attempt
+from src.train.child import Workers
 from src.train.claims import Claims
 from src.train.display import Display, describe, notice
 from src.train.memory import Memory
@@ -63,6 +64,7 @@ class Launch:
     def __init__(self, display: Display, memory: Memory) -> None:
         self.display = display
         self.memory = memory
+        self.workers = Workers()
         self.statuses: dict[str, str] = {}
         self.queue: deque[Sequence[Job]] = deque()
         self.put_off: list[Job] = []
@@ -72,14 +74,15 @@ class Launch:
 
     def run(self, packs: Sequence[Pack]) -> None:
         self.queue.extend(pack.jobs for pack in packs)
-        while self.queue or self.put_off:
-            with Claims() as claims:
-                if self.queue:
-                    self._run_claimable(self.queue.popleft(), claims)
-                else:
-                    jobs, self.put_off = self.put_off, []
-                    _wait(jobs, claims)
-                    self._run_claimable(jobs, claims)
+        with self.workers:
+            while self.queue or self.put_off:
+                with Claims() as claims:
+                    if self.queue:
+                        self._run_claimable(self.queue.popleft(), claims)
+                    else:
+                        jobs, self.put_off = self.put_off, []
+                        _wait(jobs, claims)
+                        self._run_claimable(jobs, claims)
 
     def is_done(self, job: Job) -> bool:
         """Whether the run has ended before; then this is said and counted."""
@@ -114,7 +117,9 @@ class Launch:
 
     def _attempt(self, pack: Pack, claims: Claims) -> None:
         halved = [self.halved_from[job.run_id] for job in pack.jobs if job.run_id in self.halved_from]
-        attempt = Attempt(pack, claims, self.display, max(halved, default=None))
+        attempt = Attempt(pack, claims, self.display, max(halved, default=None), self.workers)
+        # Without a GPU the next worker's imports would take the processor from the steps of this one.
+        self.workers.ahead = bool(self.queue) and self.memory.machine(pack.config.device).gpu is not None
         attempt.run()
         if attempt.untaken:
             self._put_in_front([attempt.untaken])

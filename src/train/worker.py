@@ -1,5 +1,7 @@
 """A child process: one pack from its configs to its results. ``python -m src.train.worker runs/<id> [runs/<id> ...]``
 
+``--ahead N`` in place of all else: import, then read the command line from the socket of that number.
+
 A process of its own keeps memory peaks clean, and a crash ends one pack.
 """
 
@@ -9,6 +11,7 @@ import argparse
 import atexit
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +27,7 @@ from src.device import Numerics
 from src.durable import CannotWrite, replacing
 from src.eval.score import Scorer, per_token
 from src.quiet import quiet_libraries
-from src.train import card, checkpoint, room, scoring
+from src.train import card, checkpoint, handover, room, scoring
 from src.train.checks import LiveChecks
 from src.train.child import CANNOT_WRITE, OUT_OF_MEMORY
 from src.train.engine import Engine
@@ -330,6 +333,23 @@ def run(paths: Sequence[Path], events: Events, halved_from: int | None = None, s
     return 0
 
 
+def _begun_ahead(descriptor: int) -> list[str]:
+    """Import what takes its time and wait for the command line; what is printed from then on goes where it says."""
+    import peft  # noqa: F401
+
+    import src.train.packed.engine  # noqa: F401
+
+    with socket.socket(fileno=descriptor) as channel:
+        received = handover.receive(channel)
+    if received is None:
+        raise SystemExit  # the command has ended and needs no worker
+    arguments, (events, output, *_) = received  # the others are locks, which are held as long as this process lives
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    return ["--events", str(events), *arguments]
+
+
 def main() -> NoReturn:
     stop = Stop()
     try:
@@ -339,7 +359,8 @@ def main() -> NoReturn:
         parser.add_argument("--events", type=int)
         parser.add_argument("--halved-from", type=int)
         parser.add_argument("paths", nargs="+", type=Path)
-        arguments = parser.parse_args()
+        ahead = sys.argv[1:2] == ["--ahead"]
+        arguments = parser.parse_args(_begun_ahead(int(sys.argv[2])) if ahead else None)
         code = run(arguments.paths, Events(arguments.events), arguments.halved_from, stop)
     except KeyboardInterrupt:
         code = cli.SIGNALLED + (stop.asked or signal.SIGINT)  # the parent got a signal too, and says so once

@@ -1,0 +1,38 @@
+"""A command line and open files, through a socket, from a command to a worker that it started ahead of time."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+
+AT_ONCE = 200  # descriptors in one message; Linux takes 253
+MORE, TAKEN = b"more", b"taken"
+LONGEST = 1 << 22  # bytes of a command line
+
+
+def channel() -> tuple[socket.socket, socket.socket]:
+    """Both ends. Messages keep their boundaries, and the other end of a process that is gone reads as none."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(end: socket.socket, arguments: Sequence[str], descriptors: Sequence[int]) -> None:
+    """Waits until it is taken. Raises OSError where the other process ends before, or does not take it in the socket's time."""
+    for at in range(0, len(descriptors), AT_ONCE):
+        socket.send_fds(end, [MORE], descriptors[at : at + AT_ONCE])
+    end.sendall(json.dumps(list(arguments)).encode())
+    if end.recv(len(TAKEN)) != TAKEN:
+        raise BrokenPipeError("nobody takes it")
+
+
+def receive(end: socket.socket) -> tuple[list[str], list[int]] | None:
+    """Waits for the command line and the descriptors, by this process's numbers; None where the sender is gone."""
+    descriptors: list[int] = []
+    while True:
+        message, found, _, _ = socket.recv_fds(end, LONGEST, AT_ONCE)
+        descriptors += found
+        if not message:
+            return None
+        if message != MORE:
+            end.sendall(TAKEN)
+            return json.loads(message), descriptors

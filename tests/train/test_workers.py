@@ -1,0 +1,147 @@
+"""Workers that are started ahead of their runs: what is handed over, and that a sweep comes out as without them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from src.cli import compose
+from src.records import RUNS, RunFolder, run_id
+from src.train import child, handover
+from src.train.launch import launch
+from src.train.memory import Machine, Memory
+from src.train.plan import Job, prepare
+from tests.conftest import TINY
+
+
+def test_a_command_line_and_many_files_go_through(tmp_path: Path) -> None:
+    ours, theirs = handover.channel()
+    received: list[Any] = []
+    names = [f"runs/{number:010x}" for number in range(450)]
+    opened = [os.open(tmp_path / str(number), os.O_WRONLY | os.O_CREAT) for number in range(450)]
+    with ours, theirs:
+        taker = threading.Thread(target=lambda: received.append(handover.receive(theirs)))
+        taker.start()
+        handover.send(ours, names, opened)
+        taker.join()
+    ((arguments, found),) = received
+    assert arguments == names and [os.fstat(one).st_ino for one in found] == [os.fstat(one).st_ino for one in opened]
+    for one in (*opened, *found):
+        os.close(one)
+
+
+def test_a_lock_stays_with_whom_it_was_handed_to(tmp_path: Path) -> None:
+    ours, theirs = handover.channel()
+    received: list[Any] = []
+    with ours, theirs, open(tmp_path / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        taker = threading.Thread(target=lambda: received.append(handover.receive(theirs)))
+        taker.start()
+        handover.send(ours, [], [file.fileno()])
+        taker.join()
+    with open(tmp_path / "lock", "w") as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(received[0][1][0])
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_nothing_comes_from_a_sender_that_is_gone() -> None:
+    ours, theirs = handover.channel()
+    with theirs:
+        ours.close()
+        assert handover.receive(theirs) is None
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The arguments of every worker process, in order; the machine has a GPU, as far as the launcher knows."""
+    found: list[list[str]] = []
+    popen = child.subprocess.Popen
+
+    def watched(command: list[str], **options: Any) -> Any:
+        if command[: len(child.WORKER)] == child.WORKER:
+            found.append(command[len(child.WORKER) :])
+        return popen(command, **options)
+
+    monkeypatch.setattr(child.subprocess, "Popen", watched)
+    monkeypatch.setattr(Memory, "machine", lambda self, device: Machine("a GPU", None))
+    return found
+
+
+def two_packs() -> list[Job]:
+    """One on a 16-bit base and one on a 4-bit base, which share no process."""
+    configs = [compose([*TINY, f"variant={variant}", "eval.generate=false"]) for variant in ("lora", "qlora")]
+    return [Job(run_id(config), config) for config in configs]
+
+
+def results() -> dict[str, Any]:
+    return {path.parent.name: RunFolder(path.parent.name).result() for path in RUNS.glob("*/result.json")}
+
+
+def test_the_next_worker_is_started_while_one_trains(
+    folder: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = two_packs()
+    prepare(jobs)
+    launch(jobs)
+    assert [arguments[0] for arguments in started] == ["--events", "--ahead"]  # and none after the last pack
+    ahead = results()
+    assert sorted(ahead) == sorted(job.run_id for job in jobs) and all(one["status"] == "ok" for one in ahead.values())
+    assert not [process for process in psutil.Process().children() if "--ahead" in process.cmdline()]
+    monkeypatch.setattr(Memory, "machine", lambda self, device: Machine(None, None))
+    for job in jobs:
+        RunFolder(job.run_id).clear_results()
+    launch(two_packs())
+    assert [arguments[0] for arguments in started[2:]] == ["--events", "--events"]
+    alone = results()
+    assert {name: one["metrics"] for name, one in ahead.items()} == {name: one["metrics"] for name, one in alone.items()}
+
+
+@pytest.mark.parametrize("when", ["before it is needed", "while it is given its runs"])
+def test_a_spare_that_dies_costs_nothing(
+    folder: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    begin, send = child.Spare.__init__, handover.send
+
+    def dies(spare: child.Spare) -> None:
+        begin(spare)
+        spare.process.send_signal(signal.SIGSTOP)  # so that it takes nothing
+        if when == "before it is needed":
+            spare.process.kill()
+            spare.process.wait()
+        monkeypatch.setattr(handover, "send", lambda *given: (spare.process.kill(), send(*given)))
+
+    monkeypatch.setattr(child.Spare, "__init__", dies)
+    jobs = two_packs()
+    prepare(jobs)
+    launch(jobs)
+    assert [arguments[0] for arguments in started] == ["--events", "--ahead", "--events"]
+    assert [one["status"] for one in results().values()] == ["ok", "ok"]
+
+
+def test_a_spare_ends_by_itself_where_its_command_is_gone(folder: Path) -> None:
+    spare = child.Spare()
+    spare._channel.close()  # as the system does for a process that is killed
+    assert spare.process.wait(timeout=60) == 0
+
+
+def test_a_spare_that_nobody_needs_is_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "WORKER", [sys.executable, "-c", "import time; time.sleep(60)"])
+    with child.Workers() as workers:
+        workers.ahead = True
+        workers._heard({"event": "phase", "what": "loading"}, lambda event: None)
+        assert workers._spare is None
+        workers._heard({"event": "step"}, lambda event: None)
+        spare = workers._spare
+        workers._heard({"event": "step"}, lambda event: None)
+        assert workers._spare is spare and spare is not None and spare.process.poll() is None
+    assert spare.process.poll() is not None
