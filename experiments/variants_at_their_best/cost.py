@@ -38,7 +38,7 @@ def load(folder: Path) -> Peft | None:
     if not path.exists():
         return None
     needed = ("r", "steps", "tokens", "tokens_per_second")
-    timed = numbers(read_table(path, ("variant", *needed)), needed, str(path))
+    timed = numbers(read_table(path, ("variant", *needed), str(path)), needed, str(path))
     if timed[["variant", *needed]].isna().any(axis=None) or not (timed["tokens_per_second"] > 0).all():
         raise ConfigError(f"{path}: a row without variant, r, steps, tokens, or with a tokens_per_second that is not above 0")
     if (twice := timed.duplicated(["variant", "r"])).any():
@@ -103,7 +103,7 @@ def section(study: Study, peft: Peft | None) -> str:
     mine, its = packs(trained), packs(full)
     ours = float(mine["train_seconds"].sum())
     said = (
-        f"Measured: {len(trained)} runs with an adapter ({trained['train_tokens'].sum():,.0f} tokens) in {len(mine)} packs,"
+        f"Measured: {len(trained)} runs with an adapter ({trained['train_tokens'].sum():,.0f} tokens) in {len(mine)} pack{'s' * (len(mine) != 1)},"
         f" {duration(ours)} in training steps, first steps and compilation too, the seconds of a pack counted once. Not in it:"
         " validation, loading, testing, and what a pack lost that did not fit into memory."
     )

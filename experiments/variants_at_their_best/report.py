@@ -12,8 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from experiments.variants_at_their_best import cost, figures, results
 from experiments.variants_at_their_best.questions import study
 from experiments.variants_at_their_best.tables import tables
@@ -42,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     place, written = folder / "results.csv", None
     if said:
         written = results.from_records(UNFINISHED in said).to_csv(index=False, float_format="%.12g")
-        runs = results.checked(pd.read_csv(io.StringIO(written)), str(RUNS.absolute()))
+        runs = results.read(io.StringIO(written), str(RUNS.absolute()))
     else:
         runs = results.load(place)
     found = study(runs)

@@ -7,7 +7,9 @@ worker's first moment to its result, ``started`` is when its command took it (UT
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -42,6 +44,7 @@ NEEDED = (
     *("run_id", *KEY, "status", "alpha", "effective_scale", "model", "dataset", "steps", *LOSSES),
     *("trainable_parameters", "total_parameters", "pack_size", "train_tokens", "train_seconds", "device"),
 )
+WORDS = ("run_id", "variant", "status", "reason", "model", "dataset", "device", "commit")  # 12345e6789 is an id, and no number
 COUNTED = {"r", "learning_rate", "seed", "alpha", *NUMBERS, "wall_seconds"}  # numbers, like the metrics
 
 
@@ -56,11 +59,11 @@ def from_records(unfinished: bool = False) -> pd.DataFrame:
         raise ConfigError(_first(found.problems))
     if not found.rows:
         raise ConfigError(f"{RUNS.absolute()}: holds no run of the sweep {STUDY}")
-    if found.absent and not unfinished:
-        raise ConfigError(
-            f"{RUNS.absolute()}: {len(found.absent)} of {found.expected} runs have no result: {few(found.absent)};"
-            " train them, or add the word unfinished"
-        )
+    if found.absent:
+        said = f"{RUNS.absolute()}: {len(found.absent)} of {found.expected} runs have no result: {few(found.absent)}"
+        if not unfinished:
+            raise ConfigError(f"{said}; train them, or add the word unfinished")
+        print(f"warning: {said}", file=sys.stderr)  # those that were never begun are in no row
     _refuse_foreign(found)
     rows = []
     for row in found.rows:
@@ -123,19 +126,24 @@ def load(path: Path) -> pd.DataFrame:
     """
     if not path.exists():
         raise ConfigError(f"{path}: not there; the word records makes it from runs/")
-    return checked(read_table(path, NEEDED), str(path))
+    return read(path, str(path))
 
 
-def read_table(path: Path, needed: Iterable[str]) -> pd.DataFrame:
-    """A CSV with at least these columns and one row. Raises ConfigError, one line."""
+def read(source: Path | io.StringIO, where: str) -> pd.DataFrame:
+    return checked(read_table(source, NEEDED, where), where)
+
+
+def read_table(source: Path | io.StringIO, needed: Iterable[str], where: str) -> pd.DataFrame:
+    """A CSV with at least these columns and one row. Raises ConfigError, one line that begins with ``where``."""
     try:
-        frame = pd.read_csv(path)
+        frame = pd.read_csv(source, dtype=dict.fromkeys(WORDS, str))
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ConfigError(f"{where}: cannot be read ({why})") from error
     if missing := [name for name in needed if name not in frame]:
-        raise ConfigError(f"{path}: has no column {few(missing)}")
+        raise ConfigError(f"{where}: has no column {few(missing)}")
     if frame.empty:
-        raise ConfigError(f"{path}: has no row")
+        raise ConfigError(f"{where}: has no row")
     return frame
 
 
@@ -147,7 +155,7 @@ def numbers(frame: pd.DataFrame, columns: Iterable[str], where: str) -> pd.DataF
         wrong = (found.isna() & frame[name].notna()) | np.isinf(found)
         if wrong.any():
             at = wrong.idxmax()
-            raise ConfigError(f"{where}: {name} of row {at + 1} is {frame[name][at]!r}, not a number")
+            raise ConfigError(f"{where}: {name} of row {at + 1} is {frame[name][at]}, not a number")
         frame[name] = found
     return frame
 
