@@ -28,36 +28,32 @@ HIGHEST = 1.0  # nats above the lowest validation loss that rates.png shows
 def at_their_best(study: Study) -> Figure:
     """Test loss by rank with the controls as lines, beside the paired difference to LoRA and the band of equivalence."""
     figure = Figure(figsize=(9.6, 4.3), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=[1, 9], width_ratios=[1, 1])
-    losses, differences = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[:, 1])
-    _by_rank(figure, losses, grid[0, 0], study)
-    _to_lora(differences, study)
+    grid = figure.add_gridspec(2, 2, height_ratios=[1, 9])
+    _by_rank(figure, grid, study)
+    _to_lora(figure.add_subplot(grid[:, 1]), study)
     return figure
 
 
-def _by_rank(figure: Figure, axes: Axes, above: Any, study: Study) -> None:
-    lines = {variant: {r: mean_interval(found) for r in study.ranks if (found := study.losses((variant, r)))}
-             for variant in study.variants}  # fmt: skip
+def _by_rank(figure: Figure, grid: Any, study: Study) -> None:
+    lines = {
+        variant: {r: mean_interval(found) for r in study.ranks if (found := study.losses((variant, r)))}
+        for variant in study.variants
+    }
     ends = [end for line in lines.values() for one in line.values() for end in (one.low, one.high, one.mean) if end == end]
-    labels = []
+    controls = {name: mean_interval(losses) for name in ("frozen", "full") if (losses := study.losses((name, None)))}
+    far = [name for name, one in controls.items() if ends and one.mean - max(ends) > FAR * (max(ends) - min(ends))]
+    axes = top = figure.add_subplot(grid[1, 0] if far else grid[:, 0])
+    if far:
+        top = _strip(figure, grid[0, 0], axes, controls[far[0]].mean)
     for variant, line in lines.items():
         if line:
-            x = _beside(study, variant, study.variants, list(line))
-            _series(axes, variant, x, list(line.values()))
-            labels.append((variant, list(line.values())[-1].mean))
-    full, frozen = (mean_interval(study.losses((name, None))) for name in ("full", "frozen"))
-    strip = None
-    for name, one in (("frozen", frozen), ("full", full)):
-        if not one.n:
-            continue
-        far = bool(ends) and one.mean - max(ends) > FAR * (max(ends) - min(ends))
-        if far and strip is None:
-            strip = _strip(figure, above, axes, one.mean)
-        _control(strip if far and strip is not None else axes, name, one)
+            _series(axes, variant, _beside(variant, study.variants, list(line)), list(line.values()))
+    for name, one in controls.items():
+        _control(top if name in far[:1] else axes, name, one)
     _rank_axis(axes, study)
     axes.set_ylabel("test loss (nats per target token)")
-    (strip or axes).set_title("Test loss, each at its own best rate", loc="left")
-    _labelled(axes, labels)
+    top.set_title("Test loss, each at its own best rate", loc="left")
+    _labelled(axes, [(variant, list(line.values())[-1].mean) for variant, line in lines.items() if line])
 
 
 def _strip(figure: Figure, above: Any, axes: Axes, at: float) -> Axes:
@@ -97,7 +93,7 @@ def _to_lora(axes: Axes, study: Study) -> None:
         mine = {r: found[variant, r] for r in study.ranks if (variant, r) in found and found[variant, r].test.n}
         if not mine:
             continue
-        x = _beside(study, variant, others, list(mine))
+        x = _beside(variant, others, list(mine))
         _series(axes, variant, x, [Interval(c.test.mean, c.test.low, c.test.high, c.test.sd, c.test.n) for c in mine.values()],
                 [not c.marked for c in mine.values()])  # fmt: skip
         labels.append((variant, list(mine.values())[-1].test.mean))
@@ -131,18 +127,17 @@ def _series(
         axes.plot(at, mean, marker=marker, ms=6.5, color=colour, mfc=face, mec=edge, mew=1.2 if open_ else 0.8, zorder=4)
 
 
-def _beside(study: Study, variant: str, variants: Sequence[str], ranks: Sequence[int]) -> list[float]:
+def _beside(variant: str, variants: Sequence[str], ranks: Sequence[int]) -> list[float]:
     """x of the variant's points: around each rank, so that intervals do not cover each other."""
     shift = 0.16 * (variants.index(variant) - (len(variants) - 1) / 2)  # octaves
     return [r * 2.0**shift for r in ranks]
 
 
 def _rank_axis(axes: Axes, study: Study) -> None:
-    axes.set_xscale("log", base=2)
     if study.ranks:
+        axes.set_xscale("log", base=2)
         axes.set_xlim(study.ranks[0] / 2**0.6, study.ranks[-1] * 2**0.6)
-        axes.xaxis.set_major_locator(FixedLocator(study.ranks))
-        axes.set_xticklabels([str(r) for r in study.ranks])
+    axes.set_xticks(study.ranks, [str(r) for r in study.ranks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("rank r (variants side by side)")
 

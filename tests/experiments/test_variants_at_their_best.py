@@ -102,6 +102,7 @@ def test_a_cell_gets_the_rate_that_is_best_on_the_tuning_seeds_alone() -> None:
     edges = {variant: found.condition((variant, 4)).edge for variant in chosen}
     assert edges == {"lora": "lowest", "dora": "highest", "qlora": None}
     assert found.losses(("lora", 4)) == [9.0] and found.losses(("dora", 4)) == [2.5]
+    assert "| LoRA r=4 | 4 | 0.001 (lowest tried) | 1 | 9.0000 |" in tables.levels(found)
     lines = tables.by_rate(found).splitlines()
     assert "| LoRA r=4 | **2.0000** | 2.1000 | 1 of 3 not ok | lowest |" in lines
     assert "| DoRA r=4 | 3.0000 | **2.0000** | - | highest |" in lines
