@@ -104,8 +104,8 @@ def section(study: Study, peft: Peft | None) -> str:
     ours = float(mine["train_seconds"].sum())
     said = (
         f"Measured: {len(trained)} runs with an adapter ({trained['train_tokens'].sum():,.0f} tokens) in {len(mine)}"
-        f" pack{'s' * (len(mine) != 1)}, {duration(ours)} in training steps, first steps and compilation too, the seconds of a pack"
-        " counted once. Not in it: validation, loading, testing, and what a pack lost that did not fit into memory."
+        f" pack{'s' * (len(mine) != 1)}, {duration(ours)} in training steps, first steps and compilation too, the seconds of a"
+        " pack counted once. Not in it: validation, loading, testing, and what a pack lost that did not fit into memory."
     )
     if len(its):
         said += f" Full fine-tuning, {len(its)} runs one after another: {duration(float(its['train_seconds'].sum()))}."

@@ -496,7 +496,7 @@ def test_the_figures_show_each_variant_and_which_differences_are_shown() -> None
         ("lora", 16, 1e-3): level(1.8), ("rslora", 16, 1e-3): level(1.7), ("dora", 16, 1e-3): level(1.8),
         ("frozen", None, None): {0: 9.0}, ("full", None, 1e-5): level(1.6), ("full", None, 1e-4): level(1.7, range(3)),
     })  # fmt: skip
-    losses, right, strip = figures.at_their_best(found).axes
+    losses, strip, right = figures.at_their_best(found).axes
     points = [line for line in right.lines if line.get_marker() == "s"]
     assert [line.get_ydata()[0] for line in points] == pytest.approx([-0.1, -0.1])
     assert {line.get_markerfacecolor() for line in points} == {"#E69F00"}  # both differ
