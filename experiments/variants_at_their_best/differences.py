@@ -1,0 +1,154 @@
+"""The two questions in Markdown: differences of ranks and of variants, at the best rate of each and at one rate for both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+from experiments.markdown import table
+from experiments.variants_at_their_best.questions import NAMES, REFERENCE, Cell, Study, wider_p
+from src.eval.columns import decimals, p_value, short, signed, with_interval
+from src.eval.contrasts import Contrast, View
+
+Row = dict[str, str]
+Named = tuple[str, Contrast]  # a row's first cell, and the difference that it shows
+
+
+def ranks(study: Study) -> str:
+    views = {variant: study.of_ranks(variant) for variant in study.variants}
+    wider = wider_p(list(views.values()))
+    rows, said = [], []
+    for variant, view in views.items():
+        for one in view.contrasts:
+            pair = " - ".join(str(study.cell(row)[1]) for row in (one.row, one.reference))
+            rows.append({"variant": NAMES[variant], "ranks": pair} | _contrast(study, one, wider))
+        said.append(f"- {NAMES[variant]}: {_spread(study, variant)} {_verdicts(view, _ranks_of(study, ' against '))}")
+    about = (
+        "Each rank minus the lowest, and minus the one that validation on the tuning seeds calls best; a family is a variant's"
+    )
+    return "\n\n".join([f"{about} ranks. {_smallest(list(views.values()))}", *_table(rows), "\n".join(said)])
+
+
+def variants(study: Study) -> str:
+    views = {r: study.of_variants(r) for r in study.ranks}
+    wider = wider_p(list(views.values()))
+    rows, said = [], []
+    for r, view in views.items():
+        rows += [{"r": str(r), "variant": NAMES[study.cell(one.row)[0]]} | _contrast(study, one, wider) for one in view.contrasts]
+        means = {variant: fmean(losses) for variant in study.variants if (losses := study.losses((variant, r)))}
+        if means:
+            first = min(means, key=lambda variant: means[variant])
+            lowest = f"lowest mean {NAMES[first]}, {decimals(means[first])}."
+            said.append(f"- r={r}: {lowest} To LoRA, {_verdicts(view, lambda one: NAMES[study.cell(one.row)[0]])}")
+    about = f"Each variant minus {NAMES[REFERENCE]} at the same rank; a family is a rank."
+    return "\n\n".join([f"{about} {_smallest(list(views.values()))}", *_table(rows), "\n".join(said), *_rescaled(study)])
+
+
+def one_rate(study: Study) -> str:
+    """The same differences with one rate for both, one after another, next to those at the best rate of each."""
+    tuning = len(study.result.selection.split.tuning)
+    parts = [
+        f"Test loss, over all seeds that both have at that rate (n = {tuning} where not said; a seed at which one of them"
+        " diverged is left out). Last, each at its own best rate, report seeds."
+    ]
+    of_variants = [
+        (f"r={r}: {NAMES[study.cell(one.row)[0]]} - LoRA", one) for r in study.ranks for one in study.of_variants(r).contrasts
+    ]
+    of_ranks = [
+        (f"{NAMES[variant]}: {_ranks_of(study, ' - ')(one)}", one)
+        for variant in study.variants
+        for one in study.of_ranks(variant).contrasts
+        if study.cell(one.reference)[1] == study.ranks[0]
+    ]
+    for found in (of_variants, of_ranks):
+        parts += _table(at_rates(study, found, tuning))
+    return "\n\n".join(parts)
+
+
+def at_rates(study: Study, found: Sequence[Named], tuning: int) -> list[Row]:
+    """A row for each difference, and one with the largest size in each column; ``tuning`` is the n that is not said."""
+    every = study.at_one_rate([one for _, one in found])
+    grid, rows = sorted(every["learning_rate"].unique()), []
+    for title, one in found:
+        mine = every[(every["row"] == one.row) & (every["reference"] == one.reference)].set_index("learning_rate")
+        row = {"": title}
+        for rate in mine.index:
+            n = mine["n"][rate]
+            row[f"{rate:g}"] = signed(mine["difference"][rate]) + (f" (n={n})" if n != tuning else "")
+        rows.append({"": title} | {f"{rate:g}": row.get(f"{rate:g}", "-") for rate in grid} | {BEST: _difference(one)})
+    largest = every["difference"].abs().groupby(every["learning_rate"]).max()
+    tuned = max((abs(one.test.mean) for _, one in found if one.test.n), default=math.nan)
+    last = {"": "the largest in size"} | {f"{rate:g}": decimals(largest[rate]) for rate in grid}
+    return [*rows, last | {BEST: decimals(tuned)}] if rows else []
+
+
+BEST = "each at its best [95%]"
+
+
+def _table(rows: list[Row]) -> list[str]:
+    return [table(rows)] if rows else []
+
+
+def _difference(one: Contrast) -> str:
+    return with_interval(one.test.mean, one.test.low, one.test.high) if one.test.n else "-"
+
+
+def _contrast(study: Study, one: Contrast, wider: dict[tuple[int, int], float]) -> Row:
+    rates = [study.condition(study.cell(row)).chosen for row in (one.row, one.reference)]
+    tested = {"p (Holm)": one.p_holm, "p of t (Holm, all)": wider[one.row, one.reference], "p of TOST": one.test.p_tost}
+    return {
+        "rates": " / ".join("-" if rate is None else short(rate) for rate in rates),
+        "n": str(one.test.n),
+        "difference [95%]": _difference(one),
+        **{title: "-" if math.isnan(p) else p_value(p) for title, p in tested.items()},
+        "verdict": one.verdict,
+    }
+
+
+def _smallest(views: list[View]) -> str:
+    """How small p can get, and what the wider family is."""
+    every = sum(view.family for view in views)
+    tested = {(view.family, max(one.test.n for one in view.contrasts)): view.smallest_p for view in views if view.family}
+    least = "; ".join(f"{p_value(p)} with {n} seeds and {m} differences" for (m, n), p in sorted(tested.items()))
+    if not least:
+        return "Nothing is tested yet."
+    return f"The smallest p that can come out: {least}. Beside it, p of the paired t test after Holm over all {every}."
+
+
+def _verdicts(view: View, label: Callable[[Contrast], str]) -> str:
+    """``differs: ... -0.0100, ...; equivalent: ...``."""
+    found: dict[str, list[str]] = {}
+    for one in view.contrasts:
+        size = f" {signed(one.test.mean)}" if one.test.n else ""
+        found.setdefault(one.verdict, []).append(label(one) + size)
+    return "; ".join(f"{verdict}: {', '.join(pairs)}" for verdict, pairs in sorted(found.items())) + "." if found else "no pair."
+
+
+def _ranks_of(study: Study, between: str) -> Callable[[Contrast], str]:
+    return lambda one: between.join(f"r={study.cell(row)[1]}" for row in (one.row, one.reference))
+
+
+def _spread(study: Study, variant: str) -> str:
+    means = {r: fmean(losses) for r in study.ranks if (losses := study.losses((variant, r)))}
+    if len(means) < 2:
+        return "fewer than two ranks have a number."
+    low, high = (pick(means, key=lambda r: means[r]) for pick in (min, max))
+    span = f"{decimals(means[low])} (r={low}) to {decimals(means[high])} (r={high}), {decimals(means[high] - means[low])} apart"
+    return f"best by validation r={study.best_rank(variant)}; means from {span}."
+
+
+def _rescaled(study: Study) -> list[str]:
+    """Which alpha makes LoRA of each variant whose scale alone is another."""
+    scales, alphas = study.result.table["effective_scale"], study.result.table["alpha"]
+    found: dict[str, list[str]] = {}
+    cells: list[Cell] = [cell for cell in study.rows if cell[1] is not None and (REFERENCE, cell[1]) in study.rows]
+    for cell in cells:
+        scale, r = scales[study.rows[cell]], cell[1] or 0
+        if not math.isclose(scale, scales[study.rows[REFERENCE, r]], rel_tol=1e-9):
+            found.setdefault(NAMES[cell[0]], []).append(f"{scale * r:g} at r={r}")
+    return [
+        f"At one rank {variant} is LoRA at another alpha, to the bit: {', '.join(alpha)}, where LoRA has"
+        f" {alphas.dropna().iloc[0]:g}. Its difference is one of scale, and of where the grid of rates falls."
+        for variant, alpha in found.items()
+    ]

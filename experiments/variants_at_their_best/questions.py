@@ -1,0 +1,143 @@
+"""The two questions as paired differences: ranks of one variant with each other, and variants with LoRA at one rank.
+
+Rates, differences, intervals and tests are those of ``src.eval``. A family of Holm's correction is one variant's ranks, or the
+variants at one rank: with 8 seeds an exact p is 2/2^8 or more, so a family of more than 6 could mark nothing at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.variants_at_their_best.results import CONTROLS, gathered
+from experiments.variants_at_their_best.run import TUNE, cells
+from src.eval.assay import Assay, assay, at_fixed_rates
+from src.eval.contrasts import Contrast, Values, View, by_seed, contrast
+from src.eval.selection import Condition
+from src.eval.statistics import holm
+from src.eval.text import few
+
+METRIC, REFERENCE, MARGIN = "test/loss", "lora", 0.01  # nats
+NAMES = {
+    "lora": "LoRA",
+    "rslora": "rsLoRA",
+    "dora": "DoRA",
+    "qlora": "QLoRA",
+    "full": "full fine-tuning",
+    "frozen": "base as it is",
+}
+# The bootstrap over test items needs predictions, which the table of runs does not hold; python -m src.eval has it.
+NO_PREDICTIONS = Path(__file__).resolve().parent
+Cell = tuple[str, int | None]  # variant, r; None: a control
+
+
+def name(cell: Cell) -> str:
+    variant, r = cell
+    return NAMES.get(variant, variant) + ("" if r is None else f" r={r}")
+
+
+def named(cells: Sequence[Cell]) -> str:
+    return few([name(cell) for cell in cells], 18)
+
+
+@dataclass(frozen=True)
+class Study:
+    """``result`` is what ``python -m src.eval sweep=variants_at_their_best tune=0,1,2`` makes of the same runs."""
+
+    runs: pd.DataFrame
+    result: Assay
+
+    @cached_property
+    def rows(self) -> dict[Cell, int]:
+        """The row of the comparison that each cell has; only of cells that have a run."""
+        table = self.result.table
+        found = {
+            (str(v), None if pd.isna(r) else int(r)): int(at)
+            for at, v, r in zip(table.index, table["variant"], table["r"], strict=True)
+        }
+        order: list[Cell] = [(name, None) for name in CONTROLS]
+        return {cell: found[cell] for cell in [*order, *cells()[0]] if cell in found}
+
+    @property
+    def variants(self) -> list[str]:
+        return list(dict.fromkeys(v for v, r in self.rows if r is not None))
+
+    @property
+    def ranks(self) -> list[int]:
+        return sorted({r for _, r in self.rows if r is not None})
+
+    @cached_property
+    def values(self) -> dict[int, Values]:
+        """The reported test losses of each row, by seed."""
+        return dict(by_seed(self.result.comparison.runs, METRIC, "row"))
+
+    def losses(self, cell: Cell) -> list[float]:
+        return list(self.values[self.rows[cell]].values()) if cell in self.rows else []
+
+    def condition(self, cell: Cell) -> Condition:
+        return self.result.conditions[self.rows[cell]]
+
+    def of(self, cell: Cell) -> pd.DataFrame:
+        """All runs of the cell."""
+        variant, r = cell
+        return self.runs[(self.runs["variant"] == variant) & (self.runs["r"].isna() if r is None else self.runs["r"] == r)]
+
+    def cell(self, row: int) -> Cell:
+        return next(cell for cell, at in self.rows.items() if at == row)
+
+    def unreported(self) -> list[Cell]:
+        """Cells that no report seed has a number for, or no run at all."""
+        return [cell for cell in [*((name, None) for name in CONTROLS), *cells()[0]] if not self.losses(cell)]
+
+    def best_rank(self, variant: str) -> int | None:
+        """By the validation loss of the tuning seeds: the report seeds would flatter the one that they chose."""
+        found = {}
+        for r in self.ranks:
+            if (variant, r) in self.rows and (one := self.condition((variant, r))).chosen in one.validation:
+                found[r] = one.validation[one.chosen]
+        return min(found, key=lambda r: found[r]) if found else None
+
+    def of_ranks(self, variant: str) -> View:
+        """Each rank against the lowest, and against the best one; a pair in both is tested once."""
+        ranks = [r for r in self.ranks if self.losses((variant, r))]
+        best = self.best_rank(variant)
+        pairs = [(r, ranks[0]) for r in ranks[1:]]
+        pairs += [(r, best) for r in ranks if best in ranks and r != best and (best, r) not in pairs and (r, best) not in pairs]
+        return self._family(f"{variant}, ranks", [((variant, a), (variant, b)) for a, b in pairs])
+
+    def of_variants(self, r: int) -> View:
+        """Each other variant against LoRA at this rank."""
+        others = [v for v in self.variants if v != REFERENCE and self.losses((v, r))]
+        pairs = [((v, r), (REFERENCE, r)) for v in others if self.losses((REFERENCE, r))]
+        return self._family(f"variants at r={r}", pairs)
+
+    def to_full(self) -> View:
+        """Each cell against full fine-tuning: to describe, so without a family."""
+        full: Cell = ("full", None)
+        cells_ = [cell for cell in self.rows if cell[0] not in CONTROLS and self.losses(cell) and self.losses(full)]
+        return View("full", [contrast(self.rows[cell], self.rows[full], self.values, MARGIN) for cell in cells_], [])
+
+    def at_one_rate(self, found: list[Contrast]) -> pd.DataFrame:
+        """These differences with one rate for both, as ``src.eval.assay.at_fixed_rates`` has them."""
+        return at_fixed_rates(replace(self.result, views=[View("at one rate", found, [])]))
+
+    def _family(self, name: str, pairs: Sequence[tuple[Cell, Cell]]) -> View:
+        found = [contrast(self.rows[one], self.rows[other], self.values, MARGIN) for one, other in pairs]
+        adjusted = holm([one.test.p_flip for one in found])
+        return View(name, [replace(one, p_holm=float(p)) for one, p in zip(found, adjusted, strict=True)], [])
+
+
+def study(runs: pd.DataFrame) -> Study:
+    """The comparison of the runs of ``results.checked``."""
+    return Study(runs, assay(gathered(runs), METRIC, REFERENCE, TUNE, MARGIN, NO_PREDICTIONS))
+
+
+def wider_p(views: Sequence[View]) -> dict[tuple[int, int], float]:
+    """p of the paired t test of each contrast, after Holm over all of these views at once: the wider family's answer."""
+    every: list[Contrast] = [one for view in views for one in view.contrasts]
+    adjusted = holm([one.test.p_t for one in every])
+    return {(one.row, one.reference): float(p) for one, p in zip(every, adjusted, strict=True)}

@@ -1,0 +1,59 @@
+"""``python -m experiments.variants_at_their_best.report [records [unfinished]] [folder=FOLDER]``: tables.md and the figures.
+
+They are made of results.csv and peft.csv of FOLDER (default: this one) alone. With the word ``records`` the runs below ``runs/``,
+all of this sweep, are read first and results.csv is written. A run without a result is refused there; with ``unfinished`` it
+is a row without numbers. ``python -m src.eval sweep=variants_at_their_best tune=0,1,2`` chooses the same rates.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.variants_at_their_best import cost, figures, results
+from experiments.variants_at_their_best.questions import study
+from experiments.variants_at_their_best.tables import tables
+from src import cli
+from src.config import ConfigError
+from src.durable import write_atomically
+from src.eval import words
+from src.eval.figures import png
+from src.eval.words import Key
+from src.records import RUNS
+
+HERE = Path(__file__).resolve().parent
+RECORDS, UNFINISHED = "records", "unfinished"
+KEYS = {"folder": Key(Path, "FOLDER")}
+FIGURES = {"at_their_best.png": figures.at_their_best, "rates.png": figures.rates}
+
+
+def main(arguments: Sequence[str]) -> int:
+    if "--help" in arguments:
+        print(__doc__)
+        return 0
+    values, said = words.read(arguments, KEYS, free="a word")
+    if said not in ([], [RECORDS], [RECORDS, UNFINISHED]):
+        raise ConfigError(f"{' '.join(said)}: takes no word but {RECORDS}, and after it {UNFINISHED}")
+    folder = Path(values.get("folder", HERE))
+    place, written = folder / "results.csv", None
+    if said:
+        written = results.from_records(UNFINISHED in said).to_csv(index=False, float_format="%.12g")
+        runs = results.read(io.StringIO(written), str(RUNS.absolute()))
+    else:
+        runs = results.load(place)
+    found = study(runs)
+    text = tables(found, cost.load(folder))
+    drawn = {name: png(draw, found) for name, draw in FIGURES.items()}
+    if written is not None:  # nothing is replaced before all of it can be
+        write_atomically(place, written)
+    write_atomically(folder / "tables.md", text)
+    for name, picture in drawn.items():
+        (folder / name).write_bytes(picture)
+    print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(lambda: main(sys.argv[1:]))
