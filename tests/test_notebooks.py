@@ -88,6 +88,6 @@ def test_magnitude_direction_agrees_with_its_tables(tmp_path: Path) -> None:
         report.report(study, draws=10)
     executed = execute("magnitude_direction", folder)
     said = printed(executed)
-    assert "agrees with tables.md" in said and "those by the line agree with tables.md" in said
+    assert "agrees with tables.md" in said and "those by the folded normal agree with tables.md" in said
     assert "coefficients and their intervals over seeds agree with tables.md" in said
     assert figures(executed) == 2

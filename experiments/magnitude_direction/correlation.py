@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special, stats
 
 from src.eval.statistics import mean_interval
 
@@ -21,6 +21,7 @@ Coefficient = Callable[[FloatArray, FloatArray], FloatArray]
 AXES = "STLK"
 Z_MOST = 1 - 1e-9  # Fisher's z of a coefficient of 1 is infinite
 DRAWS = 2000
+MOST_TURNED = 1 - 1e-6  # a right angle, which no update across a weight reaches
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,16 @@ def difference(a: FloatArray, b: FloatArray) -> tuple[float, float, float]:
 
 
 def random_direction(dD: FloatArray, d_in: int) -> FloatArray:
-    """dM / mean |m_0| that a small update of a random direction would have at this dD: the line that says "as by chance".
+    """dM / mean |m_0| that an update of a random direction would have at this dD: the line that says "as by chance".
 
-    To first order dM / |m_0| is |cos(delta, w)| |delta| / |w|, and dD is (|delta| / |w|)^2 / 2 less that part's square; in
-    ``d_in`` dimensions the mean of |cos| is sqrt(2 / (pi d_in)). So dM / |m_0| = sqrt(4 dD / (pi d_in)) where all rows of a
-    matrix move alike; where they do not, its mean over rows is less.
+    With t = |delta| / |w|, the tangent of the angle between w and w + delta, dD = 1 - 1 / sqrt(1 + t^2), and the relative
+    change of the length is normal with mean sqrt(1 + t^2) - 1 and standard deviation t / sqrt(d_in): a random direction has
+    a part along w as well as the part across it that lengthens w. dM is the mean of its absolute value, a folded
+    normal: sqrt(4 dD / (pi d_in)) for small updates, dD itself for large ones. Where the rows of a matrix move by
+    unequal amounts, its dM is less.
     """
-    found: FloatArray = np.sqrt(4 * dD / (math.pi * d_in))
+    t2 = (1 - np.clip(dD, 0, MOST_TURNED)) ** -2.0 - 1
+    mean, deviation = np.sqrt(1 + t2) - 1, np.sqrt(t2 / d_in)
+    ratio = np.divide(mean, deviation, out=np.zeros_like(mean), where=deviation > 0)
+    found: FloatArray = deviation * math.sqrt(2 / math.pi) * np.exp(-(ratio**2) / 2) + mean * special.erf(ratio / math.sqrt(2))
     return found

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -47,9 +48,14 @@ def directions(arms: Mapping[Any, Any], label: Callable[[Any], str], module: str
                 below.scatter(dD, relative, s=7, color=colour, alpha=0.6, linewidths=0)
             every = data.at("dD", data.papers, module)
             if (every > 0).any():
-                ends = np.geomspace(every[every > 0].min(), every.max(), 2)
+                ends = np.geomspace(every[every > 0].min(), every.max())
                 below.plot(ends, random_direction(ends, data.d_in[module]), color="#888888", lw=1, label="random update")
                 below.set(xscale="log", yscale="log")
+                for scale in (below.xaxis, below.yaxis):
+                    scale.set_major_locator(ticker.LogLocator(subs=(1, 3), numticks=6))
+                    scale.set_major_formatter(lambda value, _: f"{value:.0e}")
+                    scale.set_minor_formatter(ticker.NullFormatter())
+                below.tick_params(labelsize=7)
             above.set(title=label(arm), xlabel="dD")
             above.ticklabel_format(axis="both", style="sci", scilimits=(-2, 3))
             below.set(xlabel="dD, logarithmic")

@@ -8,7 +8,7 @@
     steps=300 batch=16  of rows
     at=2,10,38,75,150,225,262,300     steps after which weights are read; with other steps= the same shares of them
     val=128 test=1004   examples that are scored, at most
-    full_processes=0    so many processes for the runs of full, beside the pack; 0: in this one, after it
+    full_processes=0    so many processes for the runs of full, after the pack; 0: in this one, one after the other
     out=FOLDER          for results.csv.gz, losses.csv and provenance.json; default: this folder
 
 LoRA and DoRA train in one pack, on everything that ``src.train`` has. Step 1 moves nothing: the warm-up starts at rate 0.
@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,23 +119,22 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
     if asked["model"] == "smollm2_135m":
         models.location((adapters or full)[0].model)  # converted once, before processes want it side by side
     found: dict[str, Any] = {"failed": []}
+    if adapters:
+        # By itself: a GPU gives each process that uses it an equal share of its time, and those of full use little of theirs.
+        found |= _attempt("pack", lambda: train_pack(plan, adapters), found["failed"])
     processes = min(asked["full_processes"], len(full))
     if not processes:
-        if adapters:
-            found["pack"] = train_pack(plan, adapters)
         for config in full:
             reset_peak(device.choose(config).device)
-            found[f"full seed {config.seed}"] = train_full(plan, config)
+            found |= _attempt(f"full seed {config.seed}", partial(train_full, plan, config), found["failed"])
         return found
-    # The runs of full are bound by the launches of their many small kernels, so they share a GPU well, with the pack too.
-    threads = max(1, (os.cpu_count() or 1) // (processes + 1))
+    # The runs of full are bound by the launches of their many small kernels, so they share a GPU well among themselves.
+    threads = max(1, (os.cpu_count() or 1) // processes)
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=quiet_libraries) as pool:
         futures: dict[str, Future[dict[str, Any]]] = {
             f"full seed {config.seed}": pool.submit(train_full, plan, config, threads) for config in full
         }
         try:
-            if adapters:
-                found |= _attempt("pack", lambda: train_pack(plan, adapters), found["failed"])
             for name, future in futures.items():
                 found |= _attempt(name, future.result, found["failed"])
         except BaseException:  # a signal: what is measured is written, and the pool would wait for the rest
