@@ -215,7 +215,7 @@ def _rate_line(axes: Axes, study: Study, cell: Cell, top: float) -> None:
     means, size = condition.validation, 9 + 3 * study.variants.index(cell[0])  # so that rings of one rate do not hide each other
     if means:
         axes.plot(list(means), list(means.values()), color=colour, marker=marker, ms=5, lw=1.4, mec="white", mew=0.6, zorder=3)
-    if condition.chosen in means:
+    if condition.chosen in means and not study.unseen(cell):
         axes.plot(condition.chosen, means[condition.chosen], color=colour, ms=size, zorder=4, **RING)
     lost = runs[runs["seed"].isin(seeds) & ~runs["status"].isin(["ok", "missing"])]["learning_rate"].unique()
     beside = 1.13 ** (study.variants.index(cell[0]) - (len(study.variants) - 1) / 2)

@@ -17,6 +17,7 @@ from experiments.variants_at_their_best.results import CONTROLS, gathered
 from experiments.variants_at_their_best.run import TUNE, cells
 from src.eval.assay import Assay, assay, at_fixed_rates
 from src.eval.contrasts import Contrast, Values, View, by_seed, contrast
+from src.eval.frame import MISSING
 from src.eval.selection import Condition
 from src.eval.statistics import holm
 from src.eval.text import few
@@ -92,6 +93,20 @@ class Study:
     def unreported(self) -> list[Cell]:
         """Cells that no report seed has a number for, or no run at all."""
         return [cell for cell in [*((name, None) for name in CONTROLS), *cells()[0]] if not self.losses(cell)]
+
+    def grid(self, cell: Cell) -> list[float]:
+        """The rates that cells of its kind, adapters or controls, were tried at; none where it has no rate."""
+        alike = [self.condition(other) for other in self.rows if (other[1] is None) == (cell[1] is None)]
+        return sorted({rate for condition in alike for rate in condition.rates}) if self.condition(cell).rates else []
+
+    def tuning(self, cell: Cell, rate: float) -> pd.DataFrame:
+        """The runs that chose: those of the tuning seeds that have come to an end."""
+        runs, seeds = self.of(cell), [seed for seed, _ in self.result.selection.split.tuning]
+        return runs[(runs["learning_rate"] == rate) & runs["seed"].isin(seeds) & (runs["status"] != MISSING)]
+
+    def unseen(self, cell: Cell) -> bool:
+        """Whether a tuning seed has no end at a rate, not even a bad one: then no rate of it is called the best."""
+        return any(len(self.tuning(cell, rate)) < len(self.result.selection.split.tuning) for rate in self.grid(cell))
 
     def best_rank(self, variant: str) -> int | None:
         """By the validation loss of the tuning seeds: the report seeds would flatter the one that they chose."""

@@ -13,7 +13,7 @@ from experiments.variants_at_their_best.questions import MARGIN, METRIC, NAMES, 
 from src.cli import compose
 from src.eval.columns import count, decimals, interval, short, with_interval
 from src.eval.comparison import column
-from src.eval.frame import AFTER, BEFORE, MISSING
+from src.eval.frame import AFTER, BEFORE
 from src.eval.notes import ENOUGH_SEEDS
 from src.eval.text import few
 from src.models import find_shape
@@ -54,27 +54,9 @@ def head(study: Study) -> str:
     ]
     if cells := study.unreported():
         said.append(f"Without a number from a report seed, and so in no comparison: {named(cells)}.")
-    if cells := [cell for cell in study.rows if _unseen(study, cell)]:
+    if cells := [cell for cell in study.rows if study.unseen(cell)]:
         said.append(f"Not tried at every rate on every tuning seed: {named(cells)}.")
     return "\n\n".join(said)
-
-
-def _grid(study: Study, cell: Cell) -> list[float]:
-    """The rates that cells of its kind, adapters or controls, were tried at."""
-    alike = [study.condition(other) for other in study.rows if (other[1] is None) == (cell[1] is None)]
-    return sorted({rate for condition in alike for rate in condition.rates})
-
-
-def _tuning(study: Study, cell: Cell, rate: float) -> pd.DataFrame:
-    """The runs that chose: those of the tuning seeds that have come to an end."""
-    runs, seeds = study.of(cell), [seed for seed, _ in study.result.selection.split.tuning]
-    return runs[(runs["learning_rate"] == rate) & runs["seed"].isin(seeds) & (runs["status"] != MISSING)]
-
-
-def _unseen(study: Study, cell: Cell) -> bool:
-    """Whether a tuning seed has no end at a rate, not even a bad one."""
-    grid = _grid(study, cell) if study.condition(cell).rates else []
-    return any(len(_tuning(study, cell, rate)) < len(study.result.selection.split.tuning) for rate in grid)
 
 
 def levels(study: Study) -> str:
@@ -87,7 +69,7 @@ def levels(study: Study) -> str:
         line = {"": name(cell), "n": count(one["n_seeds"])}
         if pd.notna(one["effective_scale"]):
             line["scale"] = short(one["effective_scale"])
-        if condition.chosen is not None:
+        if condition.chosen is not None and not study.unseen(cell):
             line["best rate"] = f"{condition.chosen:g}" + (f" ({condition.edge} tried)" if condition.edge else "")
         if pd.notna(mean):
             line["test loss [95%]"] = f"{decimals(mean)} {interval(one['interval_low'], one['interval_high'], decimals)}".rstrip()
@@ -117,8 +99,8 @@ def by_rate(study: Study) -> str:
     for control in (False, True):
         rows = [
             {"": name(cell)}
-            | {f"{rate:g}": _tuned(study, cell, rate) for rate in _grid(study, cell)}
-            | {"at an end of the grid": study.condition(cell).edge or "-"}
+            | {f"{rate:g}": _tuned(study, cell, rate) for rate in study.grid(cell)}
+            | {"at an end of the grid": "-" if study.unseen(cell) else study.condition(cell).edge or "-"}
             for cell in study.rows
             if (cell[1] is None) == control and study.condition(cell).rates
         ]
@@ -127,14 +109,14 @@ def by_rate(study: Study) -> str:
 
 
 def _tuned(study: Study, cell: Cell, rate: float) -> str:
-    runs, seeds = _tuning(study, cell, rate), len(study.result.selection.split.tuning)
+    runs, seeds = study.tuning(cell, rate), len(study.result.selection.split.tuning)
     if (bad := (runs["status"] != "ok").sum()) > 0:
         return f"{bad} of {len(runs)} not ok"
     losses = runs["val/loss"].dropna()
     if losses.empty:
         return "-"
     text = decimals(losses.mean()) + (f" (n={len(losses)})" if len(losses) < seeds else "")
-    return f"**{text}**" if rate == study.condition(cell).chosen else text
+    return f"**{text}**" if rate == study.condition(cell).chosen and not study.unseen(cell) else text
 
 
 def not_ok(study: Study) -> str:
