@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments import folders
 from src import cli
 from src.config import ConfigError
 from src.eval import words
@@ -153,6 +154,7 @@ def memory(path: Path, seconds: float, reuse: Sequence[Path], small: bool) -> No
     ]
     if small:
         wanted = [TINY, *(replace(TINY, variant="qlora", overrides=more) for more in ((), SINGLE))]
+    folders.fresh(path.parent)
     cases.run(wanted, path, seconds, reuse)
 
 
@@ -182,7 +184,7 @@ class Table:
     """A CSV that is complete after every row: a run that is killed keeps what it measured."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folders.fresh(path.parent)
         self.file = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
         self.writer: csv.DictWriter[str] | None = None
 

@@ -32,6 +32,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from experiments import sheet
 from src import cli
 from src.config import ConfigError
 from src.durable import write_atomically
@@ -49,7 +50,6 @@ QUANTITIES = {
     "activation": "RMS of s B A x, relative to W x",
 }
 LOSSES = {"train_loss": "training loss", "val_loss": "validation loss", "test_loss": "test loss"}
-NEEDED = {*RUN, "step", "module", *QUANTITIES, *LOSSES}
 STEP_0 = {"lora": -0.5, "rslora": 0.0}  # slopes of ||dL/dB|| in theory
 COLOURS = {"lora": "#0072B2", "rslora": "#D55E00"}
 FORMS: dict[str, dict[str, Any]] = {
@@ -73,14 +73,9 @@ def load(path: Path) -> tuple[pd.DataFrame, list[str]]:
     """The rows of the runs that ended well, and a line for each that did not: it diverged, or the process was stopped.
 
     Raises:
-        ConfigError: no results, or not these columns; one line.
+        ConfigError: no results, or not such a table; one line.
     """
-    try:
-        found = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if missing := NEEDED - set(found.columns):
-        raise ConfigError(f"{path}: has no column {', '.join(sorted(missing))}")
+    found = sheet.read(path, [*RUN, "step", "module"], ["r", "seed", "step", *QUANTITIES, *LOSSES])
     ended = found.groupby(RUN)["test_loss"].transform("count") > 0
     if not ended.any():
         raise ConfigError(f"{path}: no run has a test loss")
