@@ -24,7 +24,6 @@ A run that diverged has no val_loss and no test_loss. Rows are written as they a
 
 from __future__ import annotations
 
-import csv
 import gc
 import math
 import signal
@@ -36,7 +35,7 @@ from typing import Any
 
 import torch
 
-from experiments import folders
+from experiments import folders, sheet
 from experiments.rank_stability.norms import Norms, Spread
 from experiments.rank_stability.plan import DEFAULTS, KEYS, VARIANTS, Planned, config_of, planned, read_rates
 from src import batches, cli, datasets, device, models, records
@@ -67,22 +66,21 @@ class Sheet:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
-        self._write("w", [dict(zip(COLUMNS, COLUMNS, strict=True))])
+        self._write([])
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         self.rows += rows
-        self._write("a", rows)
+        self._write(rows)
 
     def drop(self, runs: Iterable[Planned]) -> None:
         """Take the rows of runs away that are trained again."""
         gone = {(run.variant, run.r, run.rate, run.seed) for run in runs}
         self.rows = [row for row in self.rows if (row["variant"], row["r"], row["learning_rate"], row["seed"]) not in gone]
-        self._write("w", [dict(zip(COLUMNS, COLUMNS, strict=True)), *self.rows])
+        self.path.unlink()
+        self._write(self.rows)
 
-    def _write(self, mode: str, rows: Sequence[dict[str, Any]]) -> None:
-        with open(self.path, mode, encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-            writer.writerows({name: _text(value) for name, value in row.items()} for row in rows)
+    def _write(self, rows: Sequence[dict[str, Any]]) -> None:
+        sheet.append(self.path, COLUMNS, ([_text(row.get(name)) for name in COLUMNS] for row in rows))
 
 
 def _text(value: Any) -> Any:
