@@ -32,7 +32,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments import sheet
+from experiments import markdown, sheet
 from src import cli
 from src.config import ConfigError
 from src.durable import write_atomically
@@ -160,17 +160,12 @@ def shown(value: Interval, digits: str = "+.3f") -> str:
     return f"{value.mean:{digits}} [{value.low:{digits}}, {value.high:{digits}}]"
 
 
-def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
 def slope_table(study: Study, form: str) -> str:
     rows = [
         [point.name, *(shown(study.slope(form, variant, point)) for variant in SCALINGS), _expected(study, point)]
         for point in study.points()
     ]
-    return markdown(["slope in r of", *SCALINGS.values(), "theory"], rows)
+    return markdown.under(["slope in r of", *SCALINGS.values(), "theory"], rows)
 
 
 def _expected(study: Study, point: Point) -> str:
@@ -188,7 +183,7 @@ def module_table(study: Study, form: str) -> str:
     rows = [
         [module, *(f"{shown(study.slope(form, v, point, module))}" for point in points for v in SCALINGS)] for module in modules
     ]
-    return markdown(["module", *(f"{point.name}, {rule}" for point in points for rule in SCALINGS.values())], rows)
+    return markdown.under(["module", *(f"{point.name}, {rule}" for point in points for rule in SCALINGS.values())], rows)
 
 
 def rank_table(study: Study, form: str) -> str:
@@ -198,7 +193,7 @@ def rank_table(study: Study, form: str) -> str:
         for variant, rule in SCALINGS.items():
             found = by_rank(values(study.frame, form, variant, point), point.quantity)
             rows += [[point.name, rule, str(r), shown(value, digits), str(value.n)] for r, value in found.items()]
-    return markdown(["quantity", "scaling", "r", "mean [95% interval]", "n"], rows)
+    return markdown.under(["quantity", "scaling", "r", "mean [95% interval]", "n"], rows)
 
 
 def differences(study: Study, form: str) -> dict[int, Interval]:
@@ -308,10 +303,10 @@ def main(words: Sequence[str] | None = None) -> int:
         rate = "one learning rate for all" if form == "fixed" else "each (variant, rank) at its own learning rate"
         parts += [
             f"## Form `{form}`: {rate}\n",
-            slope_table(study, form),
+            slope_table(study, form) + "\n",
             "Slopes by kind of module:\n",
-            module_table(study, form),
-            rank_table(study, form),
+            module_table(study, form) + "\n",
+            rank_table(study, form) + "\n",
         ]
     lines = findings(study)
     write_atomically(folder / "tables.md", "\n".join(["# Tables of report.py\n", *parts, *(f"- {line}" for line in lines), ""]))

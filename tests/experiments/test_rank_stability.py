@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,13 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
         assert ended.value.code == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
+
+
+def test_the_committed_tables_come_from_the_committed_results(tmp_path: Path) -> None:
+    committed = report.HERE / "first_update"
+    shutil.copy(committed / "results.csv", tmp_path)
+    assert report.main([f"folder={tmp_path}"]) == 0
+    assert (tmp_path / "tables.md").read_bytes() == (committed / "tables.md").read_bytes()
 
 
 def test_slopes_are_found_for_each_seed_and_their_interval_is_students() -> None:
