@@ -1,7 +1,8 @@
 """``python -m experiments.rank_stability.measure [key=value ...]``: train at every rank under both scalings, and measure.
 
     out=FOLDER     where results.csv and provenance.json are written (default: this folder)
-    ranks=4,8      default 4,8,16,32,64,128,256
+    ranks=4,8      numbers, or ranges such as 1-4 (default 4,8,16,32,64,128,256); so are seeds= and logged=. Ranges may
+                   overlap, as in 0-3,2-5; what adds nothing, as in 4,4 or 0-3,2, is refused
     seeds=0-5      of adapter and data order, such as 0-5 or 0,3 (default 0-5)
     rate=1e-3      the one learning rate of form "fixed" (default 1e-3)
     rates=FILE     a CSV with the columns variant,r,learning_rate: these (variant, rank) train at their own rates too, as
