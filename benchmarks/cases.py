@@ -24,6 +24,7 @@ from benchmarks import measure
 from benchmarks.step import Case, measured
 from src import device
 from src.cli import one_line
+from src.config import ConfigError
 from src.durable import write_atomically
 from src.quiet import quiet_libraries
 
@@ -50,10 +51,18 @@ def key_of(row: Row) -> tuple[str, ...]:
 
 
 def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, none where there is no file. Raises ConfigError where it is another table; one line."""
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    for row in rows:
+        if missing := [name for name in (*CASE, "ms/step", "note") if row.get(name) is None]:
+            raise ConfigError(f"{path}: a row has no {missing[0]}, so it is no table of measured cases")
+    return rows
 
 
 def known(paths: Sequence[Path], about: dict[str, str]) -> dict[tuple[str, ...], dict[str, str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import cases
 from benchmarks.step import Case
+from experiments import folders
 from src import cli
 from src.config import ConfigError
 from src.eval import words
@@ -59,6 +60,7 @@ def main() -> int:
     names = values["cases"].split(",") if "cases" in values else [name for name in GROUPS if name != "tiny"]
     if unknown := [name for name in names if name not in GROUPS]:
         raise ConfigError(f"cases={','.join(unknown)}: choose from {', '.join(GROUPS)}")
+    folders.fresh(out)  # its table may be there: what it holds is not measured again
     started, table = time.monotonic(), out / "results.csv"
     cases.run(list(dict.fromkeys(case for name in names for case in GROUPS[name])), table, seconds)
     cases.note(table, started)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import markdown
+from experiments import markdown, sheet
 from src import cli
 from src.config import ConfigError
 from src.eval import words
@@ -21,6 +21,8 @@ VARIANTS = {
     "lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "qlora": "QLoRA", "qdora": "QDoRA", "lora_8bit": "LoRA on int8",
 }  # fmt: skip
 CASE = ["model", "variant", "options", "rows", "length", "r"]
+FILLED = ["model", "variant", "engine", "rows", "length", "r", "runs"]
+NUMBERS = ["rows", "length", "r", "runs", "ms/step", "spread ms", "tokens/s", "share of peak", "peak GiB"]
 ENGINES = {"peft": "#999999", "ours": "#0072b2"}
 
 
@@ -29,7 +31,7 @@ def load(folder: Path) -> pd.DataFrame:
     path = folder / "results.csv"
     if not path.is_file():
         raise ConfigError(f"folder={folder}: no results.csv there")
-    frame = pd.read_csv(path, dtype={"options": str, "note": str}).fillna({"options": "", "note": ""})
+    frame = sheet.read(path, FILLED, NUMBERS, ("options", "note"))
     frame = frame.drop_duplicates([*CASE, "engine", "runs"], keep="last")
     places = {name: at for at, name in enumerate([*MODELS, *VARIANTS])}
     return frame.sort_values(

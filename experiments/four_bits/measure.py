@@ -14,7 +14,6 @@ small=true     errors, bits, memory: the tiny shape and small matrices, to see t
 
 from __future__ import annotations
 
-import csv
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments import folders, sheet
 from src import cli
 from src.config import ConfigError
 from src.eval import words
@@ -54,19 +54,17 @@ def errors(path: Path, seconds: float, small: bool) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     started = time.monotonic()
-    with Table(path) as table:
-        for kind, matrix, name, weight in matrices(small):
-            if time.monotonic() - started > seconds:
-                raise ConfigError(f"seconds={seconds:g}: spent before {kind} {matrix} {name}; the table holds what came before")
-            weight = weight.to(device)
-            norm = float(weight.double().norm())
-            for form in FORMATS:
-                rms, largest = error(weight, form.stored(weight))
-                bits = form.bits or 8 + 32 / weight.shape[1]
-                table.add(
-                    weights=kind, matrix=matrix, name=name, format=form.name, bits=bits, norm=norm, rms=rms, largest=largest
-                )
-            print(f"{kind} {matrix} {name}: {time.monotonic() - started:.0f} s", flush=True)
+    begin(path)
+    for kind, matrix, name, weight in matrices(small):
+        if time.monotonic() - started > seconds:
+            raise ConfigError(f"seconds={seconds:g}: spent before {kind} {matrix} {name}; the table holds what came before")
+        weight = weight.to(device)
+        norm = float(weight.double().norm())
+        for form in FORMATS:
+            rms, largest = error(weight, form.stored(weight))
+            bits = form.bits or 8 + 32 / weight.shape[1]
+            add(path, weights=kind, matrix=matrix, name=name, format=form.name, bits=bits, norm=norm, rms=rms, largest=largest)
+        print(f"{kind} {matrix} {name}: {time.monotonic() - started:.0f} s", flush=True)
 
 
 def matrices(small: bool) -> Iterator[tuple[str, str, str, torch.Tensor]]:
@@ -107,19 +105,20 @@ def bits(path: Path, small: bool) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = compose([f"model={'tiny' if small else 'smollm2_135m'}"]).model
-    with Table(path) as table:
-        for precision, double in PRECISIONS:
-            network, _ = models.load(model, torch.bfloat16, device)
-            weights = sum(layer.weight.numel() for _, layer in quantization.linear_layers(network))
-            variant = VariantConfig(base_precision=precision, double_quant=double)
-            network = quantization.place(network, variant, device, torch.bfloat16)
-            layers = [layer for _, layer in quantization.linear_layers(network)]
-            for part, count in held(layers).items():
-                each = 8 * count / weights
-                table.add(
-                    model=model.name, precision=precision, double_quant=double, part=part, bytes=count, weights=weights, bits=each
-                )
-                print(f"{model.name} {precision} double_quant={double} {part}: {count:,} bytes, {each:.4f} bits", flush=True)
+    begin(path)
+    for precision, double in PRECISIONS:
+        network, _ = models.load(model, torch.bfloat16, device)
+        weights = sum(layer.weight.numel() for _, layer in quantization.linear_layers(network))
+        variant = VariantConfig(base_precision=precision, double_quant=double)
+        network = quantization.place(network, variant, device, torch.bfloat16)
+        layers = [layer for _, layer in quantization.linear_layers(network)]
+        for part, count in held(layers).items():
+            each = 8 * count / weights
+            add(
+                path, model=model.name, precision=precision, double_quant=double, part=part, bytes=count, weights=weights,
+                bits=each,
+            )  # fmt: skip
+            print(f"{model.name} {precision} double_quant={double} {part}: {count:,} bytes, {each:.4f} bits", flush=True)
 
 
 def held(layers: Iterable[Any]) -> dict[str, int]:
@@ -153,6 +152,7 @@ def memory(path: Path, seconds: float, reuse: Sequence[Path], small: bool) -> No
     ]
     if small:
         wanted = [TINY, *(replace(TINY, variant="qlora", overrides=more) for more in ((), SINGLE))]
+    folders.fresh(path.parent)
     cases.run(wanted, path, seconds, reuse)
 
 
@@ -166,38 +166,27 @@ def training(path: Path, sweep: str) -> None:
     gathered = gather(ids)
     for problem in gathered.problems:
         print(problem, file=sys.stderr)
-    with Table(path) as table:
-        for row in gathered.rows:
-            table.add(
-                variant=row["variant"], precision=row["base_precision"], double_quant=row["fields"]["variant.double_quant"],
-                lr=row["learning_rate"], seed=row["seed"], status=row["status"],
-                **{name: row["metrics"].get(name) for name in FOUND},
-                pack_size=row.get("pack_size"), train_seconds=row.get("train_seconds"), peak_bytes=row.get("peak_memory_bytes"),
-                device=row.get("device"), run_id=row["run_id"],
-            )  # fmt: skip
+    begin(path)
+    for row in gathered.rows:
+        add(
+            path, variant=row["variant"], precision=row["base_precision"],
+            double_quant=row["fields"]["variant.double_quant"], lr=row["learning_rate"], seed=row["seed"], status=row["status"],
+            **{name: row["metrics"].get(name) for name in FOUND},
+            pack_size=row.get("pack_size"), train_seconds=row.get("train_seconds"), peak_bytes=row.get("peak_memory_bytes"),
+            device=row.get("device"), run_id=row["run_id"],
+        )  # fmt: skip
     print(f"{len(gathered.rows)} of {len(ids)} runs")
 
 
-class Table:
-    """A CSV that is complete after every row: a run that is killed keeps what it measured."""
+def begin(path: Path) -> None:
+    """Make the folder of a table, and take an earlier one away. Raises ConfigError where nothing can be written."""
+    folders.fresh(path.parent)
+    path.unlink(missing_ok=True)
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
-        self.writer: csv.DictWriter[str] | None = None
 
-    def add(self, **row: Any) -> None:
-        if self.writer is None:
-            self.writer = csv.DictWriter(self.file, list(row))
-            self.writer.writeheader()
-        self.writer.writerow(row)
-        self.file.flush()
-
-    def __enter__(self) -> Table:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+def add(path: Path, **row: Any) -> None:
+    """A row to the end of a table, which is complete after each: a run that is killed keeps what it measured."""
+    sheet.append(path, list(row), [list(row.values())])
 
 
 def main() -> int:

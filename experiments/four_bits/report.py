@@ -12,11 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments import markdown
+from experiments import markdown, sheet
 from src import cli
 from src.config import ConfigError
 from src.eval import words
@@ -28,12 +29,18 @@ TUNING = (0, 1, 2)
 MARGIN = 0.01  # nats that count as no difference in the test of equivalence
 ORDER = ("bf16", "int8", "nf4", "nf4, double", "fp4", "fp4, double")
 COLOURS = dict(zip(ORDER, ("#222222", "#0072b2", "#009e73", "#56b4e9", "#d55e00", "#e69f00"), strict=True))
+ERRORS = ["bits", "norm", "rms", "largest"]
+PARTS = ("weights", "scales", "tables")
 PAPER = {"nf4": 4.5, "nf4, double": 4.127, "fp4": 4.5, "fp4, double": 4.127}  # bits a weight, arXiv 2305.14314, section 3
 
 
 def errors(frame: pd.DataFrame) -> list[str]:
     """Each format's error: over seeds on Gaussian weights, pooled over the matrices of the embedded base."""
+    if not np.isfinite(frame[ERRORS]).all(axis=None):
+        raise ConfigError("errors.csv: not all errors are finite")
     sizes = list(dict.fromkeys(frame.loc[frame["weights"] == "gaussian", "matrix"]))
+    if not sizes:
+        raise ConfigError("errors.csv: has no Gaussian weights")
     real = frame[frame["weights"] != "gaussian"]
     rows = []
     for name in dict.fromkeys(frame["format"]):
@@ -70,6 +77,8 @@ def bits(frame: pd.DataFrame) -> list[str]:
     frame = frame.assign(label=labels(frame))
     rows = []
     for name, of in frame.groupby("label", sort=False):
+        if sorted(of["part"]) != sorted(PARTS):
+            raise ConfigError(f"bits.csv: {name}: needs a row for each of {', '.join(PARTS)}, as a whole measurement has")
         each = of.set_index("part")["bits"]
         row = {"precision": name} | {f"{part}, bits": f"{each[part]:.4f}" for part in each.index}
         row["weights and scales"] = f"{each['weights'] + each['scales']:.4f}"
@@ -77,7 +86,11 @@ def bits(frame: pd.DataFrame) -> list[str]:
         row["all that is held"] = f"{each.sum():.4f}"
         rows.append(row)
     total = frame[frame["part"] != "tables"].groupby("label")["bits"].sum()
-    saved = [f"{kind}: {total[kind] - total[f'{kind}, double']:.4f}" for kind in ("nf4", "fp4") if kind in total.index]
+    saved = [
+        f"{kind}: {total[kind] - total[f'{kind}, double']:.4f}"
+        for kind in ("nf4", "fp4")
+        if {kind, f"{kind}, double"} <= {*total.index}
+    ]
     return [
         "## Bits a weight",
         markdown.table(rows),
@@ -116,7 +129,9 @@ def labels(frame: pd.DataFrame) -> pd.Series:
 
 def training(frame: pd.DataFrame) -> list[str]:
     frame = frame.assign(label=labels(frame))
-    frozen = frame[frame["variant"].str.startswith("frozen")].set_index("label")["test/loss"]
+    if not np.isfinite(frame.loc[frame["status"] == "ok", "test/loss"]).all():
+        raise ConfigError("training.csv: a run that ended well has no test loss")
+    frozen = before(frame)
     best, reported = chosen(frame)
     grid = sorted(frame["lr"].dropna().unique())
     rows = []
@@ -148,6 +163,11 @@ def training(frame: pd.DataFrame) -> list[str]:
     )
     means = "Mean test loss by learning rate, all seeds; -: a seed did not end well:"
     return ["## Before and after training", heading, markdown.table(rows), failed, means, markdown.table(rates)]
+
+
+def before(frame: pd.DataFrame) -> pd.Series:
+    """Test loss of each precision's base without training; it depends on no seed."""
+    return frame[frame["variant"].str.startswith("frozen")].groupby("label")["test/loss"].mean()
 
 
 def chosen(frame: pd.DataFrame) -> tuple[dict[str, float], dict[str, pd.DataFrame]]:
@@ -198,7 +218,7 @@ def draw_training(frame: pd.DataFrame) -> Figure:
     left.set_xlabel("learning rate")
     left.set_ylabel("test loss, nats per target token")
     left.legend(frameon=False)
-    frozen = frame[frame["variant"].str.startswith("frozen")].set_index("label")["test/loss"]
+    frozen = before(frame)
     _, reported = chosen(frame)
     shown = [name for name in ORDER if name in reported and name in frozen.index and name != "bf16"]
     if "bf16" in reported and "bf16" in frozen.index:
@@ -230,6 +250,17 @@ def _number(value: Any, sign: str = "") -> str:
 
 
 TABLES = {"errors": errors, "bits": bits, "memory": memory, "training": training}
+# What is read of each: the columns that every row fills, those of numbers, those that may be empty.
+COLUMNS: dict[str, tuple[list[str], list[str], list[str]]] = {
+    "errors": (["weights", "matrix", "format", *ERRORS], ERRORS, []),
+    "bits": (["precision", "double_quant", "part", "bits"], ["bits"], []),
+    "memory": (
+        ["model", "variant", "rows", "length"],
+        ["rows", "length", "ms/step", "spread ms", "tokens/s", "held GiB", "peak GiB", "building GiB"],
+        ["options", "speed", "note"],
+    ),
+    "training": (["variant", "precision", "double_quant", "seed", "status"], ["lr", "seed", "val/loss", "test/loss"], []),
+}
 FIGURES = {"errors": draw_errors, "training": draw_training}
 
 
@@ -239,7 +270,8 @@ def main() -> int:
         return 0
     values, _ = words.read(sys.argv[1:], {"folder": Key(str, "FOLDER")})
     folder = Path(values.get("folder", HERE))
-    frames = {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES if (folder / f"{name}.csv").is_file()}
+    paths = {name: folder / f"{name}.csv" for name in TABLES}
+    frames = {name: sheet.read(path, *COLUMNS[name]) for name, path in paths.items() if path.is_file()}
     if not frames:
         raise ConfigError(f"folder={folder}: none of {', '.join(f'{name}.csv' for name in TABLES)} is there")
     text = "\n\n".join(part for name, frame in frames.items() for part in TABLES[name](frame))

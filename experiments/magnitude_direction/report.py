@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from experiments import markdown
 from experiments.magnitude_direction import figures
 from experiments.magnitude_direction.correlation import (
     DRAWS,
@@ -124,11 +125,6 @@ def _range(low: float, high: float) -> str:
     return f"[{low:+.2f}, {high:+.2f}]" if np.isfinite([low, high]).all() else "[-]"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return [*("| " + " | ".join(line) + " |" for line in lines), ""]
-
-
 def sign(found: Found, published: float) -> str:
     """Whether the published sign appears: only where both intervals lie on one side of 0 does anything appear."""
     ends = [end for end in (found.low, found.high, found.layers_low, found.layers_high) if np.isfinite(end)]
@@ -139,35 +135,35 @@ def sign(found: Found, published: float) -> str:
     return "as published" if (found.r > 0) == (published > 0) else "the opposite"
 
 
-def papers_table(arms: dict[Arm, Measured], found: dict[tuple[Arm, str], Found]) -> list[str]:
+def papers_table(arms: dict[Arm, Measured], found: dict[tuple[Arm, str], Found]) -> str:
     rows = []
     for arm, data in arms.items():
         mine, published = found[arm, VIEWS[0].name], PUBLISHED[arm[0]]
         seeds = f"{len(data.seeds)}" + (f" ({data.left_out} left out)" if data.left_out else "")
         layers = _range(mine.layers_low, mine.layers_high)
         rows.append([label(arm), f"{published:+.2f}", _signed(mine.r, mine.low, mine.high), layers, seeds, sign(mine, published)])
-    return _table(["", "published", "r [95%, seeds]", "[95%, layers]", "seeds", "sign"], rows)
+    return markdown.under(["", "published", "r [95%, seeds]", "[95%, layers]", "seeds", "sign"], rows)
 
 
-def views_table(arms: dict[Arm, Measured], found: dict[tuple[Arm, str], Found]) -> list[str]:
+def views_table(arms: dict[Arm, Measured], found: dict[tuple[Arm, str], Found]) -> str:
     rows = []
     for view in VIEWS:
         cells = [found[arm, view.name] for arm in arms]
         rows.append([view.name, *(f"{_signed(f.r, f.low, f.high)} {_range(f.layers_low, f.layers_high)}" for f in cells)])
-    return _table(["pooling", *map(label, arms)], rows)
+    return markdown.under(["pooling", *map(label, arms)], rows)
 
 
-def by_step(arms: dict[Arm, Measured]) -> list[str]:
+def by_step(arms: dict[Arm, Measured]) -> str:
     """Over layers within each checkpoint: absolute dM, and dM as a share of the matrix's own mean magnitude."""
     rows = []
     for step in next(iter(arms.values())).steps:
         for name in ("dM", "relative_dM"):
             cells = [_seeds(per_seed(data.at("dD", [step], QUERY), data.at(name, [step], QUERY), "L")) for data in arms.values()]
             rows.append([str(step), name.replace("_", " "), *cells])
-    return _table(["step", "with", *map(label, arms)], rows)
+    return markdown.under(["step", "with", *map(label, arms)], rows)
 
 
-def by_module(arms: dict[Arm, Measured]) -> list[str]:
+def by_module(arms: dict[Arm, Measured]) -> str:
     """Each kind of module pooled as the paper pools the query matrices."""
     rows = []
     for module in next(iter(arms.values())).modules:
@@ -176,10 +172,10 @@ def by_module(arms: dict[Arm, Measured]) -> list[str]:
             for data in arms.values()
         ]
         rows.append([module, *cells])
-    return _table(["module", *map(label, arms)], rows)
+    return markdown.under(["module", *map(label, arms)], rows)
 
 
-def other_measures(arms: dict[Arm, Measured]) -> list[str]:
+def other_measures(arms: dict[Arm, Measured]) -> str:
     """The paper's pooling by Spearman's coefficient, and with dM relative to the matrix's mean magnitude."""
     rows = []
     for title, name, coefficient in (("Spearman", "dM", spearman), ("Pearson, relative dM", "relative_dM", pearson)):
@@ -187,14 +183,14 @@ def other_measures(arms: dict[Arm, Measured]) -> list[str]:
             _seeds(per_seed(d.at("dD", d.papers, QUERY), d.at(name, d.papers, QUERY), "TL", coefficient)) for d in arms.values()
         ]
         rows.append([title, *cells])
-    return _table(["as the paper pools, by", *map(label, arms)], rows)
+    return markdown.under(["as the paper pools, by", *map(label, arms)], rows)
 
 
 def _seeds(r: FloatArray) -> str:
     return _signed(*over_seeds(r))
 
 
-def differences(arms: dict[Arm, Measured]) -> list[str]:
+def differences(arms: dict[Arm, Measured]) -> str:
     """Pairs of arms, by seed, in Fisher's z, in the paper's pooling and within checkpoints."""
     rows = []
     pairs = [(a, b) for a in arms for b in arms if a[0] == "lora" and (b[0] == "full" or (b[0] == "dora" and b[1] == a[1]))]
@@ -207,10 +203,10 @@ def differences(arms: dict[Arm, Measured]) -> list[str]:
                 keep = [data.seeds.index(seed) for seed in common]
                 both.append(per_seed(data.of(view, "dD"), data.of(view, "dM"), view.over)[keep])
             rows.append([f"{label(a)} - {label(b)}", view.name, _signed(*difference(both[0], both[1])), str(len(common))])
-    return _table(["", "pooling", "difference of z [95%, seeds]", "seeds"], rows)
+    return markdown.under(["", "pooling", "difference of z [95%, seeds]", "seeds"], rows)
 
 
-def losses_table(arms: dict[Arm, Measured], losses: pd.DataFrame) -> list[str]:
+def losses_table(arms: dict[Arm, Measured], losses: pd.DataFrame) -> str:
     """Losses at the last checkpoint, nats per target token."""
     last = losses[losses["step"] == losses["step"].max()]
     rows = []
@@ -224,10 +220,10 @@ def losses_table(arms: dict[Arm, Measured], losses: pd.DataFrame) -> list[str]:
             cells.append(f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
         diverged = int((~np.isfinite(some[["train", "val"]])).any(axis=1).sum())
         rows.append([label((variant, r)), rates, *cells, f"{len(some)}" + (f" ({diverged} diverged)" if diverged else "")])
-    return _table(["", "rate", "train", "val", "test", "seeds"], rows)
+    return markdown.under(["", "rate", "train", "val", "test", "seeds"], rows)
 
 
-def matched(arms: dict[Arm, Measured], losses: pd.DataFrame) -> list[str]:
+def matched(arms: dict[Arm, Measured], losses: pd.DataFrame) -> str:
     """Query matrices over layers, at each arm's first checkpoint whose mean validation loss is at most the worst arm's last."""
     mean = losses.groupby(["variant", "r", "step"])["val"].mean()
     curves = {arm: mean[arm] for arm in arms if arm in mean.index.droplevel("step")}
@@ -239,10 +235,10 @@ def matched(arms: dict[Arm, Measured], losses: pd.DataFrame) -> list[str]:
         x, y = data.at("dD", [step], QUERY), data.at("dM", [step], QUERY)
         sizes = [f"{float(values.mean()):.3g}" for values in (y, data.at("relative_dM", [step], QUERY), x)]
         rows.append([label(arm), str(step), f"{curve[step]:.3f}", _seeds(per_seed(x, y, "L")), *sizes])
-    return _table(["", "step", "val loss", "r over layers [95%, seeds]", "mean dM", "mean relative dM", "mean dD"], rows)
+    return markdown.under(["", "step", "val loss", "r over layers [95%, seeds]", "mean dM", "mean relative dM", "mean dD"], rows)
 
 
-def against_chance(arms: dict[Arm, Measured]) -> list[str]:
+def against_chance(arms: dict[Arm, Measured]) -> str:
     """Relative dM over that of a random update at the same dD, at the last checkpoint: median of layers and seeds."""
     rows = []
     modules = next(iter(arms.values())).modules
@@ -252,7 +248,7 @@ def against_chance(arms: dict[Arm, Measured]) -> list[str]:
             dD, dM = (data.at(name, data.steps[-1:], module) for name in ("dD", "relative_dM"))
             cells.append(f"{float(np.median(dM / np.maximum(random_direction(dD, data.d_in[module]), 1e-30))):.2f}")
         rows.append([label(arm), *cells])
-    return _table(["", *modules], rows)
+    return markdown.under(["", *modules], rows)
 
 
 def report(folder: Path, draws: int = DRAWS) -> str:
@@ -263,7 +259,7 @@ def report(folder: Path, draws: int = DRAWS) -> str:
         for arm, data in arms.items()
         for view in VIEWS
     }
-    sections: list[tuple[str, list[str]]] = [
+    sections = [
         (
             "Correlation of dD with dM, pooled as the paper pools (query matrices, 4 checkpoints, all layers)",
             papers_table(arms, found),
@@ -277,7 +273,7 @@ def report(folder: Path, draws: int = DRAWS) -> str:
         ("Relative dM over that of a random update with the same dD, last checkpoint, median", against_chance(arms)),
         ("Losses at the last checkpoint, nats per target token: [95%, seeds]", losses_table(arms, losses)),
     ]
-    text = "\n".join(line for title, lines in sections for line in (f"## {title}", "", *lines))
+    text = "\n".join(f"## {title}\n\n{table}\n" for title, table in sections)
     write_atomically(folder / "tables.md", text)
     figures.directions(arms, label, QUERY, folder / "directions.png")
     figures.pooling(arms, label, [view.name for view in VIEWS], found, PUBLISHED, folder / "pooling.png")

@@ -5,7 +5,6 @@ Every row is appended to its file as soon as it is measured, by whichever proces
 
 from __future__ import annotations
 
-import fcntl
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from experiments import sheet
 from experiments.magnitude_direction.decomposition import Change, of_pack, of_weights
 from src import batches, datasets, device, models
 from src.batches import Item
@@ -53,17 +53,12 @@ class Plan:
 
 
 def append(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """Rows to the end of a CSV, whole, whichever process writes; its first one writes the names."""
-    with open(path, "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if file.tell() == 0:
-            file.write(COLUMNS[path.name] + "\n")
-        file.write("".join(",".join(map(_text, row)) + "\n" for row in rows))
-        file.flush()
+    """Rows to the end of one of the two files, to five digits."""
+    sheet.append(path, COLUMNS[path.name].split(","), ([_text(value) for value in row] for row in rows))
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+def _text(value: Any) -> Any:
+    return f"{value:.5g}" if isinstance(value, float) else value
 
 
 class Ground:

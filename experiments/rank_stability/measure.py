@@ -1,7 +1,8 @@
 """``python -m experiments.rank_stability.measure [key=value ...]``: train at every rank under both scalings, and measure.
 
     out=FOLDER     where results.csv and provenance.json are written (default: this folder)
-    ranks=4,8      default 4,8,16,32,64,128,256
+    ranks=4,8      numbers, or ranges such as 1-4 (default 4,8,16,32,64,128,256); so are seeds= and logged=. Ranges may
+                   overlap, as in 0-3,2-5; what adds nothing, as in 4,4 or 0-3,2, is refused
     seeds=0-5      of adapter and data order, such as 0-5 or 0,3 (default 0-5)
     rate=1e-3      the one learning rate of form "fixed" (default 1e-3)
     rates=FILE     a CSV with the columns variant,r,learning_rate: these (variant, rank) train at their own rates too, as
@@ -24,7 +25,6 @@ A run that diverged has no val_loss and no test_loss. Rows are written as they a
 
 from __future__ import annotations
 
-import csv
 import gc
 import math
 import signal
@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 
-from experiments import folders
+from experiments import folders, sheet
 from experiments.rank_stability.norms import Norms, Spread
 from experiments.rank_stability.plan import DEFAULTS, KEYS, VARIANTS, Planned, config_of, planned, read_rates
 from src import batches, cli, datasets, device, models, records
@@ -67,22 +67,21 @@ class Sheet:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
-        self._write("w", [dict(zip(COLUMNS, COLUMNS, strict=True))])
+        self._write([])
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         self.rows += rows
-        self._write("a", rows)
+        self._write(rows)
 
     def drop(self, runs: Iterable[Planned]) -> None:
         """Take the rows of runs away that are trained again."""
         gone = {(run.variant, run.r, run.rate, run.seed) for run in runs}
         self.rows = [row for row in self.rows if (row["variant"], row["r"], row["learning_rate"], row["seed"]) not in gone]
-        self._write("w", [dict(zip(COLUMNS, COLUMNS, strict=True)), *self.rows])
+        self.path.unlink()
+        self._write(self.rows)
 
-    def _write(self, mode: str, rows: Sequence[dict[str, Any]]) -> None:
-        with open(self.path, mode, encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-            writer.writerows({name: _text(value) for name, value in row.items()} for row in rows)
+    def _write(self, rows: Sequence[dict[str, Any]]) -> None:
+        sheet.append(self.path, COLUMNS, ([_text(row.get(name)) for name in COLUMNS] for row in rows))
 
 
 def _text(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -31,16 +32,24 @@ class Planned:
 
 
 def numbers(low: int, high: int) -> Read:
-    """Whole numbers and ranges of them, such as ``0-5`` or ``0,1,8``, sorted."""
+    """Whole numbers and ranges of them, such as ``0-5`` or ``0,1,8``, sorted.
+
+    Ranges may overlap. What adds nothing to the rest, such as the second 4 of ``4,4``, was meant to be another.
+    """
 
     def check(value: str) -> list[int]:
-        found: set[int] = set()
+        ranges: dict[str, range] = {}
+        found: Counter[int] = Counter()
         for part in value.split(","):
             match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part)
             ends = [int(end) for end in match.groups() if end] if match else []
             if not ends or not low <= ends[0] <= ends[-1] <= high:
                 raise ValueError(f"whole numbers from {low} to {high}")
-            found |= set(range(ends[0], ends[-1] + 1))
+            ranges[part] = range(ends[0], ends[-1] + 1)
+            found.update(ranges[part])
+        for part, each in ranges.items():
+            if all(found[number] > 1 for number in each):
+                raise ValueError(f"{part} only once")
         return sorted(found)
 
     return check

@@ -32,6 +32,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from experiments import markdown, sheet
 from src import cli
 from src.config import ConfigError
 from src.durable import write_atomically
@@ -49,7 +50,6 @@ QUANTITIES = {
     "activation": "RMS of s B A x, relative to W x",
 }
 LOSSES = {"train_loss": "training loss", "val_loss": "validation loss", "test_loss": "test loss"}
-NEEDED = {*RUN, "step", "module", *QUANTITIES, *LOSSES}
 STEP_0 = {"lora": -0.5, "rslora": 0.0}  # slopes of ||dL/dB|| in theory
 COLOURS = {"lora": "#0072B2", "rslora": "#D55E00"}
 FORMS: dict[str, dict[str, Any]] = {
@@ -73,14 +73,9 @@ def load(path: Path) -> tuple[pd.DataFrame, list[str]]:
     """The rows of the runs that ended well, and a line for each that did not: it diverged, or the process was stopped.
 
     Raises:
-        ConfigError: no results, or not these columns; one line.
+        ConfigError: no results, or not such a table; one line.
     """
-    try:
-        found = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if missing := NEEDED - set(found.columns):
-        raise ConfigError(f"{path}: has no column {', '.join(sorted(missing))}")
+    found = sheet.read(path, [*RUN, "step", "module"], ["r", "seed", "step", *QUANTITIES, *LOSSES])
     ended = found.groupby(RUN)["test_loss"].transform("count") > 0
     if not ended.any():
         raise ConfigError(f"{path}: no run has a test loss")
@@ -165,17 +160,12 @@ def shown(value: Interval, digits: str = "+.3f") -> str:
     return f"{value.mean:{digits}} [{value.low:{digits}}, {value.high:{digits}}]"
 
 
-def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
 def slope_table(study: Study, form: str) -> str:
     rows = [
         [point.name, *(shown(study.slope(form, variant, point)) for variant in SCALINGS), _expected(study, point)]
         for point in study.points()
     ]
-    return markdown(["slope in r of", *SCALINGS.values(), "theory"], rows)
+    return markdown.under(["slope in r of", *SCALINGS.values(), "theory"], rows)
 
 
 def _expected(study: Study, point: Point) -> str:
@@ -193,7 +183,7 @@ def module_table(study: Study, form: str) -> str:
     rows = [
         [module, *(f"{shown(study.slope(form, v, point, module))}" for point in points for v in SCALINGS)] for module in modules
     ]
-    return markdown(["module", *(f"{point.name}, {rule}" for point in points for rule in SCALINGS.values())], rows)
+    return markdown.under(["module", *(f"{point.name}, {rule}" for point in points for rule in SCALINGS.values())], rows)
 
 
 def rank_table(study: Study, form: str) -> str:
@@ -203,7 +193,7 @@ def rank_table(study: Study, form: str) -> str:
         for variant, rule in SCALINGS.items():
             found = by_rank(values(study.frame, form, variant, point), point.quantity)
             rows += [[point.name, rule, str(r), shown(value, digits), str(value.n)] for r, value in found.items()]
-    return markdown(["quantity", "scaling", "r", "mean [95% interval]", "n"], rows)
+    return markdown.under(["quantity", "scaling", "r", "mean [95% interval]", "n"], rows)
 
 
 def differences(study: Study, form: str) -> dict[int, Interval]:
@@ -313,10 +303,10 @@ def main(words: Sequence[str] | None = None) -> int:
         rate = "one learning rate for all" if form == "fixed" else "each (variant, rank) at its own learning rate"
         parts += [
             f"## Form `{form}`: {rate}\n",
-            slope_table(study, form),
+            slope_table(study, form) + "\n",
             "Slopes by kind of module:\n",
-            module_table(study, form),
-            rank_table(study, form),
+            module_table(study, form) + "\n",
+            rank_table(study, form) + "\n",
         ]
     lines = findings(study)
     write_atomically(folder / "tables.md", "\n".join(["# Tables of report.py\n", *parts, *(f"- {line}" for line in lines), ""]))

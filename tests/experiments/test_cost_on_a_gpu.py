@@ -114,6 +114,33 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["measure", "cases=9b", f"out={tmp_path}"])
     with pytest.raises(ConfigError, match="cases=9b: choose from 8b, 70b"):
         study.main()
+    monkeypatch.setattr(sys, "argv", ["measure", "cases=tiny", "out=/dev/null/nowhere"])
+    with pytest.raises(ConfigError, match="out=/dev/null/nowhere: no folder to write to"):
+        study.main()
     with pytest.raises(ConfigError, match=r"no results\.csv there"):
         report.load(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_table_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    cases.write(path, row(TINY, **{"ms/step": 1.0}))
+    whole = path.read_text()
+    for text, said, refused in (
+        ("", "cannot be read", False),
+        (whole.splitlines()[0] + "\n", "has no rows", False),
+        (whole[: whole.rindex("tiny") + 9], "a row has no engine", True),
+        (whole.replace("ms/step", "ms"), "has no column ms/step", True),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            report.load(tmp_path)
+        if refused:
+            with pytest.raises(ConfigError, match="a row has no "):
+                cases.read(path)
+        else:
+            assert cases.read(path) == []  # nothing is known yet
+    path.write_bytes(b"\xff\xfe\x00")
+    for read in (report.load, lambda folder: cases.read(folder / "results.csv")):
+        with pytest.raises(ConfigError, match=r"results\.csv: cannot be read"):
+            read(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from src.config import ConfigError, VariantConfig
 from src.variants import counts, quantization
 
 CPU = torch.device("cpu")
+SMALL, OUT = "small=true", "out=/dev/null/nowhere"
 
 
 def form(name: str) -> formats.Format:
@@ -172,6 +174,9 @@ def test_errors_are_kept_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["bits", "sweep=x"], "bits has no such key"),
         (["memory", "reuse=nowhere.csv"], "no such file"),
         (["training", "sweep=nowhere"], "no such sweep"),
+        *((words, "out=/dev/null/nowhere: no folder to write to") for words in (["errors", OUT], ["bits", SMALL, OUT])),
+        (["memory", SMALL, OUT], "out=/dev/null/nowhere: no folder to write to"),
+        (["errors", "out=/proc"], "out=/proc: no folder to write to"),  # it is there, and nothing can be written to it
     ],
 )
 def test_bad_input(arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,3 +185,68 @@ def test_bad_input(arguments: list[str], said: str, tmp_path: Path, monkeypatch:
     with pytest.raises(ConfigError, match=said):
         measure.main()
     assert not list(tmp_path.iterdir())
+
+
+TRAINING = "variant,precision,double_quant,lr,seed,status,val/loss,test/loss\n"
+BITS = "precision,double_quant,part,bits\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("errors", "", "errors.csv: cannot be read (No columns to parse from file)"),
+        ("errors", "weights,matrix\n", "errors.csv: has no column bits, format, largest, norm, rms"),
+        ("errors", "weights,matrix,format,bits,norm,rms,largest\n", "errors.csv: has no rows"),
+        ("errors", "weights,matrix,format,bits,norm,rms,largest\nsmollm2_135m,q,nf4,4,1,1,1\n", "has no Gaussian weights"),
+        ("errors", "weights,matrix,format,bits,norm,rms,largest\ngaussian,4 x 4,nf4,4,1,inf,1\n", "not all errors are finite"),
+        ("bits", f"{BITS}nf4,True,weights\n", "bits.csv: a row has no bits"),
+        ("bits", f"{BITS}nf4,True,weights,many\n", "bits.csv: bits are not all numbers"),
+        ("bits", f"{BITS}nf4,True,weights,4.0\n", "bits.csv: nf4, double: needs a row for each of weights, scales, tables"),
+        (
+            "memory",
+            f"model,rows\n{'x,' * 9}\n",
+            "memory.csv: has no column building GiB, held GiB, length, ms/step, note, options",
+        ),
+        ("training", f"{TRAINING}lora,bf16,True,1e-3,0,ok,1.0,\n", "training.csv: a run that ended well has no test loss"),
+        (
+            "training",
+            f"{TRAINING}lora,bf16,True,1e-3,0,ok,1.0,2.0,3.0,4.0\nlora,1,1,1,1,1,1,1,1,1,1,1\n",
+            "cannot be read (Error",
+        ),
+    ],
+)
+def test_a_table_that_is_none_is_refused_in_one_line(
+    name: str, text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{name}.csv").write_text(text)
+    monkeypatch.setattr("sys.argv", ["report", f"folder={tmp_path}"])
+    with pytest.raises(ConfigError) as caught:
+        report.main()
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.csv"]
+
+
+def test_the_committed_tables_come_from_the_committed_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("errors", "bits"):
+        shutil.copy(report.HERE / f"{name}.csv", tmp_path)
+    monkeypatch.setattr("sys.argv", ["report", f"folder={tmp_path}"])
+    assert report.main() == 0
+    assert (tmp_path / "tables.md").read_text() == (report.HERE / "tables.md").read_text()
+
+
+def test_what_training_starts_from_may_have_been_measured_under_several_seeds() -> None:
+    rows = [
+        {
+            "variant": "frozen",
+            "precision": "bf16",
+            "double_quant": True,
+            "lr": math.nan,
+            "seed": seed,
+            "status": "ok",
+            "val/loss": 5.0,
+            "test/loss": 5.5,
+        }
+        for seed in (0, 1)
+    ]
+    frame = pd.DataFrame([*rows, *runs(("bf16", True), 1e-3, {seed: 1.0 for seed in range(6)}, val=1.0)])
+    assert "| bf16 | 5.5000 | 0.001 |" in "\n".join(report.training(frame))

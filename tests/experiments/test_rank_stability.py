@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -203,10 +204,18 @@ def test_rates_that_say_no_rate_are_refused(folder: Path, text: str, said: str) 
         measure.main(["rates=rates.csv"])
 
 
+def test_ranges_may_overlap_where_each_adds_something() -> None:
+    read = plan.numbers(0, 9)
+    assert read("0-3,2-5") == [0, 1, 2, 3, 4, 5] and read("8,1-2,0") == [0, 1, 2, 8]
+
+
 def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     for command, words, said in (
         (measure.main, ["rates=nowhere.csv"], "nowhere.csv: cannot be read"),
         (measure.main, ["seeds=5-1"], "seeds=5-1: needs whole numbers"),
+        (measure.main, ["ranks=4,8,4"], "ranks=4,8,4: needs 4 only once"),
+        (measure.main, ["seeds=2,0-3"], "seeds=2,0-3: needs 2 only once"),
+        (measure.main, ["logged=0-3,0-3"], "logged=0-3,0-3: needs 0-3 only once"),
         (report.main, ["folder=nowhere"], "nowhere/results.csv: cannot be read"),
     ):
         with pytest.raises(SystemExit) as ended:
@@ -214,6 +223,13 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
         assert ended.value.code == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
+
+
+def test_the_committed_tables_come_from_the_committed_results(tmp_path: Path) -> None:
+    committed = report.HERE / "first_update"
+    shutil.copy(committed / "results.csv", tmp_path)
+    assert report.main([f"folder={tmp_path}"]) == 0
+    assert (tmp_path / "tables.md").read_bytes() == (committed / "tables.md").read_bytes()
 
 
 def test_slopes_are_found_for_each_seed_and_their_interval_is_students() -> None:
