@@ -108,11 +108,13 @@ def section(study: Study, peft: Peft | None) -> str:
         " pack counted once. Not in it: validation, loading, testing, and what a pack lost that did not fit into memory."
     )
     if len(its):
-        said += f" Full fine-tuning, {len(its)} runs one after another: {duration(float(its['train_seconds'].sum()))}."
+        said += (
+            f" Full fine-tuning, {len(its)} runs, the seconds of each added up: {duration(float(its['train_seconds'].sum()))}."
+        )
     if (wall := under_way(runs)) is not None:
         said += (
-            f" For {duration(wall)} at least one run was under way, all but the start of processes counted; where two commands"
-            " shared the GPU, the seconds of their packs overlap."
+            f" For {duration(wall)} at least one run was under way, all but the start of processes counted; where several"
+            " processes shared the GPU, their seconds overlap and their tokens/s are of a share of it."
         )
     found = None if peft is None else extrapolated(runs, peft)
     parts = [said, table(_rows(study, found))]

@@ -27,7 +27,7 @@ def ranks(study: Study) -> str:
     about = (
         "Each rank minus the lowest, and minus the one that validation on the tuning seeds calls best; a family is a variant's"
     )
-    return "\n\n".join([f"{about} ranks. {_smallest(list(views.values()))}", *_table(rows), "\n".join(said)])
+    return "\n\n".join([f"{about} ranks. {_smallest(list(views.values()))}", *_table(rows), *_lines(said)])
 
 
 def variants(study: Study) -> str:
@@ -42,7 +42,7 @@ def variants(study: Study) -> str:
             lowest = f"lowest mean {NAMES[first]}, {decimals(means[first])}."
             said.append(f"- r={r}: {lowest} To LoRA, {_verdicts(view, lambda one: NAMES[study.cell(one.row)[0]])}")
     about = f"Each variant minus {NAMES[REFERENCE]} at the same rank; a family is a rank."
-    return "\n\n".join([f"{about} {_smallest(list(views.values()))}", *_table(rows), "\n".join(said), *_rescaled(study)])
+    return "\n\n".join([f"{about} {_smallest(list(views.values()))}", *_table(rows), *_lines(said), *_rescaled(study)])
 
 
 def one_rate(study: Study) -> str:
@@ -90,6 +90,10 @@ def _table(rows: list[Row]) -> list[str]:
     return [table(rows)] if rows else []
 
 
+def _lines(said: list[str]) -> list[str]:
+    return ["\n".join(said)] if said else []
+
+
 def _difference(one: Contrast) -> str:
     return with_interval(one.test.mean, one.test.low, one.test.high) if one.test.n else "-"
 
@@ -122,7 +126,7 @@ def _verdicts(view: View, label: Callable[[Contrast], str]) -> str:
     for one in view.contrasts:
         size = f" {signed(one.test.mean)}" if one.test.n else ""
         found.setdefault(one.verdict, []).append(label(one) + size)
-    return "; ".join(f"{verdict}: {', '.join(pairs)}" for verdict, pairs in sorted(found.items())) + "." if found else "no pair."
+    return "; ".join(f"{verdict}: {', '.join(pairs)}" for verdict, pairs in sorted(found.items())) + "." if found else "No pair."
 
 
 def _ranks_of(study: Study, between: str) -> Callable[[Contrast], str]:
@@ -132,7 +136,7 @@ def _ranks_of(study: Study, between: str) -> Callable[[Contrast], str]:
 def _spread(study: Study, variant: str) -> str:
     means = {r: fmean(losses) for r in study.ranks if (losses := study.losses((variant, r)))}
     if len(means) < 2:
-        return "fewer than two ranks have a number."
+        return "Fewer than two ranks have a number."
     low, high = (pick(means, key=lambda r: means[r]) for pick in (min, max))
     span = f"{decimals(means[low])} (r={low}) to {decimals(means[high])} (r={high}), {decimals(means[high] - means[low])} apart"
     return f"best by validation r={study.best_rank(variant)}; means from {span}."

@@ -94,6 +94,10 @@ class Study:
         """Cells that no report seed has a number for, or no run at all."""
         return [cell for cell in [*((name, None) for name in CONTROLS), *cells()[0]] if not self.losses(cell)]
 
+    def reported(self) -> list[Cell]:
+        """Variants and ranks that a report seed has a number for."""
+        return [cell for cell in cells()[0] if self.losses(cell)]
+
     def grid(self, cell: Cell) -> list[float]:
         """The rates that cells of its kind, adapters or controls, were tried at; none where it has no rate."""
         alike = [self.condition(other) for other in self.rows if (other[1] is None) == (cell[1] is None)]
@@ -112,7 +116,9 @@ class Study:
         """By the validation loss of the tuning seeds: the report seeds would flatter the one that they chose."""
         found = {}
         for r in self.ranks:
-            if (variant, r) in self.rows and (one := self.condition((variant, r))).chosen in one.validation:
+            if (variant, r) not in self.rows or self.unseen((variant, r)):
+                continue
+            if (one := self.condition((variant, r))).chosen in one.validation:
                 found[r] = one.validation[one.chosen]
         return min(found, key=lambda r: found[r]) if found else None
 

@@ -45,7 +45,8 @@ def main(arguments: Sequence[str]) -> int:
         runs = results.load(place)
     found = study(runs)
     text = tables(found, cost.load(folder))
-    drawn = {name: png(draw, found) for name, draw in FIGURES.items()}
+    wanted = dict(FIGURES) if found.reported() else {"rates.png": FIGURES["rates.png"]}  # the other would be empty
+    drawn = {name: png(draw, found) for name, draw in wanted.items()}
     if written is not None:  # nothing is replaced before all of it can be
         write_atomically(place, written)
     write_atomically(folder / "tables.md", text)

@@ -232,7 +232,7 @@ def test_what_the_runs_would_take_with_peft_by_hand(tmp_path: Path) -> None:
     assert sorted(cost.packs(runs[adapters])["train_seconds"]) == [2.0, 6.0]  # the clock of what diverged stopped early
     text = cost.section(study(runs), timed)
     assert "3 runs with an adapter (2,400 tokens) in 2 packs, 8.0 s in training steps" in text
-    assert "Full fine-tuning, 2 runs one after another: 20.0 s." in text  # two packs of one, of the same seconds
+    assert "Full fine-tuning, 2 runs, the seconds of each added up: 20.0 s." in text  # two packs of one, of the same seconds
     assert "Extrapolated: 28.0 s for the training steps of 3 runs with PEFT" in text
     assert "That is 3.5 times the 8.0 s that were measured." in text and "another device" not in text
 
