@@ -32,6 +32,7 @@ CANNOT_WRITE = 4  # and where a record file could not be written
 STDERR = 2  # file descriptor
 # Seconds that a worker gets to save and stop before it is killed: a scheduler gives ten to all of us.
 GRACE = 8.5
+IMPORTS = 120.0  # seconds that a worker that was started ahead may still take for its imports
 
 # For every child process. One runs at a time, so it may have all cores; CUBLAS's setting makes repeated sums alike.
 ENVIRONMENT = {
@@ -69,6 +70,7 @@ class Workers:
     def __init__(self) -> None:
         self.ahead = False
         self._spare: Spare | None = None
+        self._worker: subprocess.Popen[bytes] | None = None  # here, since a signal may come before its start is over
 
     def __enter__(self) -> Workers:
         return self
@@ -98,39 +100,46 @@ class Workers:
             printed, output = os.pipe()
             readers[printed] = _Lines(lambda line: on_line(line.decode(errors="replace")))
             opened.append(output)
-        worker = self._start(arguments, locks, theirs, output, silence)
-        for end in opened:
-            os.close(end)
+        self._worker = None
         try:
+            worker = self._start(arguments, locks, theirs, output)
+            while opened:
+                os.close(opened.pop())
             if not _read(worker, readers, silence):
                 _kill(worker)
                 return End(worker.wait(), silence)
             return End(worker.wait())
         except KeyboardInterrupt:
-            worker.terminate()
-            _stop(worker, list(readers))
+            if self._worker is not None:
+                self._worker.terminate()
+                _stop(self._worker, list(readers))
             raise
         finally:
-            if worker.poll() is None:
-                _kill(worker)
-                worker.wait()
-            for end in readers:
+            if self._worker is not None and self._worker.poll() is None:
+                _kill(self._worker)
+                self._worker.wait()
+            for end in (*readers, *opened):
                 os.close(end)
 
-    def _start(
-        self, arguments: Sequence[str], locks: Sequence[int], events: int, output: int, silence: float
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, arguments: Sequence[str], locks: Sequence[int], events: int, output: int) -> subprocess.Popen[bytes]:
         spare, self._spare = self._spare, None
-        if spare is not None and spare.take(arguments, [events, output, *locks], silence):
-            return spare.process
+        if spare is not None and spare.take(arguments, [events, output, *locks]):
+            self._worker = spare.process
+            return self._worker
         command = [*WORKER, "--events", str(events), *arguments]
         passed = [*locks, events]
-        return subprocess.Popen(command, env=environment(), pass_fds=passed, stdout=output, stderr=output, process_group=0)
+        self._worker = subprocess.Popen(
+            command, env=environment(), pass_fds=passed, stdout=output, stderr=output, process_group=0
+        )
+        return self._worker
 
     def _heard(self, event: Event, on_event: Callable[[Event], None]) -> None:
         # Not before the first step: until then this worker needs the processor to load and build.
         if event["event"] == "step" and self.ahead and self._spare is None:
-            self._spare = Spare()
+            try:
+                self._spare = Spare()
+            except OSError:  # no more processes or files than these: the next worker starts in its turn, if it can
+                self.ahead = False
         on_event(event)
 
 
@@ -139,17 +148,21 @@ class Spare:
 
     def __init__(self) -> None:
         self._channel, theirs = handover.channel()
-        with theirs:
-            self.process = subprocess.Popen(
-                [*WORKER, "--ahead", str(theirs.fileno())],
-                env=environment(), pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                process_group=0,
-            )  # fmt: skip
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [*WORKER, "--ahead", str(theirs.fileno())],
+                    env=environment(), pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    process_group=0,
+                )  # fmt: skip
+        except OSError:
+            self._channel.close()
+            raise
 
-    def take(self, arguments: Sequence[str], descriptors: Sequence[int], silence: float) -> bool:
+    def take(self, arguments: Sequence[str], descriptors: Sequence[int]) -> bool:
         """Let it work: the descriptors are its events, its output and its locks. False where it has died or says nothing."""
         taken = False
-        self._channel.settimeout(silence)
+        self._channel.settimeout(IMPORTS)
         try:
             with self._channel, suppress(OSError):
                 handover.send(self._channel, arguments, descriptors)

@@ -20,13 +20,16 @@ def send(end: socket.socket, arguments: Sequence[str], descriptors: Sequence[int
     """Waits until it is taken. Raises OSError where the other process ends before, or does not take it in the socket's time."""
     for at in range(0, len(descriptors), AT_ONCE):
         socket.send_fds(end, [MORE], descriptors[at : at + AT_ONCE])
-    end.sendall(json.dumps(list(arguments)).encode())
+    end.sendall(json.dumps([list(arguments), len(descriptors)]).encode())
     if end.recv(len(TAKEN)) != TAKEN:
         raise BrokenPipeError("nobody takes it")
 
 
 def receive(end: socket.socket) -> tuple[list[str], list[int]] | None:
-    """Waits for the command line and the descriptors, by this process's numbers; None where the sender is gone."""
+    """Waits for the command line and the descriptors, by this process's numbers.
+
+    None where the sender is gone, or where not all came: a process may hold only so many, and the system drops the rest.
+    """
     descriptors: list[int] = []
     while True:
         message, found, _, _ = socket.recv_fds(end, LONGEST, AT_ONCE)
@@ -34,5 +37,8 @@ def receive(end: socket.socket) -> tuple[list[str], list[int]] | None:
         if not message:
             return None
         if message != MORE:
+            arguments, count = json.loads(message)
+            if len(descriptors) != count:
+                return None
             end.sendall(TAKEN)
-            return json.loads(message), descriptors
+            return arguments, descriptors

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -19,7 +20,7 @@ from src.train import child, handover
 from src.train.launch import launch
 from src.train.memory import Machine, Memory
 from src.train.plan import Job, prepare
-from tests.conftest import TINY
+from tests.conftest import CODE, TINY
 
 
 def test_a_command_line_and_many_files_go_through(tmp_path: Path) -> None:
@@ -126,6 +127,56 @@ def test_a_spare_that_dies_costs_nothing(
     launch(jobs)
     assert [arguments[0] for arguments in started] == ["--events", "--ahead", "--events"]
     assert [one["status"] for one in results().values()] == ["ok", "ok"]
+
+
+def test_a_spare_that_cannot_be_started_costs_nothing(
+    folder: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(spare: child.Spare) -> None:
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(child.Spare, "__init__", refuses)
+    jobs = two_packs()
+    prepare(jobs)
+    launch(jobs)
+    assert [arguments[0] for arguments in started] == ["--events", "--events"]
+    assert [one["status"] for one in results().values()] == ["ok", "ok"]
+
+
+def test_locks_that_did_not_all_come_are_not_taken(tmp_path: Path) -> None:
+    """The receiver may hold fewer files than it is sent; the sender then starts a worker as it would have."""
+    ours, theirs = handover.channel()
+    opened = [os.open(tmp_path / str(number), os.O_WRONLY | os.O_CREAT) for number in range(50)]
+    taker = f"""
+import resource, socket
+from src.train import handover
+resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30))
+with socket.socket(fileno={theirs.fileno()}) as end:
+    assert handover.receive(end) is None
+"""
+    with theirs:
+        process = subprocess.Popen([sys.executable, "-c", taker], pass_fds=[theirs.fileno()], cwd=CODE)
+    with ours, pytest.raises(OSError):
+        handover.send(ours, [], opened)
+    assert process.wait() == 0
+    for one in opened:
+        os.close(one)
+
+
+def test_a_signal_right_after_the_handover_ends_the_worker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "WORKER", [sys.executable, "-c", "import time; time.sleep(60)"])
+    start, found = child.Workers._start, []
+
+    def interrupted(*given: Any) -> Any:
+        found.append(start(*given))
+        signal.raise_signal(signal.SIGINT)
+        return found[0]
+
+    monkeypatch.setattr(child.Workers, "_start", interrupted)
+    before = set(os.listdir("/proc/self/fd"))
+    with child.Workers() as workers, pytest.raises(KeyboardInterrupt):
+        workers.run([], [], lambda event: None, None, 60.0)
+    assert set(os.listdir("/proc/self/fd")) == before and found[0].returncode is not None
 
 
 def test_a_spare_ends_by_itself_where_its_command_is_gone(folder: Path) -> None:
