@@ -210,8 +210,10 @@ def _bootstrapped(views: list[View], runs: pd.DataFrame, root: Path) -> list[Vie
 
     @cache  # a pair of both views is resampled once
     def resampled(row: int, reference: int, seeds: tuple[Seed, ...]) -> statistics.Resampled | None:
+        if len(seeds) < 2:  # one seed says nothing of others, and its interval over items alone would pass for one that does
+            return None
         pairs = [(items(row, seed), items(reference, seed)) for seed in seeds]
-        first = pairs[0][0] if pairs else None
+        first = pairs[0][0]
         if first is None:
             return None
         differences = []

@@ -23,7 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from matplotlib.transforms import ScaledTranslation
 
 from src.eval.comparison import Comparison, column
-from src.eval.notes import metric_label, seed_count, subject
+from src.eval.notes import from_to, metric_label, seed_count, subject
 from src.eval.series import LINES, Series, safe, series
 
 SETTINGS: dict[Any, Any] = {
@@ -168,9 +168,8 @@ def learning_rates(comparison: Comparison, rates: pd.DataFrame) -> Figure:
             axes.set_title(f"r = {panel:g}", fontsize=9.5)
     figure.supylabel(metric_label("val/loss"), fontsize=9.5)
     ring = Line2D([], [], color="#555555", ms=10, label="the chosen rate", **RING)
-    return _finish(
-        figure, comparison, [*(one.entry() for one in lines), ring], "Validation loss of the tuning seeds by learning rate"
-    )
+    entries, what = [*(one.entry() for one in lines), ring], "Validation loss of the tuning seeds by learning rate"
+    return _finish(figure, comparison, entries, what, from_to(sorted(tried["tuning_runs"])))
 
 
 def loss_curves(comparison: Comparison, curves: pd.DataFrame) -> Figure:
@@ -355,9 +354,9 @@ def _title(metric: str) -> str:
     return metric_label(metric).partition(" (")[0].capitalize()
 
 
-def _finish(figure: Figure, comparison: Comparison, entries: list[Line2D], what: str) -> Figure:
-    """Title, legend beside the axes, and the line about runs that are not drawn."""
-    about = f"{safe(subject(comparison.runs))}, {seed_count(comparison.table)}"
+def _finish(figure: Figure, comparison: Comparison, entries: list[Line2D], what: str, seeds: str | None = None) -> Figure:
+    """Title, legend beside the axes, and the line about runs that are not drawn. ``seeds``: default, those of the table."""
+    about = f"{safe(subject(comparison.runs))}, {seeds or seed_count(comparison.table)}"
     figure.suptitle("\n".join([what, *textwrap.wrap(about, 70, max_lines=3, placeholder=" ...")]), fontsize=10.5)
     if entries:
         width, height = figure.get_size_inches()

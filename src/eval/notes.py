@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,11 @@ def named(variant: str, r: float) -> str:
 def seed_count(table: pd.DataFrame) -> str:
     """How many seeds ended well in a row of the table: ``3 seeds`` or ``1 to 3 seeds``."""
     trained = table[table["trainable_parameters"] != 0]  # a control that trains nothing gives the same for every seed
-    counts = [int(n) for n in (trained if len(trained) else table)["n_seeds"] if n]
+    return from_to([int(n) for n in (trained if len(trained) else table)["n_seeds"] if n])
+
+
+def from_to(counts: Sequence[int]) -> str:
+    """These numbers of seeds in words."""
     if not counts:
         return "no finished run"
     low, high = min(counts), max(counts)

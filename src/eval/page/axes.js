@@ -47,13 +47,17 @@ function fenced(values) {
   return [inside[0] - pad, inside.at(-1) + pad];
 }
 
-// Arms whose mean lies outside are named above the plot instead; a control that is nearly inside widens the range.
-function rangeOf(ranked, controls) {
+// The best arm is never cut off. Arms whose mean lies far outside are named above the plot instead; one that is nearly inside
+// widens the range.
+function rangeOf(ranked, controls, lowerIsBetter) {
   const bulk = fenced(ranked.flatMap(arm => [arm.mean, arm.low, arm.high, ...arm.seeds.map(seed => seed.value)]))
     ?? fenced(controls.map(arm => arm.mean)) ?? [0, 1];
-  const reach = (bulk[1] - bulk[0]) / 2;
-  const near = known(controls.map(arm => arm.mean)).filter(mean => mean > bulk[0] - reach && mean < bulk[1] + reach);
-  return [Math.min(bulk[0], ...near.map(mean => mean - reach / 10)), Math.max(bulk[1], ...near.map(mean => mean + reach / 10))];
+  const means = known(ranked.map(arm => arm.mean));
+  const low = lowerIsBetter ? Math.min(bulk[0], ...means) : bulk[0];
+  const high = lowerIsBetter ? bulk[1] : Math.max(bulk[1], ...means);
+  const reach = (high - low) / 2;
+  const near = [...means, ...known(controls.map(arm => arm.mean))].filter(mean => mean > low - reach && mean < high + reach);
+  return [Math.min(bulk[0], ...near.map(mean => mean - reach / 6)), Math.max(bulk[1], ...near.map(mean => mean + reach / 6))];
 }
 
 const told = arm => `${shortened(arm.label, 32)}: ${four(arm.mean)}`;

@@ -13,7 +13,7 @@ function rankFigure(arms, board, choice, width) {
   const ink = board.ink();
   const ranked = arms.filter(arm => arm.r !== null && arm.mean !== null);
   const controls = arms.filter(arm => arm.r === null && arm.mean !== null);
-  const range = rangeOf(ranked, controls);
+  const range = rangeOf(ranked, controls, report.metric.lower_is_better);
   const ranks = [...new Set(ranked.map(arm => arm.r))].sort(byNumber);
   const xRange = logRange(ranks.length ? ranks : [1, 64]);
   const groups = bySeries(ranked);
@@ -193,7 +193,7 @@ function paretoFigure(arms, board, choice, width) {
   const cost = COSTS[choice.cost];
   const measured = arms.filter(arm => arm.mean !== null && arm[cost.field] !== null);
   const placed = measured.filter(arm => arm[cost.field] > 0);
-  const range = rangeOf(placed.filter(arm => arm.r !== null), placed.filter(arm => arm.r === null));
+  const range = rangeOf(placed.filter(arm => arm.r !== null), placed.filter(arm => arm.r === null), report.metric.lower_is_better);
   const at = arm => arm[cost.field] / cost.unit;
   const costs = placed.map(at);
   const wide = costs.length > 0 && Math.max(...costs) > 8 * Math.min(...costs);
