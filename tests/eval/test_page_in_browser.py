@@ -142,6 +142,15 @@ def test_what_lies_far_is_named_and_does_not_stretch_the_plot(show: Open) -> Non
     assert low < 1.68 and 1.97 < high < 2.2  # intervals reach from 1.70 - 0.02 to 1.95 + 0.02
 
 
+def test_the_best_row_is_drawn_however_far_ahead_it_is(show: Open) -> None:
+    tab = show(report([*small()["arms"], arm(7, "dora", 16, 0.5)]))
+    for name in ("quality_by_rank", "quality_by_cost"):
+        figure = drawn(tab, name)
+        assert "dora r=16: 0.5" not in figure.locator(".infolayer").first.text_content()
+        low, high = figure.locator(".drawing").evaluate("drawing => drawing.layout.yaxis.range")
+        assert low < 0.5 - 0.02 and 1.97 < high < 5.55  # with its interval, and without the control
+
+
 def test_a_rate_chosen_on_the_edge_of_the_grid_is_seen(show: Open) -> None:
     lowest, middle = arm(0, "lora", 4, 1.9), arm(1, "dora", 4, 1.8)
     for rate, chosen in zip(lowest["rates"], (True, False, False), strict=True):
