@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from experiments import sheet
 from experiments.finlora_small.run import FORMS, RATES, REPORT, TASKS, TUNE
 from src import cli
 from src.config import ConfigError
@@ -34,6 +35,7 @@ NAMES = {"8bits_r8": "LoRA, 8 bits", "4bits_r4": "QLoRA, alpha 16", "8bits_r8_do
 COLOURS = {"8bits_r8": "black", "4bits_r4": "#0072B2", "8bits_r8_dora": "#009E73", "8bits_r8_rslora": "#D55E00",
            "matched/4bits_r4": "#56B4E9"}  # fmt: skip
 REFERENCE = "8bits_r8"
+KEY = ["task", "form", "learning_rate", "seed"]
 PUBLISHED = [form for form in FORMS if not form.startswith("matched/")]
 MARGIN = 0.01  # nats
 # FinLoRA's table for Llama-3.1-8B-Instruct, one seed: accuracy in percent on TFNS and NWGI, and on Financial Math.
@@ -58,11 +60,28 @@ def from_records() -> pd.DataFrame:
             rows.append(_row(result, form))
     if not rows:
         raise ConfigError(f"{RUNS.absolute()}: holds no run of this study")
-    found = pd.DataFrame(rows).sort_values(["task", "form", "learning_rate", "seed"], ignore_index=True)
-    twice = found[found.duplicated(["task", "form", "learning_rate", "seed"], keep=False)]
+    return once(pd.DataFrame(rows).sort_values(KEY, ignore_index=True), str(RUNS.absolute()))
+
+
+def once(runs: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The same runs. Raises ConfigError where two are of one task, form, rate and seed."""
+    twice = runs[runs.duplicated(KEY, keep=False)]
     if len(twice):
-        raise ConfigError(f"{', '.join(twice.run_id[:2])}: one form, rate and seed twice, so something else differs between them")
-    return found
+        ids = ", ".join(twice.run_id[:2])
+        raise ConfigError(f"{where}: {ids}: one form, rate and seed twice, so something else differs between them")
+    return runs
+
+
+def load(path: Path) -> pd.DataFrame:
+    """The runs of results.csv. Raises ConfigError, one line, where it is no such table."""
+    if not path.exists():
+        raise ConfigError(f"{path}: not there; the word records makes it from runs/")
+    numbers = ("learning_rate", "seed", "effective_scale", *METRICS)
+    runs = once(sheet.read(path, ("run_id", "status", *KEY, "effective_scale"), numbers), str(path))
+    for task, found in runs.groupby("task"):
+        if task not in TASKS or REFERENCE not in chosen(found) or at_rate(found, REFERENCE, RATES[0], TUNE).empty:
+            raise ConfigError(f"{path}: {task} is no task of this study, or has no tuning runs of {NAMES[REFERENCE]}")
+    return runs
 
 
 def _row(result: dict[str, Any], form: str) -> dict[str, Any]:
@@ -221,9 +240,7 @@ def main() -> int:
         written = from_records().to_csv(index=False, float_format="%.6g")
         tables(pd.read_csv(io.StringIO(written)))  # before anything is replaced
         write_atomically(place, written)
-    if not place.exists():
-        raise ConfigError(f"{place}: not there; the word records makes it from runs/")
-    runs = pd.read_csv(place)
+    runs = load(place)
     text = tables(runs)
     write_atomically(HERE / "tables.md", text)
     figure(runs).savefig(HERE / "ranking.png", dpi=130)

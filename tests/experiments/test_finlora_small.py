@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from experiments.finlora_small import report, run
 from src.cli import compose
+from src.config import ConfigError
 from src.variants.scaling import effective_scale
 
 
@@ -81,7 +84,7 @@ def test_the_committed_tables_and_numbers_come_from_the_committed_results() -> N
         "1.42": "+1.4200",
         "p = 0.031": "0.0312",
         "0.324 [0.308, 0.340]": "-0.3235 [-0.3396, -0.3075]",
-        "0.050 [0.043, 0.057] (8 seeds, p = 0.023)": "+0.0500 [+0.0431, +0.0569] | 0.0234",
+        "0.050 [0.043, 0.057] (8 seeds, p = 0.023 after Holm)": "+0.0500 [+0.0431, +0.0569] | 0.0234",
         "0.008 [0.005, 0.011]": "-0.0077 [-0.0106, -0.0048]",
         "0.081 [0.076, 0.086]": "+0.0812 [+0.0764, +0.0860]",
         "all eight seeds have that order": "- 8 x DoRA < LoRA < rsLoRA < QLoRA",
@@ -89,6 +92,8 @@ def test_the_committed_tables_and_numbers_come_from_the_committed_results() -> N
     }
     for said, meant in numbers.items():
         assert said in re.sub(r"\s+", " ", readme) and meant in text
+    lost = report.at_rate(results[results.task == "formula"], "8bits_r8", 1e-2, run.REPORT)
+    assert f"loses {(lost.prose_after - lost.prose_before).mean():.1f} nats on held-out prose" in re.sub(r"\s+", " ", readme)
     assert "307 runs, none failed" in readme and len(results) == 307 and set(results.status) == {"ok"}
     grid = set(zip(results.task, results.form, results.learning_rate, results.seed, strict=True))
     assert len(grid) == 307 and set(itertools.product(run.TASKS, run.FORMS, run.RATES, run.TUNE)) <= grid
@@ -103,3 +108,20 @@ def test_a_form_without_report_seeds_is_named_and_left_out() -> None:
     assert "| QLoRA, alpha 8 |" in tuning and "| QLoRA, alpha 8 |" not in reported
     assert "QLoRA, alpha 8: its best rate is 0.0001; its report seeds are not all trained." in reported
     report.figure(runs[~stopped])
+
+
+@pytest.mark.parametrize("damage", ["empty", "header", "cut", "word", "column", "bytes", "twice"])
+def test_a_damaged_table_is_one_line(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = (report.HERE / "results.csv").read_text()
+    lines = whole.splitlines(keepends=True)
+    text = {
+        "empty": "", "header": lines[0], "cut": whole[: len(lines[0]) + 40], "word": whole.replace(",0.0001,", ",soon,", 1),
+        "column": whole.replace("val_loss", "loss"), "bytes": "", "twice": whole + lines[-1],
+    }[damage]  # fmt: skip
+    (tmp_path / "results.csv").write_bytes(b"\xff\xfe\x00" * 50 if damage == "bytes" else text.encode())
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report"])
+    with pytest.raises(ConfigError) as caught:
+        report.main()
+    assert "\n" not in str(caught.value) and "results.csv" in str(caught.value)
+    assert not (tmp_path / "tables.md").exists()
