@@ -8,15 +8,13 @@ from __future__ import annotations
 import sys
 
 from experiments import tuned
+from experiments.variants_at_their_best.run import REPORT, SHARED, TUNE
 from src import cli
 from src.cli import compose
 from src.train.launch import RunsFailed
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 SPARE = (3e-6, 3e-3)  # where the best is the lowest or the highest
-TUNE, REPORT = range(3), range(3, 11)
-SHARED = ("eval.every=100", "eval.generate=false", "keep_weights=false", "sweep=variants_at_their_best")
-TRAINED = ("train.steps=300", "train.checkpoint_every=300")
 
 
 def main() -> int:
@@ -27,7 +25,7 @@ def main() -> int:
     tuned.refuse(more, ("experiment", "variant"))
     try:
         tuned.launch_all([compose(["variant=frozen", *SHARED, *more])])
-        (best,) = tuned.train([["variant=full", *TRAINED, *SHARED, *more]], RATES, TUNE, REPORT, SPARE)
+        (best,) = tuned.train([["variant=full", *SHARED, *more]], RATES, TUNE, REPORT, SPARE)
     except RunsFailed:
         return 1  # what failed has been said, run by run
     print(f"full: best rate {best:g}")

@@ -23,6 +23,7 @@ from src.train.launch import RunsFailed
 EXPERIMENT = CONF_FOLDER / "experiment" / "variants_at_their_best.yaml"
 SPARE = (8e-5, 1.25e-1)
 TUNE, REPORT = range(3), range(3, 11)
+SHARED = ("experiment=variants_at_their_best", "sweep=variants_at_their_best")
 
 
 def cells() -> tuple[list[tuple[str, int]], list[float]]:
@@ -39,9 +40,8 @@ def main() -> int:
         return 0
     tuned.refuse(more, ("experiment", "variant", "lora.r"))
     conditions, rates = cells()
-    shared = ("experiment=variants_at_their_best", "sweep=variants_at_their_best", *more)
     try:
-        best = tuned.train([[f"variant={v}", f"lora.r={r}", *shared] for v, r in conditions], rates, TUNE, REPORT, SPARE)
+        best = tuned.train([[f"variant={v}", f"lora.r={r}", *SHARED, *more] for v, r in conditions], rates, TUNE, REPORT, SPARE)
     except RunsFailed:
         return 1  # what failed has been said, run by run
     text = io.StringIO()
