@@ -182,7 +182,9 @@ def _drawn(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device, p
         for module in part.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 deepcopy(module).to_empty(device=device).reset_parameters()
-        for name, module in [(name, module) for name, module in part.named_modules() if not list(module.children())]:
+        # By name: a list of the modules would keep each of them, in 16 bits, until the last one is drawn.
+        for name in [name for name, module in part.named_modules() if not list(module.children())]:
+            module = part.get_submodule(name)
             network._initialize_weights(module.to_empty(device=device))
             if isinstance(module, nn.Linear) and module is not head:
                 owner, _, leaf = name.rpartition(".")
