@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from experiments.variants_at_their_best.questions import MARGIN, NAMES, REFERENCE, Cell, Study
-from src.eval.series import STYLES
 from src.eval.statistics import Interval, mean_interval
+from src.eval.styles import STYLES
 
 GREY, BAND = "#555555", "#EFEFEF"
 FAR = 1.0  # a control further away than so many spans of the variants gets a strip of its own

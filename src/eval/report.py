@@ -34,13 +34,8 @@ from src.eval.flags import by_flag
 from src.eval.frame import MISSING
 from src.eval.notes import metric_label, subject
 from src.eval.selection import REPORT
-from src.eval.series import STYLES
+from src.eval.styles import DARK, STYLES
 
-# Lighter shades for a dark page, where the palette's own would be too dark.
-DARK = {
-    "#0072B2": "#56B4E9", "#000000": "#F0F0F0", "#882255": "#D98AB0", "#332288": "#9A8FE0", "#117733": "#5DBB78",
-    "#7F7F7F": "#A0A0A0", "#D55E00": "#F28C4A", "#009E73": "#2CC79A", "#AA4499": "#D58AC8", "#56B4E9": "#8FD0F5",
-}  # fmt: skip
 SYMBOLS = {
     "_": "line-ew", "*": "star", "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down",
     "P": "cross", "X": "x", "<": "triangle-left", ">": "triangle-right", "p": "pentagon", "h": "hexagon", "H": "hexagon2",

@@ -12,17 +12,9 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from src.eval.comparison import Comparison, column
+from src.eval.styles import style
 from src.eval.text import clean
 
-# Okabe and Ito's palette for the variants met most often, Tol's "muted" for the rest; markers tell them apart as well.
-STYLES = {
-    "frozen": ("#7F7F7F", "_"), "full": ("#000000", "*"),
-    "lora": ("#0072B2", "o"), "rslora": ("#E69F00", "s"), "dora": ("#009E73", "^"), "dora_rs": ("#882255", "D"),
-    "qlora": ("#D55E00", "v"), "lora_8bit": ("#CC79A7", "P"), "qdora": ("#56B4E9", "X"), "rsqlora": ("#999933", "<"),
-    "rslora_8bit": ("#332288", ">"), "dora_8bit": ("#117733", "p"), "dora_rs_8bit": ("#AA4499", "h"),
-    "qdora_rs": ("#44AA99", "H"),
-}  # fmt: skip
-OTHER = ("#8C6D46", "d")
 LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
 
@@ -37,11 +29,11 @@ class Series:
 
     @property
     def color(self) -> str:
-        return STYLES.get(self.variant, OTHER)[0]
+        return style(self.variant).colour
 
     @property
     def marker(self) -> str:
-        return STYLES.get(self.variant, OTHER)[1]
+        return style(self.variant).marker
 
     @property
     def look(self) -> dict[str, Any]:

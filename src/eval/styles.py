@@ -1,0 +1,34 @@
+"""The colour and the marker of a variant, in every figure: the product's, the page's and the experiments'.
+
+Okabe and Ito's palette for the variants met most often, Tol's "muted" for the rest. Markers tell them apart as well, in grey
+or to eyes that see few colours.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Style(NamedTuple):
+    colour: str
+    marker: str  # matplotlib's letter
+
+
+STYLES = {
+    "frozen": Style("#7F7F7F", "_"), "full": Style("#000000", "*"),
+    "lora": Style("#0072B2", "o"), "rslora": Style("#E69F00", "s"), "dora": Style("#009E73", "^"),
+    "qlora": Style("#D55E00", "v"), "lora_8bit": Style("#CC79A7", "P"), "qdora": Style("#56B4E9", "X"),
+    "dora_rs": Style("#882255", "D"), "rsqlora": Style("#999933", "<"), "rslora_8bit": Style("#332288", ">"),
+    "dora_8bit": Style("#117733", "p"), "dora_rs_8bit": Style("#AA4499", "h"), "qdora_rs": Style("#44AA99", "H"),
+}  # fmt: skip
+OTHER = Style("#8C6D46", "d")  # a variant that has none of its own
+
+# Lighter shades for a dark page, where the palette's own would be too dark.
+DARK = {
+    "#0072B2": "#56B4E9", "#000000": "#F0F0F0", "#882255": "#D98AB0", "#332288": "#9A8FE0", "#117733": "#5DBB78",
+    "#7F7F7F": "#A0A0A0", "#D55E00": "#F28C4A", "#009E73": "#2CC79A", "#AA4499": "#D58AC8", "#56B4E9": "#8FD0F5",
+}  # fmt: skip
+
+
+def style(variant: str) -> Style:
+    return STYLES.get(variant, OTHER)

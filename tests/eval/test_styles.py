@@ -1,0 +1,34 @@
+"""One colour and one marker for a variant, wherever it is drawn."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from src.eval.report import SYMBOLS
+from src.eval.styles import DARK, OTHER, STYLES, style
+
+ROOT = Path(__file__).resolve().parents[2]
+OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
+# "lora": "#0072B2", in Python or in a notebook's JSON
+NAMED_COLOUR = re.compile(r'\\?"(' + "|".join(STYLES) + r')\\?": \(?\\?"(#[0-9A-Fa-f]{6})')
+
+
+def test_no_two_variants_share_a_colour_or_a_marker() -> None:
+    for each in (*zip(*STYLES.values(), strict=True),):
+        assert len({*each}) == len(STYLES)
+    assert style("no such") == OTHER and not set(OTHER) & {part for one in STYLES.values() for part in one}
+    assert {STYLES[name].colour for name in ("full", "lora", "rslora", "dora", "qlora")} < OKABE_ITO
+    assert DARK.keys() <= {one.colour for one in STYLES.values()}
+    assert {one.marker for one in STYLES.values()} <= SYMBOLS.keys()
+
+
+@pytest.mark.parametrize("folder", ["src", "experiments", "notebooks", "benchmarks"])
+def test_nothing_else_gives_a_variant_another_colour(folder: str) -> None:
+    paths = [path for kind in ("*.py", "*.ipynb") for path in (ROOT / folder).rglob(kind)]
+    assert paths
+    for path in paths:
+        for variant, colour in NAMED_COLOUR.findall(path.read_text(encoding="utf-8")):
+            assert colour.upper() == STYLES[variant].colour, f"{path.name}: {variant} is {colour}"
