@@ -16,6 +16,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from experiments import sheet
 from experiments.finlora_small.run import FORMS, RATES, REPORT, TASKS, TUNE
@@ -23,6 +25,7 @@ from src import cli
 from src.config import ConfigError
 from src.durable import write_atomically
 from src.eval.statistics import holm, mean_interval, paired
+from src.eval.styles import style
 from src.records import RUNS, RunFolder
 
 HERE = Path(__file__).resolve().parent
@@ -32,8 +35,14 @@ METRICS = {
 }
 NAMES = {"8bits_r8": "LoRA, 8 bits", "4bits_r4": "QLoRA, alpha 16", "8bits_r8_dora": "DoRA, 8 bits",
          "8bits_r8_rslora": "rsLoRA, 8 bits", "matched/4bits_r4": "QLoRA, alpha 8"}  # fmt: skip
-COLOURS = {"8bits_r8": "black", "4bits_r4": "#0072B2", "8bits_r8_dora": "#009E73", "8bits_r8_rslora": "#D55E00",
-           "matched/4bits_r4": "#56B4E9"}  # fmt: skip
+# A method's colour, whatever its base is held in. The wide line of LoRA shows under one that covers it.
+STYLE_OF = {"8bits_r8": style("lora"), "4bits_r4": style("qlora"), "8bits_r8_dora": style("dora"),
+            "8bits_r8_rslora": style("rslora"), "matched/4bits_r4": style("qlora")}  # fmt: skip
+LINES: dict[str, dict[str, Any]] = {
+    "8bits_r8": {"lw": 3.2, "alpha": 0.55},
+    "8bits_r8_dora": {"lw": 1.3, "ls": (0, (5, 2))},
+    "matched/4bits_r4": {"lw": 1.3, "ls": (0, (1, 1.3)), "mfc": "white"},
+}
 REFERENCE = "8bits_r8"
 KEY = ["task", "form", "learning_rate", "seed"]
 PUBLISHED = [form for form in FORMS if not form.startswith("matched/")]
@@ -176,32 +185,50 @@ def tables(everything: pd.DataFrame) -> str:
 
 
 def figure(everything: pd.DataFrame) -> Figure:
+    """A row for each task: validation loss by learning rate, and test loss less the reference's at two choices of the rate."""
     tasks = list(everything.groupby("task", sort=False))
-    drawing = Figure(figsize=(10.5, 3.4 * len(tasks)), layout="constrained")
+    drawing = Figure(figsize=(9, 3.1 * len(tasks) + 0.6), layout="constrained")
     FigureCanvasAgg(drawing)
-    axes = drawing.subplots(len(tasks), 2, squeeze=False, width_ratios=[1, 1.15])
+    axes = drawing.subplots(len(tasks), 2, squeeze=False, width_ratios=[1, 1.05])
     for (task, runs), (left, right) in zip(tasks, axes, strict=True):
         _by_rate(left, runs)
         _differences(right, runs)
-        left.set_title(f"{task}: the ranking depends on the rate", loc="left", fontsize=10)
-        right.set_title("test loss minus that of LoRA on 8 bits", loc="left", fontsize=10)
+        left.set_title(f"{task}: validation loss by learning rate", loc="left", fontsize=10)
+        right.set_title(f"{task}: test loss minus that of LoRA, 8 bits", loc="left", fontsize=10)
+    axes[-1, 0].set_xlabel(f"learning rate, forms side by side (FinLoRA's: {RATES[0]:g})")
+    axes[-1, 1].set_xlabel("nats per target token (logarithmic beyond 0.02)")
+    entries = [Line2D([], [], label=NAMES[form], **_look(form)) for form in FORMS if (everything.form == form).any()]
+    entries += [Line2D([], [], ls="", label=" ")] * (len(entries) % 2)  # the forms in columns of their own
+    entries += [
+        Line2D([], [], color="grey", marker="D", ms=5, ls="", mfc=face, label=f"{name}, {len(seeds)} seeds, 95%")
+        for name, face, seeds in ((f"all at {RATES[0]:g}", "white", TUNE), ("each at its best", "grey", REPORT))
+    ]
+    drawing.legend(handles=entries, loc="outside upper center", ncols=4, fontsize=9, frameon=False)
     return drawing
+
+
+def _look(form: str) -> dict[str, Any]:
+    colour, marker = STYLE_OF[form]
+    return {"color": colour, "marker": marker, "ms": 5.5, "mec": colour, "lw": 1.5} | LINES.get(form, {})
 
 
 def _by_rate(axes: Axes, runs: pd.DataFrame) -> None:
     tuning = runs[runs.seed.isin(TUNE)]
-    for form in (form for form in FORMS if (tuning.form == form).any()):
+    forms = [form for form in FORMS if (tuning.form == form).any()]
+    for at, form in enumerate(forms):
         means = tuning[tuning.form == form].groupby("learning_rate").val_loss.mean()
-        dashed = "--" if form.startswith("matched/") else "-"
-        axes.plot(means.index, means, dashed, marker="o", ms=4, color=COLOURS[form], label=NAMES[form])
+        beside = 1.045 ** (at - (len(forms) - 1) / 2)
+        axes.plot(means.index * beside, means, zorder=3, **_look(form))
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sorted(tuning.learning_rate.unique())))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_yscale("log")
     ticks = [tick for tick in (0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6) if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("learning rate (FinLoRA's is the lowest)")
-    axes.set_ylabel(f"validation loss, {len(TUNE)} seeds")
-    axes.legend(fontsize=8, frameon=False)
+    axes.grid(color="#E6E6E6", lw=0.7)
+    axes.set_axisbelow(True)
+    axes.set_ylabel(f"nats per target token, {len(TUNE)} seeds")
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -209,23 +236,21 @@ def _differences(axes: Axes, runs: pd.DataFrame) -> None:
     rates = chosen(runs)
     best, published = trained(runs, rates, REPORT), dict.fromkeys(rates, RATES[0])
     forms = [form for form in rates if form != REFERENCE]
-    views = ((0.13, "s", f"all at {RATES[0]:g}", published, TUNE), (-0.13, "o", "each at its best", best, REPORT))
-    for shift, marker, name, rates, seeds in views:
+    for shift, hollow, rates, seeds in ((0.15, True, published, TUNE), (-0.15, False, best, REPORT)):
         found = contrasts(runs, rates, seeds)
         for at, form in ((at, form) for at, form in enumerate(forms) if form in found):
             one, _ = found[form]
-            y = len(forms) - at + shift
-            axes.errorbar(one.mean, y, xerr=[[one.mean - one.low], [one.high - one.mean]], fmt=marker, color=COLOURS[form], ms=5,
-                          mfc="white" if marker == "s" else COLOURS[form], capsize=2)  # fmt: skip
-        axes.plot([], [], marker, color="grey", mfc="white" if marker == "s" else "grey", label=f"{name}, {len(seeds)} seeds")
-    axes.axvline(0, color="black", lw=0.8)
+            (colour, marker), y = STYLE_OF[form], len(forms) - at + shift
+            axes.errorbar(one.mean, y, xerr=[[one.mean - one.low], [one.high - one.mean]], fmt=marker, color=colour, ms=6,
+                          mfc="white" if hollow else colour, capsize=2)  # fmt: skip
+    axes.axvline(0, color=STYLE_OF[REFERENCE].colour, lw=1.2)
     axes.set_xscale("symlog", linthresh=0.02)
     axes.set_xlim(-3, 3)
     axes.set_xticks(ticks := [-1, -0.1, -0.01, 0, 0.01, 0.1, 1], [f"{tick:g}" for tick in ticks])
     axes.set_yticks([len(forms) - at for at in range(len(forms))], [NAMES[form] for form in forms])
     axes.set_ylim(0.4, len(forms) + 0.6)
-    axes.set_xlabel("nats per target token, 95% interval (logarithmic beyond 0.02)")
-    axes.legend(fontsize=8, frameon=False, loc="best")
+    axes.grid(axis="x", color="#E6E6E6", lw=0.7)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -243,7 +268,7 @@ def main() -> int:
     runs = load(place)
     text = tables(runs)
     write_atomically(HERE / "tables.md", text)
-    figure(runs).savefig(HERE / "ranking.png", dpi=130)
+    figure(runs).savefig(HERE / "ranking.png", dpi=150)
     print(text, end="")
     return 0
 
