@@ -31,16 +31,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from experiments import markdown, sheet
 from src import cli
 from src.config import ConfigError
 from src.durable import write_atomically
 from src.eval.statistics import Interval, mean_interval
+from src.eval.styles import style
 from src.eval.words import Key, read
 
 HERE = Path(__file__).resolve().parent
 SCALINGS = {"lora": "alpha/r", "rslora": "alpha/sqrt r"}
+NAMES = {"lora": "LoRA", "rslora": "rsLoRA"}
 RUN = ["form", "variant", "r", "seed"]
 QUANTITIES = {
     "grad_B": "norm of dL/dB",
@@ -51,11 +54,9 @@ QUANTITIES = {
 }
 LOSSES = {"train_loss": "training loss", "val_loss": "validation loss", "test_loss": "test loss"}
 STEP_0 = {"lora": -0.5, "rslora": 0.0}  # slopes of ||dL/dB|| in theory
-COLOURS = {"lora": "#0072B2", "rslora": "#D55E00"}
-FORMS: dict[str, dict[str, Any]] = {
-    "fixed": {"ls": "-", "marker": "o", "ms": 4},
-    "best": {"ls": "--", "marker": "s", "ms": 4, "mfc": "white"},
-}
+FORMS: dict[str, dict[str, Any]] = {"fixed": {"ls": "-"}, "best": {"ls": "--", "mfc": "white"}}
+# Wide, so that what follows it does not hide it.
+THEORY: dict[str, Any] = {"color": "#BDBDBD", "lw": 8, "zorder": 1, "solid_capstyle": "round"}
 
 
 class Point(NamedTuple):
@@ -246,7 +247,7 @@ def draw(study: Study, path: Path) -> None:
     """Panels: a quantity against the rank, a line for each scaling and form, 95% intervals as bars."""
     settings: dict[Any, Any] = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(10.2, 6.2), layout="constrained")
+        figure = Figure(figsize=(9.2, 6), layout="constrained")
         FigureCanvasAgg(figure)
         points = list(dict.fromkeys(study.key_points()))  # of a short run the first update may be the last
         panels = list(figure.subplots(2, 3).flat)
@@ -255,7 +256,8 @@ def draw(study: Study, path: Path) -> None:
         for axes in panels[len(points) :]:
             axes.remove()
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        about = f"bars: 95% over {study.frame['seed'].nunique()} seeds"
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), title=about, frameon=False)
         figure.savefig(path)
 
 
@@ -267,13 +269,16 @@ def _panel(axes: Axes, study: Study, point: Point) -> None:
                 continue
             ranks, means = list(found), [value.mean for value in found.values()]
             bars = np.nan_to_num([[v.mean - v.low for v in found.values()], [v.high - v.mean for v in found.values()]])
+            rule = f"{NAMES[variant]}, {rule}"
             label = rule if study.forms == ["fixed"] else f"{rule}, {'one rate' if form == 'fixed' else 'its best rate'}"
-            axes.errorbar(ranks, means, bars, color=COLOURS[variant], lw=1.3, capsize=2, label=label, **FORMS[form])
+            colour, marker = style(variant)
+            look: dict[str, Any] = {"color": colour, "marker": marker, "ms": 5, "lw": 1.4, "capsize": 2} | FORMS[form]
+            beside = 1.0 if form == "fixed" else 1.12  # so that its bars can be seen
+            axes.errorbar([r * beside for r in ranks], means, bars, label=label, **look)
             if form == "fixed" and point == Point("grad_B", 0):
                 theory = [means[0] * (r / ranks[0]) ** STEP_0[variant] for r in ranks]
-                axes.plot(
-                    ranks, theory, color="#999999", lw=0.9, ls=":", label="theory" if variant == "rslora" else None, zorder=0
-                )
+                said = "theory at step 0: slopes -1/2 and 0" if variant == "rslora" else None
+                axes.plot(ranks, theory, label=said, **THEORY)
     ticks = sorted(int(r) for r in study.frame["r"].unique())
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(r) for r in ticks])
@@ -283,6 +288,9 @@ def _panel(axes: Axes, study: Study, point: Point) -> None:
     axes.set_title(point.name, fontsize=9)
     if point.quantity in QUANTITIES:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         fitted = {rule: study.slope("fixed", variant, point) for variant, rule in SCALINGS.items() if "fixed" in study.forms}
         said = ", ".join(f"{slope.mean:+.2f} ({rule})" for rule, slope in fitted.items() if slope.n)
         axes.set_title(f"{point.name}\nslope {said}" if said else point.name, fontsize=8)
