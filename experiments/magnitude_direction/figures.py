@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.magnitude_direction.correlation import Found, random_direction
+from src.eval.styles import style
 
 SETTINGS: dict[Any, Any] = {
     "figure.dpi": 150, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#E6E6E6", "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.titlesize": 10, "legend.frameon": False,
 }  # fmt: skip
-COLOURS = {"full": "#000000", "lora": "#0072B2", "dora": "#009E73"}  # as src/eval/series.py has them
-MARKS = ("o", "s", "D")  # ranks
+SHADE = "#F5F5F5"  # behind every other way of pooling
+TICK: dict[str, Any] = {"marker": "|", "ms": 13, "mew": 2.5, "ls": ""}  # what was published
 
 
 def _new(width: float, height: float) -> Figure:
@@ -37,32 +38,38 @@ def directions(arms: Mapping[Any, Any], label: Callable[[Any], str], module: str
     the line on which updates of random direction lie.
     """
     with matplotlib.rc_context(SETTINGS):
-        figure = _new(2.6 * len(arms) + 0.4, 5.4)
-        axes = figure.subplots(2, len(arms), squeeze=False)
-        for column, (arm, data) in enumerate(arms.items()):
+        figure = _new(max(5.0, 1.65 * len(arms) + 0.8), 4.9)
+        above, below = figure.subplots(2, len(arms), squeeze=False)
+        for other in below[1:]:
+            other.sharex(below[0])
+            other.sharey(below[0])
+        spans = [found[found > 0] for data in arms.values() if (found := data.at("dD", data.papers, module)).any()]
+        for (arm, data), top, low in zip(arms.items(), above, below, strict=True):
             colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(data.papers)))
-            above, below = axes[:, column]
             for step, colour in zip(data.papers, colours, strict=True):
                 dD, dM, relative = (data.at(name, [step], module).ravel() for name in ("dD", "dM", "relative_dM"))
-                above.scatter(dD, dM, s=7, color=colour, alpha=0.6, linewidths=0, label=f"step {step}")
-                below.scatter(dD, relative, s=7, color=colour, alpha=0.6, linewidths=0)
-            every = data.at("dD", data.papers, module)
-            if (every > 0).any():
-                ends = np.geomspace(every[every > 0].min(), every.max())
-                below.plot(ends, random_direction(ends, data.d_in[module]), color="#888888", lw=1, label="random update")
-                below.set(xscale="log", yscale="log")
-                for scale in (below.xaxis, below.yaxis):
-                    scale.set_major_locator(ticker.LogLocator(subs=(1, 3), numticks=6))
-                    scale.set_major_formatter(lambda value, _: f"{value:.0e}")
-                    scale.set_minor_formatter(ticker.NullFormatter())
-                below.tick_params(labelsize=7)
-            above.set(title=label(arm), xlabel="dD")
-            above.ticklabel_format(axis="both", style="sci", scilimits=(-2, 3))
-            below.set(xlabel="dD, logarithmic")
-        axes[0, 0].set_ylabel("dM")
-        axes[1, 0].set_ylabel("dM / mean $m_0$, logarithmic")
-        axes[0, 0].legend(loc="best", fontsize=7, markerscale=1.5)
-        axes[1, 0].legend(loc="best", fontsize=7)
+                top.scatter(dD, dM, s=7, color=colour, alpha=0.6, linewidths=0, label=f"step {step}")
+                low.scatter(dD, relative, s=7, color=colour, alpha=0.6, linewidths=0)
+            if spans:
+                ends = np.geomspace(min(each.min() for each in spans), max(each.max() for each in spans))
+                low.plot(ends, random_direction(ends, data.d_in[module]), color="#666666", lw=1.2, label="random update")
+                low.set(xscale="log", yscale="log")
+            for scale in (top.xaxis, top.yaxis):
+                scale.set_major_locator(ticker.MaxNLocator(4))
+                scale.set_major_formatter(lambda value, _: f"{1000 * value:g}")
+            top.set_title(label(arm), color=style(arm[0]).colour, fontweight="bold")
+            top.set_xlabel("dD (thousandths)")
+            low.set_xlabel("dD")
+            low.label_outer()
+        for scale in (below[0].xaxis, below[0].yaxis) if spans else ():
+            scale.set_major_locator(ticker.LogLocator(numticks=6))
+            scale.set_major_formatter(ticker.LogFormatterMathtext())
+            scale.set_minor_formatter(ticker.NullFormatter())
+        above[0].set_ylabel("dM (thousandths)")
+        below[0].set_ylabel("dM / mean $m_0$, log axes")
+        entries = [Line2D([], [], ls="", marker="o", ms=5, mew=0, color=dots.get_facecolor()[0], label=str(dots.get_label()))
+                   for dots in above[0].collections]  # fmt: skip
+        figure.legend(handles=[*entries, *below[0].lines[:1]], loc="outside lower center", ncols=len(entries) + 1)
         figure.savefig(path, metadata={"Software": None})
 
 
@@ -74,32 +81,46 @@ def pooling(
     published: Mapping[str, float],
     path: Path,
 ) -> None:
-    """A row for each way of pooling: r, a thick bar for 95% over seeds, a thin one over layers; hollow: as published."""
+    """A row for each way of pooling: r, a thick bar for 95% over seeds, a thin one over layers; ticks: as published."""
     ranks = sorted({r for _, r in arms if r})
     with matplotlib.rc_context(SETTINGS):
-        figure = _new(7.6, 0.95 * len(views) + 1.2)
+        figure = _new(8.0, 0.8 * len(views) + 1.3)
         axis = figure.subplots()
-        spread = np.linspace(-0.28, 0.28, len(arms)) if len(arms) > 1 else np.zeros(1)
+        axis.grid(visible=False, axis="y")
+        spread = np.linspace(-0.3, 0.3, len(arms)) if len(arms) > 1 else np.zeros(1)
         for row, view in enumerate(views):
+            if row % 2:
+                axis.axhspan(row - 0.5, row + 0.5, color=SHADE, lw=0, zorder=0)
             for offset, arm in zip(spread, arms, strict=True):
-                one, y, colour = found[arm, view], row + offset, COLOURS.get(arm[0], "#8C6D46")
-                axis.plot([one.layers_low, one.layers_high], [y, y], color=colour, lw=1)
-                axis.plot([one.low, one.high], [y, y], color=colour, lw=3.5, alpha=0.55, solid_capstyle="butt")
-                axis.plot(one.r, y, color=colour, marker=_mark(arm, ranks), ms=5, ls="")
+                one, y, look = found[arm, view], row + offset, _look(arm, ranks)
+                axis.plot([one.layers_low, one.layers_high], [y, y], color=look["color"], lw=1)
+                axis.plot([one.low, one.high], [y, y], color=look["color"], lw=3.5, alpha=0.5, solid_capstyle="butt")
                 if row == 0:
-                    axis.plot(published[arm[0]], y, color=colour, marker=_mark(arm, ranks), ms=7, ls="", mfc="none")
+                    axis.plot(published[arm[0]], y, color=look["color"], **TICK)
+                axis.plot(one.r, y, zorder=3, **look)
         axis.axvline(0, color="#444444", lw=0.8)
         axis.set(xlim=(-1.05, 1.05), ylim=(len(views) - 0.5, -0.5), xlabel="correlation of dD with dM")
         axis.set_yticks(range(len(views)), [textwrap.fill(view, 30) for view in views])
-        lines = [Line2D([], [], color=COLOURS.get(a[0], "#8C6D46"), marker=_mark(a, ranks), ls="", label=label(a)) for a in arms]
+        axis.tick_params(axis="y", length=0)
+        lines = [Line2D([], [], label=label(arm), **_look(arm, ranks)) for arm in arms]
         lines += [
-            Line2D([], [], color="#666666", lw=3.5, alpha=0.55, label="95%, seeds"),
+            Line2D([], [], color="#666666", lw=3.5, alpha=0.5, label="95%, seeds"),
             Line2D([], [], color="#666666", lw=1, label="95%, layers"),
-            Line2D([], [], color="#666666", marker="o", mfc="none", ms=7, ls="", label="published"),
+            Line2D([], [], color="#666666", label="published", **TICK),
         ]
-        figure.legend(handles=lines, loc="outside upper center", ncols=min(4, len(lines)), fontsize=8)
+        figure.legend(handles=lines, loc="outside upper center", ncols=min(4, len(lines)), fontsize=9)
         figure.savefig(path, metadata={"Software": None})
 
 
-def _mark(arm: Any, ranks: Sequence[int]) -> str:
-    return MARKS[ranks.index(arm[1]) % len(MARKS)] if arm[1] else "^"
+def _look(arm: Any, ranks: Sequence[int]) -> dict[str, Any]:
+    """A variant's colour and marker; of its ranks the lowest is hollow."""
+    colour, marker = style(arm[0])
+    hollow = len(ranks) > 1 and arm[1] == ranks[0]
+    return {
+        "color": colour,
+        "marker": marker,
+        "mec": colour,
+        "mfc": "white" if hollow else colour,
+        "ms": 8 if marker == "*" else 6,
+        "ls": "",
+    }
