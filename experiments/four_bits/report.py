@@ -12,23 +12,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from experiments import markdown, sheet
 from src import cli
 from src.config import ConfigError
 from src.eval import words
 from src.eval.statistics import Interval, mean_interval, paired
+from src.eval.styles import OTHER, style
 from src.eval.words import Key
 
 HERE = Path(__file__).resolve().parent
 TUNING = (0, 1, 2)
 MARGIN = 0.01  # nats that count as no difference in the test of equivalence
 ORDER = ("bf16", "int8", "nf4", "nf4, double", "fp4", "fp4, double")
-COLOURS = dict(zip(ORDER, ("#222222", "#0072b2", "#009e73", "#56b4e9", "#d55e00", "#e69f00"), strict=True))
+# A precision looks like the variant that trains on it, fp4 like none; without double quantisation: hollow and dashed.
+STYLE_OF = {"bf16": style("lora"), "int8": style("lora_8bit"), "nf4": style("qlora"), "fp4": OTHER}
+AXES: dict[Any, Any] = {
+    "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False,
+}  # fmt: skip
 ERRORS = ["bits", "norm", "rms", "largest"]
 PARTS = ("weights", "scales", "tables")
 PAPER = {"nf4": 4.5, "nf4, double": 4.127, "fp4": 4.5, "fp4, double": 4.127}  # bits a weight, arXiv 2305.14314, section 3
@@ -184,57 +192,80 @@ def chosen(frame: pd.DataFrame) -> tuple[dict[str, float], dict[str, pd.DataFram
 
 
 def draw_errors(frame: pd.DataFrame) -> Figure:
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     axes = figure.subplots()
     names = [name for name in dict.fromkeys(frame["format"]) if name not in ("bf16", "int8")]
     largest = frame.loc[frame["weights"] == "gaussian", "matrix"].iloc[-1]
-    for kind, marker in (("gaussian", "o"), ("smollm2_135m", "s")):
+    for kind, marker, face, beside in (("gaussian", "o", "#333333", -0.13), ("smollm2_135m", "s", "white", 0.13)):
         of = frame[(frame["weights"] == kind) & ((kind != "gaussian") | (frame["matrix"] == largest))]
         values = [pooled(of[of["format"] == name]) for name in names]
         label = f"Gaussian, {largest}" if kind == "gaussian" else "SmolLM2-135M, which was Q4_1"
-        axes.plot(values, range(len(names)), marker, label=label, ms=7, alpha=0.9)
+        places = [at + beside for at in range(len(names))]  # side by side: where two agree, both are seen
+        axes.plot(values, places, marker, label=label, ms=7, color="#333333", mfc=face, mew=1.3)
     each = frame.groupby("format")["bits"].min()
     axes.set_yticks(range(len(names)), [f"{name} ({each[name]:.3f} bits)" for name in names])
     axes.invert_yaxis()
     axes.set_xlim(left=-0.003)
-    axes.set_xlabel("relative root mean square error of the weights")
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(frameon=False)
+    axes.set_xlabel("root mean square error of the weights, relative to theirs")
+    axes.grid(visible=False, axis="y")
+    axes.legend(loc="upper left")
     return figure
 
 
 def draw_training(frame: pd.DataFrame) -> Figure:
+    """Test loss by rate, all seeds; each precision less bf16, before training and after it at its own best rate."""
     frame = frame.assign(label=labels(frame))
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     trained = frame[~frame["variant"].str.startswith("frozen") & (frame["status"] == "ok")]
-    for name in (name for name in ORDER if (trained["label"] == name).any()):
-        by_rate = trained[trained["label"] == name].groupby("lr")["test/loss"]
-        means = by_rate.apply(mean_interval)
+    names = [name for name in ORDER if (trained["label"] == name).any()]
+    for at, name in enumerate(names):
+        means = trained[trained["label"] == name].groupby("lr")["test/loss"].apply(mean_interval)
         centre = [interval.mean for interval in means]
         reach = [interval.mean - interval.low for interval in means]
-        left.errorbar(means.index, centre, yerr=reach, label=name, color=COLOURS[name], marker="o", ms=4, capsize=2)
+        beside = 1.05 ** (at - (len(names) - 1) / 2)
+        left.errorbar(means.index * beside, centre, yerr=reach, capsize=2, **_look(name))
     left.set_xscale("log")
-    left.set_xlabel("learning rate")
-    left.set_ylabel("test loss, nats per target token")
-    left.legend(frameon=False)
+    left.xaxis.set_major_locator(FixedLocator(sorted(trained["lr"].unique())))
+    left.xaxis.set_minor_locator(NullLocator())
+    left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    seeds = trained.groupby(["label", "lr"])["seed"].nunique()
+    left.set_xlabel("learning rate (precisions side by side)")
+    left.set_ylabel("nats per target token")
+    left.set_title(f"Test loss by learning rate, 95%, n = {seeds.max() if len(seeds) else 0}")
     frozen = before(frame)
     _, reported = chosen(frame)
     shown = [name for name in ORDER if name in reported and name in frozen.index and name != "bf16"]
+    count = 0
     if "bf16" in reported and "bf16" in frozen.index:
         for at, name in enumerate(shown):
-            right.plot(frozen[name] - frozen["bf16"], at, "o", color="0.5", label=None if at else "before training")
+            right.plot(frozen[name] - frozen["bf16"], at, "D", color="0.55", ms=6)
             gap = mean_interval((reported[name]["test/loss"] - reported["bf16"]["test/loss"]).dropna())
-            reach = [[gap.mean - gap.low], [gap.high - gap.mean]]
-            style = {"fmt": "s", "color": COLOURS[name], "capsize": 3, "label": None if at else "after, 95 % interval"}
-            right.errorbar(gap.mean, at, xerr=reach, **style)
-        right.legend(frameon=False)
-    right.axvline(0, color="0.7", lw=1)
+            count = max(count, gap.n)
+            right.errorbar(gap.mean, at, xerr=[[gap.mean - gap.low], [gap.high - gap.mean]], capsize=3, **_look(name))
+            right.annotate(f"{gap.mean:+.4f}", (gap.mean, at), (0, 8), textcoords="offset points", ha="center", fontsize=8.5,
+                           bbox={"fc": "white", "ec": "none", "pad": 0.5})  # fmt: skip
+    right.axvline(0, color=_look("bf16")["color"], lw=1.2)
     right.set_yticks(range(len(shown)), shown)
-    right.invert_yaxis()
+    right.set_ylim(len(shown) - 0.5, -0.6)
+    right.grid(visible=False, axis="y")
+    right.margins(x=0.12)
     right.xaxis.set_major_locator(MaxNLocator(5))
-    right.set_xlabel("test loss less bf16's, nats")
+    right.set_xlabel("nats per target token")
+    right.set_title(f"Test loss less bf16's, 95%, n = {count}")
+    entries = [Line2D([], [], label=name, **_look(name)) for name in names]
+    entries += [Line2D([], [], ls="", marker="D", color="0.55", ms=6, label="before training")] * bool(count)
+    figure.legend(handles=entries, loc="outside upper center", ncols=4)
     return figure
+
+
+def _look(name: str) -> dict[str, Any]:
+    """How a precision is drawn, for ``plot``."""
+    kind, _, double = name.partition(", ")
+    colour, marker = STYLE_OF[kind]
+    single = kind in ("nf4", "fp4") and not double
+    dashed = {"ls": (0, (4, 2)), "mfc": "white"} if single else {}
+    return {"color": colour, "marker": marker, "mec": colour, "ms": 5.5, "lw": 1.4} | dashed
 
 
 def _interval(found: Interval, digits: int) -> str:
@@ -279,7 +310,8 @@ def main() -> int:
     print(text)
     for name, draw in FIGURES.items():
         if name in frames:
-            draw(frames[name]).savefig(folder / f"{name}.png", dpi=150)
+            with matplotlib.rc_context(AXES):
+                draw(frames[name]).savefig(folder / f"{name}.png", dpi=150)
     return 0
 
 
