@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from experiments import markdown, sheet
 from src import cli
 from src.config import ConfigError
 from src.eval import words
+from src.eval.styles import style
 from src.eval.words import Key
 
 HERE = Path(__file__).resolve().parent
@@ -23,7 +27,7 @@ VARIANTS = {
 CASE = ["model", "variant", "options", "rows", "length", "r"]
 FILLED = ["model", "variant", "engine", "rows", "length", "r", "runs"]
 NUMBERS = ["rows", "length", "r", "runs", "ms/step", "spread ms", "tokens/s", "share of peak", "peak GiB"]
-ENGINES = {"peft": "#999999", "ours": "#0072b2"}
+ENGINES = {"peft": 0.4, "ours": 1.0}  # how solid a bar is; its colour is the variant's
 
 
 def load(folder: Path) -> pd.DataFrame:
@@ -70,36 +74,57 @@ def _first(found: pd.DataFrame) -> float:
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """Tokens/s above, peak memory below; a column of plots for each model."""
+    """Tokens/s beside peak memory; a row of plots for each model, as high as it has variants."""
     models = list(dict.fromkeys(frame["model"]))
     plain = frame[frame["options"] == ""]
-    widths = [max(2, plain.loc[plain["model"] == model, "variant"].nunique()) for model in models]
-    figure = Figure(figsize=(2.5 + 1.05 * sum(widths), 5.6), layout="constrained")
-    plots = figure.subplots(2, len(models), squeeze=False, gridspec_kw={"width_ratios": widths})
-    for at, model in enumerate(models):
+    heights = [plain.loc[plain["model"] == model, "variant"].nunique() for model in models]
+    figure = Figure(figsize=(8.6, 0.9 + 0.55 * sum(heights) + 0.55 * len(models)), layout="constrained")
+    plots = figure.subplots(len(models), 2, squeeze=False, gridspec_kw={"height_ratios": [0.4 + height for height in heights]})
+    for axes, model in zip(plots, models, strict=True):
         of = plain[plain["model"] == model]
-        variants = list(dict.fromkeys(of["variant"]))
-        for row, (column, title) in enumerate((("tokens/s", "tokens/s, all runs"), ("peak GiB", "peak memory, GiB"))):
-            axes = plots[row, at]
-            for place, (engine, colour) in enumerate(ENGINES.items()):
-                found = of[of["engine"] == engine].set_index("variant")
-                values = [float(found[column].get(variant, float("nan"))) for variant in variants]
-                where = [n + 0.4 * place - 0.2 for n in range(len(variants))]
-                runs = int(found["runs"].max()) if len(found) else 0
-                label = f"{'PEFT' if engine == 'peft' else 'ours'}, {runs} run{'s' * (runs != 1)}"
-                axes.bar(where, [0 if value != value else value for value in values], 0.38, color=colour, label=label)
-                for x, value in zip(where, values, strict=True):
-                    text = "-" if value != value else f"{value:,.0f}" if column == "tokens/s" else f"{value:.1f}"
-                    axes.annotate(text, (x, 0 if value != value else value), ha="center", va="bottom", fontsize=7)
-            axes.set_xticks(range(len(variants)), [VARIANTS.get(variant, variant) for variant in variants], fontsize=8)
-            axes.margins(y=0.12)
-            if at == 0:
-                axes.set_ylabel(title)
-            if row == 0:
-                axes.set_title(MODELS.get(model, model), fontsize=10)
-                axes.legend(frameon=False, fontsize=7)
-            axes.spines[["top", "right"]].set_visible(False)
+        for each, column in zip(axes, ("tokens/s", "peak GiB"), strict=True):
+            _bars(each, of, column)
+        axes[0].set_title(f"{MODELS.get(model, model)}: {_said(of)}", fontsize=10, loc="left")
+        axes[1].set_yticklabels([])
+    plots[-1, 0].set_xlabel("tokens/s, all runs together")
+    plots[-1, 1].set_xlabel("peak memory, GiB")
+    entries = [Patch(color="#444444", alpha=ENGINES[engine], label=name) for engine, name in (("peft", "PEFT"), ("ours", "ours"))]
+    figure.legend(handles=entries, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     return figure
+
+
+def _said(of: pd.DataFrame) -> str:
+    """What a step of each engine trains."""
+    said = []
+    for engine, found in of.groupby("engine", sort=False):
+        one = found.iloc[0]
+        runs = f"{one['runs']:.0f} run{'s' if one['runs'] != 1 else ''}"
+        said.append(f"{'PEFT' if engine == 'peft' else 'ours'} {runs} of {one['rows']:.0f} x {one['length']:.0f} tokens")
+    return ", ".join(sorted(said))
+
+
+def _bars(axes: Axes, of: pd.DataFrame, column: str) -> None:
+    variants = list(dict.fromkeys(of["variant"]))
+    for place, (engine, solid) in enumerate(ENGINES.items()):
+        found = of[of["engine"] == engine].set_index("variant")
+        for n, variant in enumerate(variants):
+            value, y = float(found[column].get(variant, float("nan"))), n + 0.38 * place - 0.19
+            if value != value:
+                note = str(found["note"].get(variant, "")) if variant in found.index else "not measured"
+                text, value = (note if note and len(note) <= 24 else "failed" if note else "not measured"), 0
+            else:
+                text = f"{value:,.0f}" if column == "tokens/s" else f"{value:.1f}"
+            axes.barh(y, value, 0.36, color=style(variant).colour, alpha=solid, lw=0)
+            axes.annotate(text, (value, y), (3, 0), textcoords="offset points", va="center", fontsize=8.5, color="#333333")
+    axes.set_yticks(range(len(variants)), [VARIANTS.get(variant, variant) for variant in variants])
+    axes.set_ylim(len(variants) - 0.45, -0.55)
+    axes.set_xlim(0, 1.2 * max(of[column].max(), 1e-9) if of[column].notna().any() else 1)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#E6E6E6", lw=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def main() -> int:

@@ -104,7 +104,7 @@ def test_the_table_sets_ours_beside_pefts(tmp_path: Path) -> None:
     assert lines[2].endswith("| 3.00 |") and "100.0 (± 1.0)" in lines[2]
     assert "out of memory" in lines[3] and "not measured" in lines[3] and lines[3].endswith("| - |")
     figure = report.draw(frame)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1,000", "-", "3,000", "-"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1,000", "out of memory", "3,000", "not measured"]
     assert isinstance(frame, pd.DataFrame)
 
 
