@@ -25,7 +25,7 @@ from src import cli
 from src.config import ConfigError
 from src.durable import write_atomically
 from src.eval.statistics import holm, mean_interval, paired
-from src.eval.styles import style
+from src.eval.styles import line, style
 from src.records import RUNS, RunFolder
 
 HERE = Path(__file__).resolve().parent
@@ -35,14 +35,9 @@ METRICS = {
 }
 NAMES = {"8bits_r8": "LoRA, 8 bits", "4bits_r4": "QLoRA, alpha 16", "8bits_r8_dora": "DoRA, 8 bits",
          "8bits_r8_rslora": "rsLoRA, 8 bits", "matched/4bits_r4": "QLoRA, alpha 8"}  # fmt: skip
-# A method's colour, whatever its base is held in. The wide line of LoRA shows under one that covers it.
-STYLE_OF = {"8bits_r8": style("lora"), "4bits_r4": style("qlora"), "8bits_r8_dora": style("dora"),
-            "8bits_r8_rslora": style("rslora"), "matched/4bits_r4": style("qlora")}  # fmt: skip
-LINES: dict[str, dict[str, Any]] = {
-    "8bits_r8": {"lw": 3.2, "alpha": 0.55},
-    "8bits_r8_dora": {"lw": 1.3, "ls": (0, (5, 2))},
-    "matched/4bits_r4": {"lw": 1.3, "ls": (0, (1, 1.3)), "mfc": "white"},
-}
+# Drawn as a method is drawn everywhere, whatever its base is held in.
+LOOKS_LIKE = {"8bits_r8": "lora", "4bits_r4": "qlora", "8bits_r8_dora": "dora", "8bits_r8_rslora": "rslora",
+              "matched/4bits_r4": "qlora"}  # fmt: skip
 REFERENCE = "8bits_r8"
 KEY = ["task", "form", "learning_rate", "seed"]
 PUBLISHED = [form for form in FORMS if not form.startswith("matched/")]
@@ -208,8 +203,8 @@ def figure(everything: pd.DataFrame) -> Figure:
 
 
 def _look(form: str) -> dict[str, Any]:
-    colour, marker = STYLE_OF[form]
-    return {"color": colour, "marker": marker, "ms": 5.5, "mec": colour, "lw": 1.5} | LINES.get(form, {})
+    dotted = {"ls": (0, (1, 1.3)), "mfc": "white"} if form.startswith("matched/") else {}
+    return line(LOOKS_LIKE[form]) | {"ms": 5.5} | dotted
 
 
 def _by_rate(axes: Axes, runs: pd.DataFrame) -> None:
@@ -240,10 +235,10 @@ def _differences(axes: Axes, runs: pd.DataFrame) -> None:
         found = contrasts(runs, rates, seeds)
         for at, form in ((at, form) for at, form in enumerate(forms) if form in found):
             one, _ = found[form]
-            (colour, marker), y = STYLE_OF[form], len(forms) - at + shift
+            (colour, marker), y = style(LOOKS_LIKE[form]), len(forms) - at + shift
             axes.errorbar(one.mean, y, xerr=[[one.mean - one.low], [one.high - one.mean]], fmt=marker, color=colour, ms=6,
                           mfc="white" if hollow else colour, capsize=2)  # fmt: skip
-    axes.axvline(0, color=STYLE_OF[REFERENCE].colour, lw=1.2)
+    axes.axvline(0, color=style(LOOKS_LIKE[REFERENCE]).colour, lw=1.2)
     axes.set_xscale("symlog", linthresh=0.02)
     axes.set_xlim(-3, 3)
     axes.set_xticks(ticks := [-1, -0.1, -0.01, 0, 0.01, 0.1, 1], [f"{tick:g}" for tick in ticks])
