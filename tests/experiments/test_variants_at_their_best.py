@@ -496,13 +496,30 @@ def test_the_figures_show_each_variant_and_which_differences_are_shown() -> None
         ("lora", 16, 1e-3): level(1.8), ("rslora", 16, 1e-3): level(1.7), ("dora", 16, 1e-3): level(1.8),
         ("frozen", None, None): {0: 9.0}, ("full", None, 1e-5): level(1.6), ("full", None, 1e-4): level(1.7, range(3)),
     })  # fmt: skip
-    losses, strip, right = figures.at_their_best(found).axes
-    points = [line for line in right.lines if line.get_marker() == "s"]
+    (losses,) = figures.at_their_best(found).axes
+    faces = {marker: {line.get_markerfacecolor() for line in losses.lines if line.get_marker() == marker} for marker in "os^"}
+    assert faces["o"] == {"#0072B2"} and faces["s"] == {"#E69F00"}  # rsLoRA differs at both ranks
+    assert faces["^"] == {"white"}  # DoRA is not told apart
+    assert losses.get_ylim()[1] < 3  # the base is named at the edge, and presses nothing together
+    names = {text.get_text() for text in losses.texts}
+    assert {"LoRA", "rsLoRA", "DoRA", "full fine-tuning\n1.665", "\u2191 base as it is: 9.00"} < names
+    assert "smollm2_135m on cldr_names, mean and 95% interval of 8 seeds, rates chosen on 3 others" in names
+    (paired,) = figures.to_lora(found).axes
+    points = [line for line in paired.lines if line.get_marker() == "s"]
     assert [line.get_ydata()[0] for line in points] == pytest.approx([-0.1, -0.1])
-    assert {line.get_markerfacecolor() for line in points} == {"#E69F00"}  # both differ
-    assert {line.get_markerfacecolor() for line in right.lines if line.get_marker() == "^"} == {"white"}
-    assert strip.get_ylim()[0] < 9 < strip.get_ylim()[1] and losses.get_ylim()[1] < 3  # the base is behind a break
-    assert {text.get_text() for text in losses.texts} == {"LoRA", "rsLoRA", "DoRA", "full fine-tuning, 1.665"}
+    assert {line.get_markerfacecolor() for line in points} == {"#E69F00"}
+    assert {line.get_markerfacecolor() for line in paired.lines if line.get_marker() == "^"} == {"white"}
+
+
+def test_a_base_that_is_near_is_drawn_and_a_line_that_ends_early_has_its_name_there() -> None:
+    found = studied({
+        ("lora", 4, 1e-3): level(2.0), ("lora", 16, 1e-3): level(1.8), ("dora", 4, 1e-3): level(2.1),
+        ("frozen", None, None): {3: 2.2},
+    })  # fmt: skip
+    (axes,) = figures.at_their_best(found).axes
+    places = {text.get_text(): text.xy for text in axes.texts}
+    assert places["base as it is"] == (1, pytest.approx(2.2))
+    assert places["LoRA"][0] == 1 and places["DoRA"] == (pytest.approx(4, rel=0.1), pytest.approx(2.165))
 
 
 def test_the_rates_that_diverged_are_crosses_and_the_best_are_rings() -> None:
@@ -513,9 +530,24 @@ def test_the_rates_that_diverged_are_crosses_and_the_best_are_rings() -> None:
     left, right = figures.rates(found).axes
     rings = [[(x, round(y, 3)) for x, y in zip(*line.get_data(), strict=True)] for axes in (left, right) for line in axes.lines
              if line.get_marker() == "o" and line.get_markerfacecolor() == "none"]  # fmt: skip
-    assert rings == [[(2e-3, 1.91)], [(1e-3, 2.01)]]  # means of seeds 0 to 2
+    near = {"rel": 0.05}  # the variants stand side by side
+    assert rings == [[(pytest.approx(2e-3, **near), 1.91)], [(pytest.approx(1e-3, **near), 2.01)]]  # means of seeds 0 to 2
     crosses = [list(line.get_xdata()) for axes in (left, right) for line in axes.lines if line.get_marker() == "x"]
     assert crosses == [[pytest.approx(4e-3, rel=0.1)], []]
+
+
+def test_a_loss_above_the_panel_is_said_over_its_rate_and_full_fine_tuning_is_a_line() -> None:
+    found = studied({
+        ("lora", 4, 1e-3): level(1.0), ("lora", 4, 2e-3): level(6.0),
+        ("dora", 4, 1e-3): level(1.1), ("dora", 4, 2e-3): level(5.0),
+        ("full", None, 1e-5): level(0.8), ("full", None, 1e-4): level(0.9),
+    })  # fmt: skip
+    (axes,) = figures.rates(found).axes
+    above = [(text.get_text(), text.xy[0]) for text in axes.texts]
+    assert above == [("\u2191 6.01", 2e-3), ("\u2191 5.01", 2e-3)]
+    assert 0.8 < axes.get_ylim()[1] < 2.5
+    (full,) = [line for line in axes.lines if line.get_color() == "#000000"]
+    assert list(full.get_ydata()) == pytest.approx([0.81, 0.81])
 
 
 def test_the_committed_tables_come_from_the_committed_results() -> None:
