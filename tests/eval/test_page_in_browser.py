@@ -160,6 +160,43 @@ def test_a_rate_chosen_on_the_edge_of_the_grid_is_seen(show: Open) -> None:
     assert [text for text in figure.locator(".textpoint").all_text_contents() if text] == ["edge"]
 
 
+def test_the_word_on_edges_that_lie_close_is_there_once(show: Open) -> None:
+    """Two choices at one rate, 0.001 apart, and one half a nat above them: two words, three rings."""
+    arms = [arm(0, "lora", 4, 1.9), arm(1, "dora", 4, 1.901), arm(2, "qlora", 4, 2.4), arm(3, "rslora", 4, 1.8)]
+    for held in arms[:3]:
+        for rate, chosen in zip(held["rates"], (True, False, False), strict=True):
+            rate["chosen"] = chosen
+    figure = drawn(show(report(arms)), "learning_rates")
+    assert "3 choices on the edge of the grid" in figure.locator("figcaption").inner_text()
+    words = figure.locator(".textpoint text").filter(has_text="edge")
+    boxes = sorted((words.nth(at).bounding_box() for at in range(words.count())), key=lambda box: box["y"])
+    assert len(boxes) == 2 and boxes[0]["y"] + boxes[0]["height"] < boxes[1]["y"]
+
+
+def test_what_is_printed_has_all_plots_on_white(show: Open) -> None:
+    """Before anything was scrolled to, from a dark window that is wider than the paper."""
+    tab = show(small(), width=900, color_scheme="dark")
+    tab.evaluate("""() => {
+        addEventListener("beforeprint", () => {
+            window.printed = [...document.querySelectorAll(".panel")].map(panel => [
+                panel.querySelectorAll(".scatterlayer .trace").length > 0,
+                panel.querySelector(".main-svg")?.getBoundingClientRect().width ?? Infinity,
+                getComputedStyle(panel.querySelector(".ytick text, .xtick text")).fill,
+            ]);
+        });
+    }""")
+    assert tab.locator(".panel:not(:has(.main-svg))").count() > 0
+    tab.pdf()
+    printed = tab.evaluate("window.printed")
+    assert len(printed) == 4
+    for has_traces, width, ink in printed:
+        assert has_traces and width <= 640 and luminance(channels(ink)) < 0.2
+    figure = drawn(tab, "learning_rates")  # and afterwards the screen has its own again
+    wide = figure.locator(".drawing").evaluate("drawing => [drawing.clientWidth, drawing._fullLayout.width]")
+    assert wide[0] == wide[1] > 640
+    assert tab.evaluate("document.documentElement.style.colorScheme") == "dark"
+
+
 def test_a_switch_and_the_legend_change_what_is_drawn(show: Open) -> None:
     tab = show(small())
     figure = drawn(tab, "learning_rates")

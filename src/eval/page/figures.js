@@ -2,6 +2,7 @@
 
 const FIRST_STEPS = 0.08; // of a training: they may run out of the plot
 const DODGE = 0.12; // in powers of two between lines at one rank or rate, so that intervals do not hide each other
+const EDGE_ROOM = 0.09; // of the plot's height: what the word "edge" takes below its ring
 const BESIDE = 2 ** 0.05; // seeds stand so far from the interval of their mean
 const COMPACT = new Intl.NumberFormat("en", {notation: "compact", maximumSignificantDigits: 3});
 
@@ -70,6 +71,22 @@ function rankFigure(arms, board, choice, width) {
   };
 }
 
+// Whether the rate was chosen and ends the grid of its arm.
+function atEdge(rate, rates) {
+  const tried = rates.map(({lr}) => lr);
+  return rate.chosen && tried.length > 1 && (rate.lr === Math.min(...tried) || rate.lr === Math.max(...tried));
+}
+
+// Of the choices on the edge those that get the word, from the lowest up: none that would lie on another's.
+function namedEdges(drawn, field, room) {
+  const edges = drawn.flatMap(arm => arm.rates.filter(rate => rate[field] !== null && atEdge(rate, arm.rates)));
+  const named = [];
+  for (const rate of edges.sort((a, b) => a[field] - b[field])) {
+    if (!named.some(other => other.lr === rate.lr && rate[field] - other[field] < room)) named.push(rate);
+  }
+  return new Set(named);
+}
+
 const isFailed = seed => seed.status !== "ok";
 const finished = rate => rate.seeds.filter(seed => !isFailed(seed)).length;
 
@@ -81,6 +98,7 @@ function rateFigure(arms, board, choice, width) {
   const rates = [...new Set(drawn.flatMap(arm => arm.rates.map(rate => rate.lr)))].sort(byNumber);
   const range = fenced(drawn.flatMap(arm => arm.rates.map(rate => rate[field]))) ?? [0, 1];
   range[0] -= 0.08 * (range[1] - range[0]); // room for a word under the lowest point
+  const named = namedEdges(drawn, field, EDGE_ROOM * (range[1] - range[0]));
   const traces = [];
   let edges = 0;
   drawn.forEach((arm, at) => {
@@ -90,16 +108,16 @@ function rateFigure(arms, board, choice, width) {
     const seeds = line.flatMap(rate => rate.seeds.map(seed => ({rate, seed})));
     const fine = seeds.filter(({seed}) => !isFailed(seed) && seed[field] !== null);
     const failed = seeds.filter(({seed}) => isFailed(seed));
-    const atEdge = rate => rate.chosen && line.length > 1 && (rate === line[0] || rate === line.at(-1));
+    const onEdge = rate => atEdge(rate, line);
     const rateHover = rate => hover(arm.label, [
       `learning rate ${four(rate.lr)}${rate.chosen ? ", chosen" : ""}`,
-      atEdge(rate) ? "at the edge of the grid: a better one may lie beyond" : "",
+      onEdge(rate) ? "at the edge of the grid: a better one may lie beyond" : "",
       `validation ${four(rate.validation)}`,
       `${report.metric.name} ${four(rate.metric)}`,
       `${finished(rate)} of ${tail(rate.seeds.length, "seed")} finished`,
     ]);
     const chosen = line.filter(rate => rate.chosen && rate[field] !== null);
-    edges += chosen.filter(atEdge).length;
+    edges += chosen.filter(onEdge).length;
     traces.push(
       points(fine.map(({rate}) => place(rate)), fine.map(({seed}) => seed[field]),
         fine.map(({rate, seed}) => hover(arm.label, [`${seed.role} seed ${seed.seed} at ${four(rate.lr)}: ${four(seed[field])}`])),
@@ -111,11 +129,11 @@ function rateFigure(arms, board, choice, width) {
         {mode: "lines+markers", line: {color, width: 1.6}, marker: {color, symbol, size: 9, line: {color: ink.paper, width: 1}}}),
       points(chosen.map(place), chosen.map(rate => rate[field]), chosen.map(rateHover), {
         mode: "markers+text",
-        text: chosen.map(rate => (atEdge(rate) ? "edge" : "")),
+        text: chosen.map(rate => (named.has(rate) ? "edge" : "")),
         textposition: "bottom center",
         textfont: {size: 11, color: ink.warn},
         marker: {
-          symbol: "circle-open", size: 17, line: {width: 1.6}, color: chosen.map(rate => (atEdge(rate) ? ink.warn : ink.text)),
+          symbol: "circle-open", size: 17, line: {width: 1.6}, color: chosen.map(rate => (onEdge(rate) ? ink.warn : ink.text)),
         },
       }),
     );

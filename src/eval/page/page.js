@@ -6,6 +6,7 @@ report.styles = completeStyles(report.styles, report.arms.map(arm => arm.series)
 function makeTheme(button, changed) {
   const system = matchMedia("(prefers-color-scheme: dark)");
   let dark = system.matches;
+  let printing = false;
   const show = () => {
     button.textContent = dark ? "Light" : "Dark";
     button.setAttribute("aria-label", `Switch to the ${dark ? "light" : "dark"} theme`);
@@ -20,7 +21,14 @@ function makeTheme(button, changed) {
   system.addEventListener("change", event => set(event.matches));
   button.hidden = false;
   show();
-  return () => dark;
+  return {
+    isDark: () => dark && !printing,
+    // Paper is white, whatever the screen is.
+    print(on) {
+      printing = on;
+      document.documentElement.style.colorScheme = dark && !on ? "dark" : "light";
+    },
+  };
 }
 
 function nameRows(table) {
@@ -33,8 +41,14 @@ function nameRows(table) {
 
 function start() {
   const main = document.querySelector("table[data-table=main]");
-  const isDark = makeTheme(document.getElementById("theme"), () => plots.redraw());
-  const plots = makePanels(document.getElementById("panels"), document.getElementById("legend"), report, () => isDark());
+  const theme = makeTheme(document.getElementById("theme"), () => plots.redraw());
+  const plots = makePanels(document.getElementById("panels"), document.getElementById("legend"), report, () => theme.isDark());
+  for (const [event, on] of [["beforeprint", true], ["afterprint", false]]) {
+    addEventListener(event, () => {
+      theme.print(on);
+      plots.print(on);
+    });
+  }
   document.getElementById("plots").hidden = !report.arms.length;
   if (main) {
     nameRows(main);

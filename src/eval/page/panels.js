@@ -1,4 +1,4 @@
-// The plots' frame: colours and shapes, a panel with its switches, caption, values and CSV, drawn when it comes near.
+// The plots' frame: colours and shapes, a panel with its switches, caption, values and CSV, drawn when it comes near or is printed.
 
 const SHAPES = {
   circle: "M-6,0a6,6 0 1,0 12,0a6,6 0 1,0 -12,0",
@@ -20,6 +20,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const NEUTRAL = {light: "#5f6773", dark: "#a4acb8", symbol: "circle"};
 const NEAR = "600px"; // a panel is drawn when it is this near to the window
 const WARM_UP = 800; // milliseconds after the table is ready in which the reader reads and the bundle is parsed
+const PAPER = 640; // pixels: as wide as a plot may be on a printed page, A4 or Letter with margins
 const MOST_VALUES = 500; // lines of a plot's values on the page
 const HEX_COLOUR = /^#[0-9a-f]{6}$/i;
 
@@ -124,6 +125,7 @@ function makePanel(spec, board) {
   drawing.setAttribute("aria-labelledby", caption.id);
   let figure = {head: [], rows: []};
   let near = false;
+  let printing = false;
   let stale = true;
 
   function showValues() {
@@ -131,11 +133,12 @@ function makePanel(spec, board) {
   }
 
   function draw() {
-    stale = !near;
+    stale = !near && !printing;
     if (stale) return;
-    figure = spec.figure(board.arms(), board, choice, drawing.clientWidth);
+    const width = printing ? Math.min(PAPER, drawing.clientWidth) : drawing.clientWidth;
+    figure = spec.figure(board.arms(), board, choice, width);
     caption.textContent = figure.caption;
-    loadPlotly().react(drawing, figure.traces, figure.layout, {
+    loadPlotly().react(drawing, figure.traces, printing ? {...figure.layout, width} : figure.layout, {
       responsive: true,
       displaylogo: false,
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
@@ -150,7 +153,15 @@ function makePanel(spec, board) {
     near = entries.at(-1).isIntersecting;
     if (near && stale) draw();
   }, {rootMargin: NEAR});
-  return {panel, draw, watch: () => nearness.observe(panel)};
+  return {
+    panel, draw,
+    watch: () => nearness.observe(panel),
+    print(on) {
+      printing = on;
+      if (!on) window.Plotly?.purge(drawing); // it would keep the paper's width
+      draw();
+    },
+  };
 }
 
 function makePanels(host, legend, report, isDark) {
@@ -197,6 +208,7 @@ function makePanels(host, legend, report, isDark) {
 
   return {
     redraw,
+    print: on => panels.forEach(panel => panel.print(on)),
     keep(ids) {
       kept = ids;
       state.textContent = ids.size === inTable.size ? "" : `the ${ids.size} of ${inTable.size} rows that pass the filter above`;
