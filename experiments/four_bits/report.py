@@ -23,7 +23,7 @@ from experiments import markdown, sheet
 from src import cli
 from src.config import ConfigError
 from src.eval import words
-from src.eval.statistics import Interval, mean_interval, paired
+from src.eval.statistics import Interval, holm, mean_interval, paired
 from src.eval.styles import OTHER, style
 from src.eval.words import Key
 
@@ -37,6 +37,7 @@ AXES: dict[Any, Any] = {
     "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",
     "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False,
 }  # fmt: skip
+PAIRS = (("nf4, double", "nf4"), ("fp4, double", "nf4, double"))  # what double quantisation costs; the two 4-bit formats
 ERRORS = ["bits", "norm", "rms", "largest"]
 PARTS = ("weights", "scales", "tables")
 PAPER = {"nf4": 4.5, "nf4, double": 4.127, "fp4": 4.5, "fp4, double": 4.127}  # bits a weight, arXiv 2305.14314, section 3
@@ -148,13 +149,6 @@ def training(frame: pd.DataFrame) -> list[str]:
         row = {"precision": name, "before training": _number(frozen.get(name)), "best rate": f"{best[name]:g}"}
         row["on the grid's edge"] = "yes" if best[name] in (grid[0], grid[-1]) else "no"
         row |= {"test loss": _interval(mean_interval(values), 4), "n": str(len(values))}
-        if name != "bf16" and "bf16" in reported:
-            gap = (values - reported["bf16"]["test/loss"]).dropna()
-            row["before, less bf16's"] = _number(frozen.get(name, float("nan")) - frozen.get("bf16", float("nan")), "+")
-            if len(gap) > 1:
-                found = paired(gap.to_numpy(), MARGIN)
-                row["after, less bf16's"] = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}], n = {found.n}"
-                row["p (sign flips)"], row["p (TOST)"] = f"{found.p_flip:.4f}", f"{found.p_tost:.4f}"
         if "test/exact_match" in reported[name] and reported[name]["test/exact_match"].notna().all():
             row["exact match"] = _interval(mean_interval(reported[name]["test/exact_match"]), 4)
         rows.append(row)
@@ -170,7 +164,38 @@ def training(frame: pd.DataFrame) -> list[str]:
         f"Test loss in nats per target token; rates chosen on seeds {', '.join(map(str, TUNING))}; TOST within {MARGIN} nats."
     )
     means = "Mean test loss by learning rate, all seeds; -: a seed did not end well:"
-    return ["## Before and after training", heading, markdown.table(rows), failed, means, markdown.table(rates)]
+    after = {name: runs["test/loss"] for name, runs in reported.items()}
+    every = {
+        name: part[part["lr"] == best[name]].set_index("seed")["test/loss"]
+        for name, part in trained.groupby("label")
+        if name in reported
+    }
+    parts = ["## Before and after training", heading, markdown.table(rows), failed, means, markdown.table(rates)]
+    for whose, losses in (("the report seeds", after), ("all seeds, those that chose the rates too", every)):
+        if found := differences(frozen, losses):
+            floor = "Paired by seed; two-sided sign flips over n seeds give no p below 2 / 2^n; Holm over the table."
+            parts += [f"Differences of test loss after training, {whose}. {floor}", markdown.table(found)]
+    return parts
+
+
+def differences(frozen: pd.Series, losses: dict[str, pd.Series]) -> list[dict[str, str]]:
+    """Each precision less bf16, and ``PAIRS``, before training and after it, paired by seed.
+
+    Closed: the share of the difference before training that is gone after it.
+    """
+    pairs = [(name, "bf16") for name in ORDER if name != "bf16"] + list(PAIRS)
+    gaps = {(a, b): (losses[a] - losses[b]).dropna() for a, b in pairs if a in losses and b in losses}
+    found = {pair: paired(gap.to_numpy(), MARGIN) for pair, gap in gaps.items() if len(gap) > 1}
+    adjusted = holm([one.p_flip for one in found.values()])
+    rows = []
+    for ((a, b), one), p in zip(found.items(), adjusted, strict=True):
+        start = frozen.get(a, float("nan")) - frozen.get(b, float("nan"))
+        row = {"difference": f"{a} - {b}", "before training": _number(start, "+")}
+        row["after training"] = f"{one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}], n = {one.n}"
+        row["closed"] = f"{1 - one.mean / start:.1%}" if b == "bf16" and start > 0 else "-"
+        row |= {"p (sign flips)": f"{one.p_flip:.4f}", "p (Holm)": f"{p:.4f}", "p (TOST)": f"{one.p_tost:.4f}"}
+        rows.append(row)
+    return rows
 
 
 def before(frame: pd.DataFrame) -> pd.Series:
