@@ -227,11 +227,76 @@ def test_a_table_that_is_none_is_refused_in_one_line(
 
 
 def test_the_committed_tables_come_from_the_committed_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("errors", "bits"):
+    for name in ("errors", "bits", "training"):
         shutil.copy(report.HERE / f"{name}.csv", tmp_path)
     monkeypatch.setattr("sys.argv", ["report", f"folder={tmp_path}"])
     assert report.main() == 0
     assert (tmp_path / "tables.md").read_text() == (report.HERE / "tables.md").read_text()
+
+
+def test_differences_by_hand() -> None:
+    frozen = pd.Series({"bf16": 5.0, "nf4": 5.5, "nf4, double": 5.4})
+    seeds = pd.RangeIndex(3, 9)
+    base = pd.Series([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], seeds)
+    losses = {"bf16": base, "nf4": base + 0.1, "nf4, double": base[:4].add([0.1, 0.0, 0.2, 0.1])}
+    single, double, pair = report.differences(frozen, losses)
+    assert [row["difference"] for row in (single, double, pair)] == ["nf4 - bf16", "nf4, double - bf16", "nf4, double - nf4"]
+    assert single["before training"] == "+0.5000" and single["closed"] == "80.0%"  # 0.1 of 0.5 are left
+    assert single["p (sign flips)"] == "0.0312" and single["p (Holm)"] == "0.0938"  # 2 / 64, of three
+    assert double["after training"].endswith("n = 4") and double["closed"] == "75.0%"  # 0.1 of 0.4
+    assert pair["before training"] == "-0.1000" and pair["closed"] == "-" and pair["p (sign flips)"] == "1.0000"
+
+
+def test_the_readme_says_what_the_committed_measurements_say() -> None:
+    """Each number of the readme on training, computed here from training.csv."""
+    frame = pd.read_csv(report.HERE / "training.csv")
+    readme = " ".join((report.HERE / "README.md").read_text().split())
+    assert (
+        len(frame) == 185 and set(frame["status"]) == {"ok"} and frame["run_id"].is_unique and "185 runs, none failed" in readme
+    )
+    bases = {"bf16": ("bf16", True), "int8": ("int8", True), "NF4": ("nf4", False), "NF4, double quantised": ("nf4", True)}
+    bases["FP4, double quantised"] = ("fp4", True)
+    frozen, grids = {}, {}
+    for name, (precision, double) in bases.items():
+        of = frame[(frame["precision"] == precision) & (frame["double_quant"] == double)]
+        trained = of[of["lr"].notna()]
+        frozen[name] = of.loc[of["lr"].isna(), "test/loss"].item()
+        assert trained[trained["seed"] < 3].groupby("lr")["val/loss"].mean().idxmin() == 3e-3
+        grids[name] = trained.pivot(index="seed", columns="lr", values="test/loss")
+        assert grids[name].shape == (9, 4)
+    after = pd.DataFrame({name: grid[3e-3] for name, grid in grids.items()})
+    gaps = after.sub(after["bf16"], axis=0)
+    said = [f"| bf16 | {frozen['bf16']:.3f} | - | {after['bf16'][3:].mean():.3f} | - | - |"]
+    for name in list(bases)[1:]:
+        start, gap = frozen[name] - frozen["bf16"], gaps[name][3:]
+        reach = stats.t.ppf(0.975, 5) * gap.std() / math.sqrt(6)
+        interval = f"{gap.mean():.3f} [{gap.mean() - reach:.3f}, {gap.mean() + reach:.3f}]"
+        share = f"{1 - gap.mean() / start:.0%}".replace("%", " %")
+        said.append(f"| {name} | {frozen[name]:.3f} | {start:.3f} | {after[name][3:].mean():.3f} | {interval} | {share} |")
+        assert (gaps[name] > 0).all()
+    nine = gaps.mean()
+    said.append(f"(int8 {nine['int8']:.3f}, NF4 {nine['NF4, double quantised']:.3f}, FP4 {nine['FP4, double quantised']:.3f})")
+    low, high = (grids["NF4, double quantised"][lr].mean() - grids["bf16"][lr].mean() for lr in (3e-4, 1e-2))
+    said.append(f"NF4's 0.039 is {low:.3f} at 3e-4 and {high:.3f} at 1e-2")
+    said.append(f"{1 - after['bf16'][3:].mean() / frozen['bf16']:.0%} is what a gap in proportion".replace("%", " %"))
+    for name, begins in (("NF4, double quantised", "-0.002 ["), ("FP4, double quantised", "0.036 [")):
+        pair = (after[name] - after["NF4" if name.startswith("NF4") else "NF4, double quantised"])[3:]
+        reach = stats.t.ppf(0.975, 5) * pair.std() / math.sqrt(6)
+        said.append(f"{pair.mean():.3f} [{pair.mean() - reach:.3f}, {pair.mean() + reach:.3f}]")
+        assert said[-1].startswith(begins)
+    less = [1 - (at["NF4, double quantised"] - at["bf16"]) / (at["FP4, double quantised"] - at["bf16"])
+            for at in (frozen, after[3:].mean())]  # fmt: skip
+    said.append(f"before training {less[0]:.0%} (0.484 and 0.526 nats), after training {less[1]:.0%}".replace("%", " %"))
+    assert [one for one in said if one not in readme] == []
+    tables = (report.HERE / "tables.md").read_text()
+    meant_by = {
+        "TOST p = 0.40": "| 0.3978 |",
+        "TOST p = 0.005": "| 0.0047 |",
+        "2/64 = 0.031 and after Holm over the six contrasts none below 0.19": "| 0.0312 | 0.1875 |",
+        "p = 0.004, 0.023 after Holm": "| 0.0039 | 0.0234 |",
+    }
+    for shown, meant in meant_by.items():
+        assert shown in readme and meant in tables
 
 
 def test_what_training_starts_from_may_have_been_measured_under_several_seeds() -> None:
