@@ -7,7 +7,6 @@ is a row without numbers. ``python -m src.eval sweep=variants_at_their_best tune
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     place, written = folder / "results.csv", None
     if said:
         written = results.from_records(UNFINISHED in said).to_csv(index=False, float_format="%.12g")
-        runs = results.read(io.StringIO(written), str(RUNS.absolute()))
+        runs = results.read(RUNS.absolute(), written)
     else:
         runs = results.load(place)
     found = study(runs)

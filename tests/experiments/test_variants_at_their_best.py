@@ -267,6 +267,9 @@ def test_time_under_way_counts_what_overlaps_once_and_no_pause() -> None:
         ("variant,r,steps,tokens,tokens_per_second\n", "has no row"),
         ("variant,r,steps,tokens,tokens_per_second\nlora,4,30,900,fast\n", "tokens_per_second of row 1 is fast"),
         ("variant,r,steps,tokens,tokens_per_second\nlora,4,30,900,0\n", "not above 0"),
+        ("variant,r,steps,tokens,tokens_per_second\nlora,4,30,900,inf\n", "tokens_per_second of row 1 is inf"),
+        ("variant,r,steps,tokens,tokens_per_second\nlora,4,,900,5\n", "row 1 has no steps"),
+        ("variant,r,steps,tokens,tokens_per_second\nlora,4,30,900,5", "row 1 has no end of line"),
         ("variant,r,steps,tokens,tokens_per_second\n" + 2 * "lora,4,30,900,5\n", "lora r=4 is there more than once"),
     ],
 )
@@ -409,6 +412,7 @@ def changed(**values: str) -> str:
         ([], "has no row"),
         ([changed(test_of_loss="low")], "test/loss of row 1 is low, not a number"),
         ([GOOD, changed(seed="4", test_of_loss="inf")], "test/loss of row 2 is inf, not a number"),
+        ([GOOD, changed(seed="4")[:-20]], "row 2 has 16 cells for 19 columns"),
         ([changed(learning_rate="")], "row 1 has no learning_rate"),
         ([changed(status="")], "row 1 has no status"),
         ([changed(variant="nolora")], "nolora r=4: no cell of this study"),
@@ -429,7 +433,7 @@ def test_a_table_of_runs_that_is_none_is_one_line(tmp_path: Path, lines: list[st
 
 def test_a_table_without_a_column_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text("run_id,variant\n0,lora\n")
-    with pytest.raises(ConfigError, match="has no column r, learning_rate, seed, status, alpha and 12 more"):
+    with pytest.raises(ConfigError, match="has no column seed, status, model, dataset, r and 12 more"):
         report.main([f"folder={tmp_path}"])
 
 
