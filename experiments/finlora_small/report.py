@@ -6,10 +6,9 @@ Differences are to LoRA on 8 bits and paired by seed; p is of the exact sign-fli
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -73,11 +72,16 @@ def once(runs: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def load(path: Path) -> pd.DataFrame:
-    """The runs of results.csv. Raises ConfigError, one line, where it is no such table."""
+    """The runs of results.csv. Raises ConfigError, one line, where it is not there, or no such table."""
     if not path.exists():
         raise ConfigError(f"{path}: not there; the word records makes it from runs/")
+    return read(path)
+
+
+def read(path: Path | str, text: str | None = None) -> pd.DataFrame:
+    """The runs of a CSV, or of ``text`` that came from ``path``."""
     numbers = ("learning_rate", "seed", "effective_scale", *METRICS)
-    runs = once(sheet.read(path, ("run_id", "status", *KEY, "effective_scale"), numbers), str(path))
+    runs = once(sheet.read(path, ("run_id", "status", *KEY, "effective_scale"), numbers, text=text), str(path))
     for task, found in runs.groupby("task"):
         if task not in TASKS or REFERENCE not in chosen(found) or at_rate(found, REFERENCE, RATES[0], TUNE).empty:
             raise ConfigError(f"{path}: {task} is no task of this study, or has no tuning runs of {NAMES[REFERENCE]}")
@@ -106,8 +110,24 @@ def trained(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> dict[s
     return {form: rate for form, rate in rates.items() if len(at_rate(runs, form, rate, seeds)) == len(seeds)}
 
 
+class Rates(NamedTuple):
+    """Rates by form: those with the lowest validation loss, FinLoRA's, and of the first those with all report seeds."""
+
+    chosen: dict[str, float]
+    published: dict[str, float]
+    best: dict[str, float]
+
+
+def rates_of(runs: pd.DataFrame) -> Rates:
+    found = chosen(runs)
+    published = {form: RATES[0] for form in found if len(at_rate(runs, form, RATES[0], TUNE))}
+    return Rates(found, published, trained(runs, found, REPORT))
+
+
 def contrasts(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> dict[str, Any]:
-    """Of each form but the reference: its paired test-loss difference to it, and p after Holm."""
+    """Of each form but the reference: its paired test-loss difference to it, and p after Holm. None without the reference."""
+    if REFERENCE not in rates:
+        return {}
     wanted = at_rate(runs, REFERENCE, rates[REFERENCE], seeds).test_loss
     found = {
         form: paired((at_rate(runs, form, rates[form], seeds).test_loss - wanted).dropna().to_numpy(), MARGIN)
@@ -155,8 +175,7 @@ def tables(everything: pd.DataFrame) -> str:
     lines = [f"Written by `python -m experiments.finlora_small.report` from results.csv: {len(everything)} runs, "
              f"{(everything.status != 'ok').sum()} not ok."]  # fmt: skip
     for task, runs in everything.groupby("task", sort=False):
-        rates = chosen(runs)
-        best, published = trained(runs, rates, REPORT), dict.fromkeys(rates, RATES[0])
+        rates, published, best = rates_of(runs)
         lines += ["", f"## {task}", "", f"FinLoRA: {THEIRS[str(task)]}.", ""]
         lines += [f"At FinLoRA's rate, {RATES[0]:g}, the tuning seeds:", "", *table(runs, published, TUNE), ""]
         lines += ["Each at its own best rate, the report seeds:", "", *table(runs, best, REPORT), ""]
@@ -206,9 +225,8 @@ def _by_rate(axes: Axes, runs: pd.DataFrame) -> None:
 
 
 def _differences(axes: Axes, runs: pd.DataFrame) -> None:
-    rates = chosen(runs)
-    best, published = trained(runs, rates, REPORT), dict.fromkeys(rates, RATES[0])
-    forms = [form for form in rates if form != REFERENCE]
+    tuned, published, best = rates_of(runs)
+    forms = [form for form in tuned if form != REFERENCE]
     views = ((0.13, "s", f"all at {RATES[0]:g}", published, TUNE), (-0.13, "o", "each at its best", best, REPORT))
     for shift, marker, name, rates, seeds in views:
         found = contrasts(runs, rates, seeds)
@@ -233,17 +251,20 @@ def main() -> int:
     if "--help" in sys.argv[1:]:
         print(__doc__)
         return 0
-    if sys.argv[1:] not in ([], ["records"]):
-        raise ConfigError(f"{' '.join(sys.argv[1:])}: takes no word but records")
-    place = HERE / "results.csv"
-    if sys.argv[1:]:
+    said = sys.argv[1:]
+    if said not in ([], ["records"]):
+        raise ConfigError(f"{' '.join(said)}: takes no word but records")
+    place, written = HERE / "results.csv", None
+    if said:
         written = from_records().to_csv(index=False, float_format="%.6g")
-        tables(pd.read_csv(io.StringIO(written)))  # before anything is replaced
+        runs = read(RUNS.absolute(), written)
+    else:
+        runs = load(place)
+    text, drawn = tables(runs), figure(runs)
+    if written is not None:  # nothing is replaced before all of it can be
         write_atomically(place, written)
-    runs = load(place)
-    text = tables(runs)
     write_atomically(HERE / "tables.md", text)
-    figure(runs).savefig(HERE / "ranking.png", dpi=130)
+    drawn.savefig(HERE / "ranking.png", dpi=130)
     print(text, end="")
     return 0
 

@@ -110,12 +110,13 @@ def test_a_form_without_report_seeds_is_named_and_left_out() -> None:
     report.figure(runs[~stopped])
 
 
-@pytest.mark.parametrize("damage", ["empty", "header", "cut", "word", "column", "bytes", "twice"])
+@pytest.mark.parametrize("damage", ["empty", "header", "cut", "end", "word", "column", "bytes", "twice"])
 def test_a_damaged_table_is_one_line(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = (report.HERE / "results.csv").read_text()
     lines = whole.splitlines(keepends=True)
     text = {
-        "empty": "", "header": lines[0], "cut": whole[: len(lines[0]) + 40], "word": whole.replace(",0.0001,", ",soon,", 1),
+        "empty": "", "header": lines[0], "cut": whole[: len(lines[0]) + 40], "end": whole[:-3],
+        "word": whole.replace(",0.0001,", ",soon,", 1),
         "column": whole.replace("val_loss", "loss"), "bytes": "", "twice": whole + lines[-1],
     }[damage]  # fmt: skip
     (tmp_path / "results.csv").write_bytes(b"\xff\xfe\x00" * 50 if damage == "bytes" else text.encode())
@@ -125,3 +126,13 @@ def test_a_damaged_table_is_one_line(damage: str, tmp_path: Path, monkeypatch: p
         report.main()
     assert "\n" not in str(caught.value) and "results.csv" in str(caught.value)
     assert not (tmp_path / "tables.md").exists()
+
+
+def test_without_report_seeds_of_the_reference_nothing_is_compared_there() -> None:
+    losses = {(form, rate): [1.0 + rate, 1.1 + rate, 1.3 + rate] for form in report.FORMS for rate in run.RATES}
+    del losses["4bits_r4", run.RATES[0]]
+    runs = runs_of(losses)
+    tuning, reported = report.tables(runs).split("Each at its own best rate")
+    assert "| DoRA, 8 bits |" in tuning and "QLoRA, alpha 16" not in tuning and "| DoRA" not in reported
+    assert "QLoRA, alpha 16: its best rate is 0.001; its report seeds are not all trained." in reported
+    report.figure(runs)
