@@ -1,4 +1,4 @@
-"""A study's measurements as CSV: written as they are made, read back checked."""
+"""A study's measurements as CSV: written as they are made, read back checked, those of several machines in one."""
 
 from __future__ import annotations
 
@@ -97,3 +97,28 @@ def as_numbers(frame: pd.DataFrame, columns: Collection[str], where: Path | str,
             at = int(wrong.argmax())
             raise ConfigError(f"{where}: {name} of row {at + 1} is {frame[name].iloc[at]}, not a number")
     return found
+
+
+def merged(path: Path, records: str, order: Sequence[str]) -> tuple[str, str]:
+    """(A CSV of runs and those of the CSV at ``path`` that it has not, by run_id; a line that counts both).
+
+    ``path`` has been read before. Cells stay as they are written; columns are those of ``path``, then those that only
+    ``records`` has; rows are sorted by the columns of ``order``.
+    """
+    import pandas as pd
+
+    old, new = (pd.read_csv(io.StringIO(text), dtype=str, na_filter=False) for text in (_text(path), records))
+    kept = old[~old["run_id"].isin(new["run_id"])]
+    said = f"{path.name}: {len(kept)} rows kept, {len(new)} from records"
+    if kept.empty:
+        return records, said
+    every = pd.concat([kept, new]).fillna("").sort_values(list(order), key=_sizes)
+    return every.to_csv(index=False), said
+
+
+def _sizes(column: pd.Series[str]) -> pd.Series[Any]:
+    """What to sort a column of cells by: numbers by size, an empty one last."""
+    import pandas as pd
+
+    numbers = pd.to_numeric(column, errors="coerce")
+    return column if (numbers.isna() & (column != "")).any() else numbers

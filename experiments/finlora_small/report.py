@@ -1,6 +1,7 @@
-"""``python -m experiments.finlora_small.report [records]``: the runs as results.csv, tables.md and ranking.png.
+"""``python -m experiments.finlora_small.report [records [more]]``: the runs as results.csv, tables.md, ranking.png.
 
-With the word ``records`` the runs in ``runs/`` are read first and results.csv is written; without it, results.csv is read.
+With the word ``records`` the runs in ``runs/`` are read first and results.csv is written; without it, results.csv is read. With
+``more`` the rows of results.csv whose runs have their records on another machine are kept, as they stand.
 Differences are to LoRA on 8 bits and paired by seed; p is of the exact sign-flip test, after Holm over a task's contrasts.
 """
 
@@ -74,7 +75,7 @@ def once(runs: pd.DataFrame, where: str) -> pd.DataFrame:
 def load(path: Path) -> pd.DataFrame:
     """The runs of results.csv. Raises ConfigError, one line, where it is not there, or no such table."""
     if not path.exists():
-        raise ConfigError(f"{path}: not there; the word records makes it from runs/")
+        raise ConfigError(f"{path}: not there; the word records alone makes it from runs/")
     return read(path)
 
 
@@ -252,12 +253,17 @@ def main() -> int:
         print(__doc__)
         return 0
     said = sys.argv[1:]
-    if said not in ([], ["records"]):
-        raise ConfigError(f"{' '.join(said)}: takes no word but records")
-    place, written = HERE / "results.csv", None
+    if said not in ([], ["records"], ["records", "more"]):
+        raise ConfigError(f"{' '.join(said)}: takes no word but records, and after it more")
+    place, written, counted = HERE / "results.csv", None, None
     if said:
+        where = str(RUNS.absolute())
+        old = load(place) if "more" in said else None
         written = from_records().to_csv(index=False, float_format="%.6g")
-        runs = read(RUNS.absolute(), written)
+        if old is not None:
+            where = f"{place} and {where}"
+            written, counted = sheet.merged(place, written, KEY)
+        runs = read(where, written)
     else:
         runs = load(place)
     text, drawn = tables(runs), figure(runs)
@@ -265,6 +271,8 @@ def main() -> int:
         write_atomically(place, written)
     write_atomically(HERE / "tables.md", text)
     drawn.savefig(HERE / "ranking.png", dpi=130)
+    if counted is not None:
+        print(counted)
     print(text, end="")
     return 0
 

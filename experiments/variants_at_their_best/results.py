@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,10 @@ FILLED = ("run_id", "variant", "seed", "status", "model", "dataset")
 COUNTED = {"r", "learning_rate", "seed", "alpha", *NUMBERS, "wall_seconds"}  # numbers, like the metrics
 
 
-def from_records(unfinished: bool = False) -> pd.DataFrame:
+def from_records(unfinished: bool = False, elsewhere: Collection[str] = ()) -> pd.DataFrame:
     """A row for each run of the sweep below ``runs/``; without a result only where ``unfinished`` lets them be.
+
+    Those of ``elsewhere`` are known to have a result on another machine, so without one here they are no row, and no lack.
 
     Raises:
         ConfigError: one line; a record is missing, damaged, doubled, or of another study.
@@ -56,16 +59,18 @@ def from_records(unfinished: bool = False) -> pd.DataFrame:
     found = gather(_ids())
     if found.problems:
         raise ConfigError(_first(found.problems))
-    if not found.rows:
+    absent = [run for run in found.absent if run not in elsewhere]
+    here = [row for row in found.rows if row["status"] != MISSING or row["run_id"] not in elsewhere]
+    if not here:
         raise ConfigError(f"{RUNS.absolute()}: holds no run of the sweep {STUDY}")
-    if found.absent:
-        said = f"{RUNS.absolute()}: {len(found.absent)} of {found.expected} runs have no result: {few(found.absent)}"
+    if absent:
+        said = f"{RUNS.absolute()}: {len(absent)} of {found.expected} runs have no result: {few(absent)}"
         if not unfinished:
             raise ConfigError(f"{said}; train them, or add the word unfinished")
         print(f"warning: {said}", file=sys.stderr)  # those that were never begun are in no row
     _refuse_foreign(found)
     rows = []
-    for row in found.rows:
+    for row in here:
         folder = RunFolder(row["run_id"])
         result, origin = folder.result() or {}, folder.provenance() or {}
         known = row | {name: result[name] for name in RECORDED if result.get(name) is not None}
@@ -124,7 +129,7 @@ def load(path: Path) -> pd.DataFrame:
         ConfigError: one line; it is not there, or not such a table.
     """
     if not path.exists():
-        raise ConfigError(f"{path}: not there; the word records makes it from runs/")
+        raise ConfigError(f"{path}: not there; the word records alone makes it from runs/")
     return read(path)
 
 

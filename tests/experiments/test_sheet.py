@@ -1,4 +1,4 @@
-"""Measurements as CSV: rows that several processes append, and what is no table."""
+"""Measurements as CSV: rows that several processes append, what is no table, and the rows of several machines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from experiments import sheet
+from experiments.finlora_small import report as finlora
+from experiments.variants_at_their_best import results as variants
 from src.config import ConfigError
 from tests.conftest import CODE
 
@@ -102,3 +104,25 @@ def test_numbers_that_are_infinite_can_be_refused() -> None:
     found = sheet.read("runs", ["seed"], ["seed", "loss"], [], TABLE.replace("1.50", "-inf"))
     with pytest.raises(ConfigError, match=r"^runs: loss of row 1 is -inf, not a number$"):
         sheet.as_numbers(found, ["seed", "loss"], "runs")
+
+
+def test_rows_are_kept_as_they_stand_and_those_of_both_are_of_the_records(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('run_id,r,rate,note\na,16,1e-04,"x, y"\nb,4,0.0010,NA\nc,,5e-5,\n')
+    text, said = sheet.merged(path, "run_id,rate,r,loss\nd,0.01,4,1.50\nb,0.001,4,True\n", ["r", "rate"])
+    assert text == 'run_id,r,rate,note,loss\nb,4,0.001,,True\nd,4,0.01,,1.50\na,16,1e-04,"x, y",\nc,,5e-5,,\n'
+    assert said == "a.csv: 2 rows kept, 2 from records"
+    every = "run_id,r,rate\nc,4,1\nb,4,2\na,16,1\n"
+    assert sheet.merged(path, every, ["r", "rate"]) == (every, "a.csv: 0 rows kept, 3 from records")
+
+
+@pytest.mark.parametrize("study", [finlora, variants])
+def test_committed_results_from_two_machines_are_the_same_bytes(study: Any, tmp_path: Path) -> None:
+    whole = (Path(study.__file__).parent / "results.csv").read_text()
+    head, *rows = whole.splitlines(keepends=True)
+    path = tmp_path / "results.csv"
+    path.write_text(head + "".join(rows[::2]))
+    text, said = sheet.merged(path, head + "".join(reversed(rows[100:])), study.KEY)
+    assert (
+        text == head + "".join(rows[:100:2] + rows[100:]) and said == f"results.csv: 50 rows kept, {len(rows) - 100} from records"
+    )
