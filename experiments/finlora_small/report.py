@@ -1,15 +1,15 @@
-"""``python -m experiments.finlora_small.report [records]``: the runs as results.csv, tables.md and ranking.png.
+"""``python -m experiments.finlora_small.report [records [more]]``: the runs as results.csv, tables.md, ranking.png.
 
-With the word ``records`` the runs in ``runs/`` are read first and results.csv is written; without it, results.csv is read.
+With the word ``records`` the runs in ``runs/`` are read first and results.csv is written; without it, results.csv is read. With
+``more`` the rows of results.csv whose runs have their records on another machine are kept, as they stand.
 Differences are to LoRA on 8 bits and paired by seed; p is of the exact sign-flip test, after Holm over a task's contrasts.
 """
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -77,11 +77,16 @@ def once(runs: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def load(path: Path) -> pd.DataFrame:
-    """The runs of results.csv. Raises ConfigError, one line, where it is no such table."""
+    """The runs of results.csv. Raises ConfigError, one line, where it is not there, or no such table."""
     if not path.exists():
-        raise ConfigError(f"{path}: not there; the word records makes it from runs/")
+        raise ConfigError(f"{path}: not there; the word records alone makes it from runs/")
+    return read(path)
+
+
+def read(path: Path | str, text: str | None = None) -> pd.DataFrame:
+    """The runs of a CSV, or of ``text`` that came from ``path``."""
     numbers = ("learning_rate", "seed", "effective_scale", *METRICS)
-    runs = once(sheet.read(path, ("run_id", "status", *KEY, "effective_scale"), numbers), str(path))
+    runs = once(sheet.read(path, ("run_id", "status", *KEY, "effective_scale"), numbers, text=text), str(path))
     for task, found in runs.groupby("task"):
         if task not in TASKS or REFERENCE not in chosen(found) or at_rate(found, REFERENCE, RATES[0], TUNE).empty:
             raise ConfigError(f"{path}: {task} is no task of this study, or has no tuning runs of {NAMES[REFERENCE]}")
@@ -110,8 +115,24 @@ def trained(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> dict[s
     return {form: rate for form, rate in rates.items() if len(at_rate(runs, form, rate, seeds)) == len(seeds)}
 
 
+class Rates(NamedTuple):
+    """Rates by form: those with the lowest validation loss, FinLoRA's, and of the first those with all report seeds."""
+
+    chosen: dict[str, float]
+    published: dict[str, float]
+    best: dict[str, float]
+
+
+def rates_of(runs: pd.DataFrame) -> Rates:
+    found = chosen(runs)
+    published = {form: RATES[0] for form in found if len(at_rate(runs, form, RATES[0], TUNE))}
+    return Rates(found, published, trained(runs, found, REPORT))
+
+
 def contrasts(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> dict[str, Any]:
-    """Of each form but the reference: its paired test-loss difference to it, and p after Holm."""
+    """Of each form but the reference: its paired test-loss difference to it, and p after Holm. None without the reference."""
+    if REFERENCE not in rates:
+        return {}
     wanted = at_rate(runs, REFERENCE, rates[REFERENCE], seeds).test_loss
     found = {
         form: paired((at_rate(runs, form, rates[form], seeds).test_loss - wanted).dropna().to_numpy(), MARGIN)
@@ -159,8 +180,7 @@ def tables(everything: pd.DataFrame) -> str:
     lines = [f"Written by `python -m experiments.finlora_small.report` from results.csv: {len(everything)} runs, "
              f"{(everything.status != 'ok').sum()} not ok."]  # fmt: skip
     for task, runs in everything.groupby("task", sort=False):
-        rates = chosen(runs)
-        best, published = trained(runs, rates, REPORT), dict.fromkeys(rates, RATES[0])
+        rates, published, best = rates_of(runs)
         lines += ["", f"## {task}", "", f"FinLoRA: {THEIRS[str(task)]}.", ""]
         lines += [f"At FinLoRA's rate, {RATES[0]:g}, the tuning seeds:", "", *table(runs, published, TUNE), ""]
         lines += ["Each at its own best rate, the report seeds:", "", *table(runs, best, REPORT), ""]
@@ -228,9 +248,8 @@ def _by_rate(axes: Axes, runs: pd.DataFrame) -> None:
 
 
 def _differences(axes: Axes, runs: pd.DataFrame) -> None:
-    rates = chosen(runs)
-    best, published = trained(runs, rates, REPORT), dict.fromkeys(rates, RATES[0])
-    forms = [form for form in rates if form != REFERENCE]
+    tuned, published, best = rates_of(runs)
+    forms = [form for form in tuned if form != REFERENCE]
     for shift, hollow, rates, seeds in ((0.15, True, published, TUNE), (-0.15, False, best, REPORT)):
         found = contrasts(runs, rates, seeds)
         for at, form in ((at, form) for at, form in enumerate(forms) if form in found):
@@ -253,17 +272,27 @@ def main() -> int:
     if "--help" in sys.argv[1:]:
         print(__doc__)
         return 0
-    if sys.argv[1:] not in ([], ["records"]):
-        raise ConfigError(f"{' '.join(sys.argv[1:])}: takes no word but records")
-    place = HERE / "results.csv"
-    if sys.argv[1:]:
+    said = sys.argv[1:]
+    if said not in ([], ["records"], ["records", "more"]):
+        raise ConfigError(f"{' '.join(said)}: takes no word but records, and after it more")
+    place, written, counted = HERE / "results.csv", None, None
+    if said:
+        where = str(RUNS.absolute())
+        old = load(place) if "more" in said else None
         written = from_records().to_csv(index=False, float_format="%.6g")
-        tables(pd.read_csv(io.StringIO(written)))  # before anything is replaced
+        if old is not None:
+            where = f"{place} and {where}"
+            written, counted = sheet.merged(place, written, KEY)
+        runs = read(where, written)
+    else:
+        runs = load(place)
+    text, drawn = tables(runs), figure(runs)
+    if written is not None:  # nothing is replaced before all of it can be
         write_atomically(place, written)
-    runs = load(place)
-    text = tables(runs)
     write_atomically(HERE / "tables.md", text)
-    figure(runs).savefig(HERE / "ranking.png", dpi=150)
+    drawn.savefig(HERE / "ranking.png", dpi=150)
+    if counted is not None:
+        print(counted)
     print(text, end="")
     return 0
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments import sheet
 from experiments.markdown import table
 from experiments.variants_at_their_best.questions import Study, name, named
-from experiments.variants_at_their_best.results import CONTROLS, numbers, read_table
+from experiments.variants_at_their_best.results import CONTROLS
 from src.config import ConfigError
 from src.eval.columns import rate
 from src.eval.notes import named as labelled
@@ -38,9 +39,9 @@ def load(folder: Path) -> Peft | None:
     if not path.exists():
         return None
     needed = ("r", "steps", "tokens", "tokens_per_second")
-    timed = numbers(read_table(path, ("variant", *needed), str(path)), needed, str(path))
-    if timed[["variant", *needed]].isna().any(axis=None) or not (timed["tokens_per_second"] > 0).all():
-        raise ConfigError(f"{path}: a row without variant, r, steps, tokens, or with a tokens_per_second that is not above 0")
+    timed = sheet.as_numbers(sheet.read(path, ("variant", *needed), needed), needed, path)
+    if not (timed["tokens_per_second"] > 0).all():
+        raise ConfigError(f"{path}: a row with a tokens_per_second that is not above 0")
     if (twice := timed.duplicated(["variant", "r"])).any():
         one = timed[twice].iloc[0]
         raise ConfigError(f"{path}: {labelled(one['variant'], one['r'])} is there more than once")

@@ -1,17 +1,18 @@
-"""``python -m experiments.variants_at_their_best.report [records [unfinished]] [folder=FOLDER]``: tables.md and the figures.
+"""``python -m experiments.variants_at_their_best.report [records [unfinished] [more]] [folder=FOLDER]``: tables.md, figures.
 
 They are made of results.csv and peft.csv of FOLDER (default: this one) alone. With the word ``records`` the runs below ``runs/``,
 all of this sweep, are read first and results.csv is written. A run without a result is refused there; with ``unfinished`` it
-is a row without numbers. ``python -m src.eval sweep=variants_at_their_best tune=0,1,2`` chooses the same rates.
+is a row without numbers; with ``more`` the rows of results.csv whose runs have their records on another machine are kept, as
+they stand. ``python -m src.eval sweep=variants_at_their_best tune=0,1,2`` chooses the same rates.
 """
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments import sheet
 from experiments.variants_at_their_best import cost, figures, results
 from experiments.variants_at_their_best.questions import study
 from experiments.variants_at_their_best.tables import tables
@@ -20,11 +21,12 @@ from src.config import ConfigError
 from src.durable import write_atomically
 from src.eval import words
 from src.eval.figures import png
+from src.eval.frame import MISSING
 from src.eval.words import Key
 from src.records import RUNS
 
 HERE = Path(__file__).resolve().parent
-RECORDS, UNFINISHED = "records", "unfinished"
+RECORDS, UNFINISHED, MORE = "records", "unfinished", "more"
 KEYS = {"folder": Key(Path, "FOLDER")}
 FIGURES = {"at_their_best.png": figures.at_their_best, "rates.png": figures.rates}
 
@@ -34,13 +36,17 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__)
         return 0
     values, said = words.read(arguments, KEYS, free="a word")
-    if said not in ([], [RECORDS], [RECORDS, UNFINISHED]):
-        raise ConfigError(f"{' '.join(said)}: takes no word but {RECORDS}, and after it {UNFINISHED}")
+    if said[:1] not in ([], [RECORDS]) or sorted(said[1:]) not in ([], [MORE], [UNFINISHED], [MORE, UNFINISHED]):
+        raise ConfigError(f"{' '.join(said)}: takes no word but {RECORDS}, and after it {UNFINISHED} and {MORE}, each once")
     folder = Path(values.get("folder", HERE))
-    place, written = folder / "results.csv", None
+    place, written, counted = folder / "results.csv", None, None
     if said:
-        written = results.from_records(UNFINISHED in said).to_csv(index=False, float_format="%.12g")
-        runs = results.read(io.StringIO(written), str(RUNS.absolute()))
+        old = results.load(place) if MORE in said else None
+        known = () if old is None else set(old.loc[old["status"] != MISSING, "run_id"])
+        written = results.from_records(UNFINISHED in said, known).to_csv(index=False, float_format="%.12g")
+        if old is not None:
+            written, counted = sheet.merged(place, written, results.KEY)
+        runs = results.read(f"{place} and {RUNS.absolute()}" if old is not None else str(RUNS.absolute()), written)
     else:
         runs = results.load(place)
     found = study(runs)
@@ -52,6 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     write_atomically(folder / "tables.md", text)
     for name, picture in drawn.items():
         (folder / name).write_bytes(picture)
+    if counted is not None:
+        print(counted)
     print(text, end="")
     return 0
 

@@ -7,11 +7,10 @@ worker's first moment to its result, ``started`` is when its command took it (UT
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments import sheet
 from experiments.variants_at_their_best.run import cells
 from src.cli import compose
 from src.config import ConfigError
@@ -44,12 +44,14 @@ NEEDED = (
     *("run_id", *KEY, "status", "alpha", "effective_scale", "model", "dataset", "steps", *LOSSES),
     *("trainable_parameters", "total_parameters", "pack_size", "train_tokens", "train_seconds", "device"),
 )
-WORDS = ("run_id", "variant", "status", "reason", "model", "dataset", "device", "commit")  # 12345e6789 is an id, and no number
+FILLED = ("run_id", "variant", "seed", "status", "model", "dataset")
 COUNTED = {"r", "learning_rate", "seed", "alpha", *NUMBERS, "wall_seconds"}  # numbers, like the metrics
 
 
-def from_records(unfinished: bool = False) -> pd.DataFrame:
+def from_records(unfinished: bool = False, elsewhere: Collection[str] = ()) -> pd.DataFrame:
     """A row for each run of the sweep below ``runs/``; without a result only where ``unfinished`` lets them be.
+
+    Those of ``elsewhere`` are known to have a result on another machine, so without one here they are no row, and no lack.
 
     Raises:
         ConfigError: one line; a record is missing, damaged, doubled, or of another study.
@@ -57,16 +59,18 @@ def from_records(unfinished: bool = False) -> pd.DataFrame:
     found = gather(_ids())
     if found.problems:
         raise ConfigError(_first(found.problems))
-    if not found.rows:
+    absent = [run for run in found.absent if run not in elsewhere]
+    here = [row for row in found.rows if row["status"] != MISSING or row["run_id"] not in elsewhere]
+    if not here:
         raise ConfigError(f"{RUNS.absolute()}: holds no run of the sweep {STUDY}")
-    if found.absent:
-        said = f"{RUNS.absolute()}: {len(found.absent)} of {found.expected} runs have no result: {few(found.absent)}"
+    if absent:
+        said = f"{RUNS.absolute()}: {len(absent)} of {found.expected} runs have no result: {few(absent)}"
         if not unfinished:
             raise ConfigError(f"{said}; train them, or add the word unfinished")
         print(f"warning: {said}", file=sys.stderr)  # those that were never begun are in no row
     _refuse_foreign(found)
     rows = []
-    for row in found.rows:
+    for row in here:
         folder = RunFolder(row["run_id"])
         result, origin = folder.result() or {}, folder.provenance() or {}
         known = row | {name: result[name] for name in RECORDED if result.get(name) is not None}
@@ -125,39 +129,18 @@ def load(path: Path) -> pd.DataFrame:
         ConfigError: one line; it is not there, or not such a table.
     """
     if not path.exists():
-        raise ConfigError(f"{path}: not there; the word records makes it from runs/")
-    return read(path, str(path))
+        raise ConfigError(f"{path}: not there; the word records alone makes it from runs/")
+    return read(path)
 
 
-def read(source: Path | io.StringIO, where: str) -> pd.DataFrame:
-    return checked(read_table(source, NEEDED, where), where)
+def read(path: Path | str, text: str | None = None) -> pd.DataFrame:
+    """The runs of a CSV, or of ``text`` that came from ``path``."""
+    frame = sheet.read(path, FILLED, list(filter(is_number, NEEDED)), ("device",), text)
+    return checked(frame.replace({"device": {"": np.nan}}), str(path))
 
 
-def read_table(source: Path | io.StringIO, needed: Iterable[str], where: str) -> pd.DataFrame:
-    """A CSV with at least these columns and one row. Raises ConfigError, one line that begins with ``where``."""
-    try:
-        frame = pd.read_csv(source, dtype=dict.fromkeys(WORDS, str))
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        why = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ConfigError(f"{where}: cannot be read ({why})") from error
-    if missing := [name for name in needed if name not in frame]:
-        raise ConfigError(f"{where}: has no column {few(missing)}")
-    if frame.empty:
-        raise ConfigError(f"{where}: has no row")
-    return frame
-
-
-def numbers(frame: pd.DataFrame, columns: Iterable[str], where: str) -> pd.DataFrame:
-    """The frame with these columns as floats. Raises ConfigError for a text or a number that is not finite."""
-    frame = frame.copy()
-    for name in columns:
-        found = pd.to_numeric(frame[name], errors="coerce").astype(float)
-        wrong = (found.isna() & frame[name].notna()) | np.isinf(found)
-        if wrong.any():
-            at = wrong.idxmax()
-            raise ConfigError(f"{where}: {name} of row {at + 1} is {frame[name][at]}, not a number")
-        frame[name] = found
-    return frame
+def is_number(column: str) -> bool:
+    return column in COUNTED or METRIC.fullmatch(column) is not None
 
 
 def checked(frame: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -166,10 +149,8 @@ def checked(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     Raises:
         ConfigError: one line that begins with ``where``.
     """
-    frame = numbers(frame, [name for name in frame if name in COUNTED or METRIC.fullmatch(name)], where)
-    for name in ("run_id", "variant", "seed", "status", "model", "dataset"):
-        if frame[name].isna().any():
-            raise ConfigError(f"{where}: row {frame[name].isna().idxmax() + 1} has no {name}")
+    counted = list(filter(is_number, frame))
+    frame = sheet.as_numbers(frame, counted, where).astype(dict.fromkeys(counted, float))
     labels = list(map(named, frame["variant"], frame["r"]))
     known = {named(variant, r) for variant, r in cells()[0]} | set(CONTROLS)
     if strange := [label for label in labels if label not in known]:
@@ -181,7 +162,8 @@ def checked(frame: pd.DataFrame, where: str) -> pd.DataFrame:
         ids = few(twice.groupby(KEY, dropna=False, sort=False)["run_id"].apply(list).iloc[0])
         what = f"{named(one['variant'], one['r'])}, rate {one['learning_rate']:g}, seed {one['seed']:.0f}"
         raise ConfigError(f"{where}: {what} is there more than once: {ids}")
-    kinds = frame.assign(device=frame["device"].str.split(":").str[0], steps=frame["steps"].where(frame["learning_rate"].notna()))
+    device = frame["device"].astype(object).str.split(":").str[0]  # an object also where no run has one yet
+    kinds = frame.assign(device=device, steps=frame["steps"].where(frame["learning_rate"].notna()))
     for name in ("model", "dataset", "steps", "alpha", "device"):
         if len(values := kinds[name].dropna().unique()) > 1:
             raise ConfigError(f"{where}: runs of {name} {few([str(value) for value in values])}: not one study")

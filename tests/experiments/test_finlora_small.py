@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,7 +15,9 @@ import pytest
 from experiments.finlora_small import report, run
 from src.cli import compose
 from src.config import ConfigError
+from src.records import RUNS
 from src.variants.scaling import effective_scale
+from tests.eval import synthetic
 
 
 def runs_of(losses: dict[tuple[str, float], list[float]]) -> pd.DataFrame:
@@ -110,12 +114,13 @@ def test_a_form_without_report_seeds_is_named_and_left_out() -> None:
     report.figure(runs[~stopped])
 
 
-@pytest.mark.parametrize("damage", ["empty", "header", "cut", "word", "column", "bytes", "twice"])
+@pytest.mark.parametrize("damage", ["empty", "header", "cut", "end", "word", "column", "bytes", "twice"])
 def test_a_damaged_table_is_one_line(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = (report.HERE / "results.csv").read_text()
     lines = whole.splitlines(keepends=True)
     text = {
-        "empty": "", "header": lines[0], "cut": whole[: len(lines[0]) + 40], "word": whole.replace(",0.0001,", ",soon,", 1),
+        "empty": "", "header": lines[0], "cut": whole[: len(lines[0]) + 40], "end": whole[:-3],
+        "word": whole.replace(",0.0001,", ",soon,", 1),
         "column": whole.replace("val_loss", "loss"), "bytes": "", "twice": whole + lines[-1],
     }[damage]  # fmt: skip
     (tmp_path / "results.csv").write_bytes(b"\xff\xfe\x00" * 50 if damage == "bytes" else text.encode())
@@ -125,3 +130,62 @@ def test_a_damaged_table_is_one_line(damage: str, tmp_path: Path, monkeypatch: p
         report.main()
     assert "\n" not in str(caught.value) and "results.csv" in str(caught.value)
     assert not (tmp_path / "tables.md").exists()
+
+
+def test_without_report_seeds_of_the_reference_nothing_is_compared_there() -> None:
+    losses = {(form, rate): [1.0 + rate, 1.1 + rate, 1.3 + rate] for form in report.FORMS for rate in run.RATES}
+    del losses["4bits_r4", run.RATES[0]]
+    runs = runs_of(losses)
+    tuning, reported = report.tables(runs).split("Each at its own best rate")
+    assert "| DoRA, 8 bits |" in tuning and "QLoRA, alpha 16" not in tuning and "| DoRA" not in reported
+    assert "QLoRA, alpha 16: its best rate is 0.001; its report seeds are not all trained." in reported
+    report.figure(runs)
+
+
+def recorded(loss: float, **options: Any) -> str:
+    """A run of the study as src.train leaves it."""
+    own = {"sweep": "finlora_formula", "dataset": "finlora_formula", "r": 8, "lr": 1e-4, "curve": ()}
+    return synthetic.run(**{"variant": {"base_precision": "int8"}, "loss": loss} | own | options)
+
+
+def reports(*words: str) -> None:
+    sys.argv[1:] = words
+    assert report.main() == 0
+
+
+def test_rows_of_another_machines_runs_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report"])
+    place = tmp_path / "results.csv"
+    for seed in run.TUNE:
+        recorded(1.0 + seed / 3, seed=seed)
+    reports("records")
+    first = place.read_text().splitlines()
+    shutil.rmtree(RUNS)
+    again = recorded(7.0, seed=1, metrics={"val/loss": 7.1, "test/loss": 7.0, "forgetting/after": 3.0})
+    other = recorded(9.0, seed=0, lr=1e-3)
+    capsys.readouterr()
+    reports("records", "more")
+    assert capsys.readouterr().out == "results.csv: 2 rows kept, 2 from records\n" + (tmp_path / "tables.md").read_text()
+    found = place.read_text().splitlines()
+    assert found[:2] == first[:2] and found[3] == first[3] and len(found) == 5
+    assert again in found[2] and ",7.1,7,," in found[2] and found[2].endswith(",3") and other in found[4]
+    shutil.rmtree(RUNS)
+    recorded(7.0, seed=2, fields={"eval.batch_size": 3})
+    whole = place.read_bytes()
+    with pytest.raises(ConfigError, match=r"results.csv and .*runs: .*: one form, rate and seed twice"):
+        reports("records", "more")
+    place.write_bytes(whole[:-1])
+    with pytest.raises(ConfigError, match=r"results.csv: row 4 has no end of line"):
+        reports("records", "more")
+    assert place.read_bytes() == whole[:-1]
+    place.unlink()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=r"results.csv: not there; the word records alone makes it"):
+        reports("records", "more")
+    assert sorted(tmp_path.iterdir()) == before
+    for words in (["more"], ["more", "records"], ["records", "more", "more"]):
+        with pytest.raises(ConfigError, match="takes no word but records, and after it more"):
+            reports(*words)

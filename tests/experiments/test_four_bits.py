@@ -195,17 +195,17 @@ BITS = "precision,double_quant,part,bits\n"
     ("name", "text", "said"),
     [
         ("errors", "", "errors.csv: cannot be read (No columns to parse from file)"),
-        ("errors", "weights,matrix\n", "errors.csv: has no column bits, format, largest, norm, rms"),
+        ("errors", "weights,matrix\n", "errors.csv: has no column format, bits, norm, rms, largest"),
         ("errors", "weights,matrix,format,bits,norm,rms,largest\n", "errors.csv: has no rows"),
         ("errors", "weights,matrix,format,bits,norm,rms,largest\nsmollm2_135m,q,nf4,4,1,1,1\n", "has no Gaussian weights"),
         ("errors", "weights,matrix,format,bits,norm,rms,largest\ngaussian,4 x 4,nf4,4,1,inf,1\n", "not all errors are finite"),
-        ("bits", f"{BITS}nf4,True,weights\n", "bits.csv: a row has no bits"),
-        ("bits", f"{BITS}nf4,True,weights,many\n", "bits.csv: bits are not all numbers"),
+        ("bits", f"{BITS}nf4,True,weights\n", "bits.csv: row 1 has 3 cells for 4 columns"),
+        ("bits", f"{BITS}nf4,True,weights,many\n", "bits.csv: bits of row 1 is many, not a number"),
         ("bits", f"{BITS}nf4,True,weights,4.0\n", "bits.csv: nf4, double: needs a row for each of weights, scales, tables"),
         (
             "memory",
             f"model,rows\n{'x,' * 9}\n",
-            "memory.csv: has no column building GiB, held GiB, length, ms/step, note, options",
+            "memory.csv: has no column variant, length, ms/step, spread ms, tokens/s and 6 more",
         ),
         ("training", f"{TRAINING}lora,bf16,True,1e-3,0,ok,1.0,\n", "training.csv: a run that ended well has no test loss"),
         (

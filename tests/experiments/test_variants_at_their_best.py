@@ -267,6 +267,9 @@ def test_time_under_way_counts_what_overlaps_once_and_no_pause() -> None:
         ("variant,r,steps,tokens,tokens_per_second\n", "has no row"),
         ("variant,r,steps,tokens,tokens_per_second\nlora,4,30,900,fast\n", "tokens_per_second of row 1 is fast"),
         ("variant,r,steps,tokens,tokens_per_second\nlora,4,30,900,0\n", "not above 0"),
+        ("variant,r,steps,tokens,tokens_per_second\nlora,4,30,900,inf\n", "tokens_per_second of row 1 is inf"),
+        ("variant,r,steps,tokens,tokens_per_second\nlora,4,,900,5\n", "row 1 has no steps"),
+        ("variant,r,steps,tokens,tokens_per_second\nlora,4,30,900,5", "row 1 has no end of line"),
         ("variant,r,steps,tokens,tokens_per_second\n" + 2 * "lora,4,30,900,5\n", "lora r=4 is there more than once"),
     ],
 )
@@ -374,6 +377,80 @@ def test_runs_without_a_result_can_be_left_to_be_rows_without_numbers(tmp_path: 
     assert said.err.startswith("warning: ") and "1 of 2 runs have no result" in said.err
 
 
+def test_rows_of_another_machines_runs_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "results.csv"
+    told = {"provenance": {"started": "2026-01-01T00:00:00+00:00", "commit": "abc", "dirty": True}}
+    for seed in range(3):
+        recorded(seed=seed, loss=1 + seed / 3, train_seconds=1 / 3, **told)
+    assert report.main(["records", f"folder={tmp_path}"]) == 0
+    head, *first = place.read_text().splitlines()
+    shutil.rmtree(RUNS)
+    recorded(seed=1, metrics={"val/loss": 7.25, "test/loss": 7.5, "forgetting/after": 3.0})
+    recorded(seed=2, recorded=False)  # not trained here, and known from there
+    recorded(seed=3, loss=9.0)
+    recorded(variant=FULL, lr=1e-5, loss=1.2, trainable_parameters=40_000)
+    capsys.readouterr()
+    assert report.main(["records", "more", f"folder={tmp_path}"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "results.csv: 2 rows kept, 3 from records\n" + (tmp_path / "tables.md").read_text() and not said.err
+    names, full, *lora = place.read_text().splitlines()
+    assert names == head + ",forgetting/after" and full.split(",")[1] == "full"
+    assert [lora[0], lora[2]] == [first[0] + ",", first[2] + ","]
+    assert ",7.25,7.5," in lora[1] and lora[1].endswith(",,,,3") and ",9.1,9," in lora[3]
+
+    listed()
+    for words in (["more", "unfinished"], ["unfinished", "more"]):
+        before = place.read_bytes()
+        with pytest.raises(ConfigError, match=r"1 of 5 runs have no result: 0123456789; train them, or"):
+            report.main(["records", "more", f"folder={tmp_path}"])
+        assert report.main(["records", *words, f"folder={tmp_path}"]) == 0
+        assert place.read_bytes() == before and "1 of 5 runs have no result" in capsys.readouterr().err
+
+
+def test_a_row_is_without_numbers_until_one_machine_has_them(tmp_path: Path) -> None:
+    recorded(seed=3)
+    missing()
+    arguments = ["records", "unfinished", f"folder={tmp_path}"]
+    assert report.main(arguments) == 0
+    shutil.rmtree(RUNS / recorded(seed=3))
+    with pytest.raises(ConfigError, match=r"1 of 1 runs have no result: .*; train them"):
+        report.main(["records", "more", f"folder={tmp_path}"])
+    assert report.main([*arguments, "more"]) == 0
+    assert list(pd.read_csv(tmp_path / "results.csv")["status"]) == ["missing", "ok"]
+    recorded(seed=1, loss=1.5)
+    assert report.main(["records", "more", f"folder={tmp_path}"]) == 0
+    assert list(pd.read_csv(tmp_path / "results.csv")["test/loss"]) == [1.5, 2.0]
+
+
+def test_rows_to_keep_that_clash_or_cannot_be_read_are_one_line_and_nothing_is_written(tmp_path: Path) -> None:
+    recorded(seed=0)
+    recorded(seed=3)
+    place, arguments = tmp_path / "results.csv", ["records", "more", f"folder={tmp_path}"]
+    with pytest.raises(ConfigError, match=r"results.csv: not there; the word records alone makes it"):
+        report.main(arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert report.main([arguments[0], arguments[2]]) == 0
+    whole = place.read_bytes()
+    shutil.rmtree(RUNS)
+    recorded(seed=3, fields={"eval.batch_size": 3})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(ConfigError, match=r"results.csv and .*runs: lora r=4, rate 0.001, seed 3 is there more than once: "):
+        report.main(arguments)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    for cut, said in (
+        (1, "row 2 has no end of line"),
+        (60, "cannot be read .* row 2"),
+        (len(whole), "cannot be read .No columns"),
+    ):
+        place.write_bytes(whole[:-cut])
+        with pytest.raises(ConfigError, match=f"results.csv: {said}") as caught:
+            report.main(arguments)
+        assert "\n" not in str(caught.value) and place.read_bytes() == whole[:-cut]
+    for words in (["more"], ["more", "records"], ["records", "more", "more"], ["records", "more", "figures"]):
+        with pytest.raises(ConfigError, match="takes no word but records, and after it unfinished and more, each once"):
+            report.main([*words, f"folder={tmp_path}"])
+
+
 def test_a_sweeps_list_may_name_runs_that_another_sweep_has_trained(tmp_path: Path) -> None:
     other = recorded(seed=0, sweep="another")
     with pytest.raises(ConfigError, match="of the sweep another"):
@@ -385,7 +462,7 @@ def test_a_sweeps_list_may_name_runs_that_another_sweep_has_trained(tmp_path: Pa
 def test_no_record_and_no_table_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"runs: holds no run of the sweep variants_at_their_best"):
         report.main(["records", f"folder={tmp_path}"])
-    with pytest.raises(ConfigError, match=r"results.csv: not there; the word records makes it from runs/"):
+    with pytest.raises(ConfigError, match=r"results.csv: not there; the word records alone makes it from runs/"):
         report.main([f"folder={tmp_path}"])
     with pytest.raises(ConfigError, match="figures: takes no word but records"):
         report.main(["figures"])
@@ -409,6 +486,7 @@ def changed(**values: str) -> str:
         ([], "has no row"),
         ([changed(test_of_loss="low")], "test/loss of row 1 is low, not a number"),
         ([GOOD, changed(seed="4", test_of_loss="inf")], "test/loss of row 2 is inf, not a number"),
+        ([GOOD, changed(seed="4")[:-20]], "row 2 has 16 cells for 19 columns"),
         ([changed(learning_rate="")], "row 1 has no learning_rate"),
         ([changed(status="")], "row 1 has no status"),
         ([changed(variant="nolora")], "nolora r=4: no cell of this study"),
@@ -429,7 +507,7 @@ def test_a_table_of_runs_that_is_none_is_one_line(tmp_path: Path, lines: list[st
 
 def test_a_table_without_a_column_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text("run_id,variant\n0,lora\n")
-    with pytest.raises(ConfigError, match="has no column r, learning_rate, seed, status, alpha and 12 more"):
+    with pytest.raises(ConfigError, match="has no column seed, status, model, dataset, r and 12 more"):
         report.main([f"folder={tmp_path}"])
 
 
