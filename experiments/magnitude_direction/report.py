@@ -21,6 +21,7 @@ from experiments.magnitude_direction.correlation import (
     Found,
     correlate,
     difference,
+    fisher_z,
     over_seeds,
     pearson,
     per_seed,
@@ -163,12 +164,12 @@ def by_step(arms: dict[Arm, Measured]) -> str:
     return markdown.under(["step", "with", *map(label, arms)], rows)
 
 
-def by_module(arms: dict[Arm, Measured]) -> str:
-    """Each kind of module pooled as the paper pools the query matrices."""
+def by_module(arms: dict[Arm, Measured], over: str) -> str:
+    """Each kind of module at the paper's checkpoints, correlated ``over`` layers and checkpoints (TL) or layers alone (L)."""
     rows = []
     for module in next(iter(arms.values())).modules:
         cells = [
-            _seeds(per_seed(data.at("dD", data.papers, module), data.at("dM", data.papers, module), "TL"))
+            _seeds(per_seed(data.at("dD", data.papers, module), data.at("dM", data.papers, module), over))
             for data in arms.values()
         ]
         rows.append([module, *cells])
@@ -176,14 +177,40 @@ def by_module(arms: dict[Arm, Measured]) -> str:
 
 
 def other_measures(arms: dict[Arm, Measured]) -> str:
-    """The paper's pooling by Spearman's coefficient, and with dM relative to the matrix's mean magnitude."""
+    """The paper's pooling by Spearman's coefficient, with dM relative to the matrix's mean magnitude, and by chance."""
     rows = []
     for title, name, coefficient in (("Spearman", "dM", spearman), ("Pearson, relative dM", "relative_dM", pearson)):
         cells = [
             _seeds(per_seed(d.at("dD", d.papers, QUERY), d.at(name, d.papers, QUERY), "TL", coefficient)) for d in arms.values()
         ]
         rows.append([title, *cells])
+    rows.append(["Pearson, dM of a random update with the same dD", *(_seeds(_by_chance(data)) for data in arms.values())])
     return markdown.under(["as the paper pools, by", *map(label, arms)], rows)
+
+
+def _by_chance(data: Measured) -> FloatArray:
+    """The paper's coefficient for each seed, if each matrix had moved as far in direction as it did, but at random."""
+    dD, dM, relative = (data.at(name, data.papers, QUERY) for name in ("dD", "dM", "relative_dM"))
+    magnitude = np.divide(dM, relative, out=np.ones_like(dM), where=relative > 0)  # its mean over the rows of a matrix
+    return per_seed(dD, random_direction(dD, data.d_in[QUERY]) * magnitude, "TL")
+
+
+def without_a_layer(arms: dict[Arm, Measured]) -> str:
+    """The query matrices without the one layer whose absence changes the coefficient most, in Fisher's z."""
+    rows = []
+    for view in (VIEWS[0], VIEWS[2]):
+        cells = []
+        for data in arms.values():
+            x, y = data.of(view, "dD"), data.of(view, "dM")
+            if len(data.layers) < 3:
+                cells.append("-")
+                continue
+            whole = fisher_z(per_seed(x, y, view.over)).mean()
+            left = [per_seed(np.delete(x, at, 2), np.delete(y, at, 2), view.over) for at in range(len(data.layers))]
+            most = int(np.argmax([abs(fisher_z(r).mean() - whole) for r in left]))
+            cells.append(f"{_seeds(left[most])} without layer {data.layers[most]}")
+        rows.append([view.name, *cells])
+    return markdown.under(["pooling", *map(label, arms)], rows)
 
 
 def _seeds(r: FloatArray) -> str:
@@ -266,9 +293,11 @@ def report(folder: Path, draws: int = DRAWS) -> str:
         ),
         ("By way of pooling: Pearson r [95%, seeds] [95%, layers]", views_table(arms, found)),
         ("The paper's pooling, other measures: [95%, seeds]", other_measures(arms)),
+        ("Without the layer that changes it most: [95%, seeds]", without_a_layer(arms)),
         ("Differences, paired by seed", differences(arms)),
         ("Query matrices over layers, checkpoint by checkpoint: [95%, seeds]", by_step(arms)),
-        ("Each kind of module, pooled as the paper pools: [95%, seeds]", by_module(arms)),
+        ("Each kind of module, pooled as the paper pools: [95%, seeds]", by_module(arms, "TL")),
+        ("Each kind of module, over layers within a checkpoint: [95%, seeds]", by_module(arms, "L")),
         ("At matched validation loss, query matrices", matched(arms, losses)),
         ("Relative dM over that of a random update with the same dD, last checkpoint, median", against_chance(arms)),
         ("Losses at the last checkpoint, nats per target token: [95%, seeds]", losses_table(arms, losses)),

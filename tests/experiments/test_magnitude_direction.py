@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -222,6 +223,70 @@ def test_report_tells_the_sign(folder: Path) -> None:
     assert "as published" in lines["full"] and "as published" in lines["LoRA r=16"]
     assert "the opposite" in lines["DoRA r=16"]
     assert {path.name for path in folder.iterdir()} >= {"tables.md", "directions.png", "pooling.png"}
+
+
+def test_report_names_the_layer_that_carries_the_sign(folder: Path) -> None:
+    """Eleven layers in which dM rises with dD, and one that turns little and changes its lengths a lot."""
+    synthetic(folder, {"lora": 1})
+    frame = pd.read_csv(folder / "results.csv")
+    frame.loc[frame["layer"] == 3, ["dM", "dD"]] = [200.0, 1.0]
+    frame.to_csv(folder / "results.csv", index=False)
+    section = report.report(folder, draws=20).split("## Without the layer")[1].split("##")[0]
+    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| as") or line.startswith("| query")]
+    assert len(rows) == 2 and all(row.strip().startswith("+0.9") and row.endswith("without layer 3 ") for row in rows)
+
+
+def test_chance_has_the_magnitudes_that_the_line_says(folder: Path) -> None:
+    """Results that lie on the line of random updates, matrices of magnitude 10: the coefficient by chance is their own."""
+    synthetic(folder, {"lora": 1})
+    frame = pd.read_csv(folder / "results.csv")
+    frame["dD"] /= 1e4
+    frame["relative_dM"] = np.sqrt(4 * frame["dD"] / (np.pi * frame["d_in"])) * 1.05  # nearly, as dD is not that small
+    frame["dM"] = 10 * frame["relative_dM"]
+    frame.to_csv(folder / "results.csv", index=False)
+    data = report.read(folder)[0]["lora", 16]
+    of_data = correlation.per_seed(data.of(report.VIEWS[0], "dD"), data.of(report.VIEWS[0], "dM"), "TL")
+    assert report._by_chance(data) == pytest.approx(of_data, abs=2e-3)
+
+
+def test_the_committed_tables_and_numbers_come_from_the_committed_results(tmp_path: Path) -> None:
+    for name in ("results.csv.gz", "losses.csv"):
+        shutil.copy(report.HERE / name, tmp_path)
+    text = report.report(tmp_path)
+    assert (report.HERE / "tables.md").read_text() == text
+    readme = " ".join((report.HERE / "README.md").read_text().split())
+    for line in text.splitlines()[4:9]:  # the paper's pooling: all of its cells but the number of seeds
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[4] == "6" and f"| {' | '.join([*cells[:4], cells[5]])} |" in readme
+    numbers = {  # what the README says, and the cell that it is from
+        "-0.11 [-0.19, -0.02] over seeds, but [-0.36, +0.46] over layers": "-0.11 [-0.19, -0.02] [-0.36, +0.46]",
+        "0.66 [0.51, 0.81] at r=16": "+0.66 [+0.51, +0.81]",
+        "0.71 [0.58, 0.84] at r=64": "+0.71 [+0.58, +0.84]",
+        "at r=64 (0.20 [0.04, 0.36])": "+0.20 [+0.04, +0.36]",
+        "not shown (0.14 [-0.03, 0.31])": "+0.14 [-0.03, +0.31]",
+        "it is +0.25 [0.06, 0.42]": "+0.25 [+0.06, +0.42] without layer 0",
+        "+0.45 [0.36, 0.54]": "+0.45 [+0.36, +0.54] without layer 0",
+        "(LoRA +0.79 and +0.82)": "+0.82 [+0.77, +0.85] without layer 0",
+        "full +0.69, LoRA +0.87 and +0.89, DoRA +0.66 and +0.65": "| Pearson, relative dM | +0.69 ",
+        "r = 0.89 to 0.93": "same dD | +0.89 [+0.88, +0.91] | +0.93 ",
+        "(full -0.14, LoRA +0.17, DoRA -0.22 and -0.14": "| o_proj | -0.14 [-0.15, -0.12] | +0.17 ",
+        "test 1.314 for full, 1.413 to 1.418": "1.314 [1.308, 1.320]",
+    }
+    for said, meant in numbers.items():
+        assert said in readme and meant in text, said
+    arms, _ = report.read(report.HERE)
+    views = {name: report.View(name, module, True, "L") for name, module in (("q", "q_proj"), ("o", "o_proj"))}
+    spread = {}
+    for arm, data in arms.items():
+        for view in report.VIEWS:
+            found = correlation.per_seed(data.of(view, "dD"), data.of(view, "dM"), view.over).mean()
+            assert found > 0 or (arm[0], view) == ("full", report.VIEWS[2])
+        at_end = data.of(views["q"], "dM")[:, -1, :, 0].mean(0)
+        spread[report.label(arm)] = round(100 * at_end.std(ddof=1) / at_end.mean())
+        over_layers = correlation.over_layers(data.of(views["o"], "dD"), data.of(views["o"], "dM"), "L")
+        assert (over_layers[0] < 0 < over_layers[1]) == (arm[0] != "full")  # of o_proj
+    assert spread == {"full": 18, "LoRA r=16": 30, "DoRA r=16": 6, "LoRA r=64": 36, "DoRA r=64": 6}
+    assert "6 % of its mean at step 300, LoRA's 30 and 36 %, full's 18 %" in readme
 
 
 def test_report_leaves_out_a_seed_that_is_not_whole_and_says_so(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -226,10 +227,65 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
 
 
 def test_the_committed_tables_come_from_the_committed_results(tmp_path: Path) -> None:
-    committed = report.HERE / "first_update"
-    shutil.copy(committed / "results.csv", tmp_path)
+    shutil.copy(report.HERE / "results.csv", tmp_path)
     assert report.main([f"folder={tmp_path}"]) == 0
-    assert (tmp_path / "tables.md").read_bytes() == (committed / "tables.md").read_bytes()
+    assert (tmp_path / "tables.md").read_bytes() == (report.HERE / "tables.md").read_bytes()
+
+
+def test_the_readmes_numbers_are_those_of_the_committed_results() -> None:
+    readme = " ".join((report.HERE / "README.md").read_text().split())
+    tables = (report.HERE / "tables.md").read_text()
+    said_of = {
+        "norm of dL/dB, step 0": "norm of dL/dB, step 0",
+        "change of s B A in one update, relative to W, step 1": "change of s B A in Adam's first update, relative to W",
+        "RMS of s B A x, relative to W x, step 2": "RMS of s B A x after it, relative to W x",
+        "norm of dL/dB, step 300": "norm of dL/dB, step 300",
+        "RMS of s B A x, relative to W x, step 300": "RMS of s B A x, step 300",
+    }
+    for name, said in said_of.items():
+        line = next(line for line in tables.splitlines() if line.startswith(f"| {name} |"))  # the first: at one rate
+        both = " | ".join(cell.strip() for cell in line.split("|")[2:4])
+        assert f"| {said} | {both} |" in readme
+    runs = pd.read_csv(report.HERE / "results.csv")
+    runs = runs[runs["module"] == "all"]
+    assert len(runs[["form", "variant", "r", "seed"]].drop_duplicates()) == 132 == runs["test_loss"].notna().sum()
+    at_2, last = (runs[runs["step"] == step].set_index(["form", "variant", "r", "seed"]).sort_index() for step in (2, 300))
+
+    def between(a: tuple[str, str, int], b: tuple[str, str, int], digits: str) -> str:
+        d = (last["test_loss"].loc[a] - last["test_loss"].loc[b]).to_numpy()
+        half = 2.570582 * d.std(ddof=1) / math.sqrt(6)  # t of 5 degrees
+        d = d if digits[0] == "+" or d.mean() > 0 else -d
+        return f"{d.mean():{digits}} [{d.mean() - half:{digits}}, {d.mean() + half:{digits}}]"
+
+    for a, b, digits in (
+        (("fixed", "rslora", 256), ("fixed", "rslora", 4), ".3f"),
+        (("fixed", "lora", 256), ("fixed", "lora", 4), ".3f"),
+        (("best", "rslora", 256), ("best", "rslora", 4), ".3f"),
+        (("best", "lora", 256), ("best", "lora", 4), ".3f"),
+        (("best", "lora", 256), ("best", "lora", 16), "+.3f"),
+        (("best", "rslora", 4), ("best", "lora", 4), ".3f"),
+        (("best", "rslora", 256), ("best", "lora", 256), ".3f"),
+        (("best", "rslora", 256), ("fixed", "rslora", 256), ".3f"),
+    ):
+        assert between(a, b, digits) in readme, (a, b, between(a, b, digits))
+    for frame, said in ((at_2, "is 0.67 times that of r = 4 under alpha/r, and 5.4 times"), (last, "it is 0.82 and 1.38 times")):
+        logs = np.log(frame["activation"])
+        ratios = [math.exp((logs.loc["fixed", v, 256] - logs.loc["fixed", v, 4]).mean()) for v in ("lora", "rslora")]
+        digits = (".2f", ".1f") if frame is at_2 else (".2f", ".2f")
+        assert all(f"{ratio:{each}}" in said for ratio, each in zip(ratios, digits, strict=True)) and said in readme
+    for variant, said in (("rslora", "0.110, 0.053, 0.062 and 0.084"), ("lora", "0.080, 0.066, 0.060 and 0.057")):
+        means = [math.exp(np.log(last["activation"].loc["best", variant, r]).mean()) for r in (4, 16, 64, 256)]
+        assert said in readme and re.findall(r"[.\d]+", said) == [f"{mean:.3f}" for mean in means]
+    for ranks, said in (([4, 8, 16], "-0.009 [-0.024, +0.006]"), ([64, 128, 256], "+0.169 [+0.160, +0.178]")):
+        table = last["activation"].loc["fixed", "rslora"].unstack("r")[ranks]
+        assert report.shown(report.mean_interval(report.slopes(table))) == said and said in readme
+
+
+def test_the_committed_rates_are_those_that_were_trained() -> None:
+    rates = plan.read_rates(report.HERE / "rates.csv")
+    runs = pd.read_csv(report.HERE / "results.csv")
+    best = runs[runs["form"] == "best"].groupby(["variant", "r"])["learning_rate"].unique()
+    assert {key: list(trained) for key, trained in best.items()} == {key: [rate] for key, rate in rates.items()}
 
 
 def test_slopes_are_found_for_each_seed_and_their_interval_is_students() -> None:
