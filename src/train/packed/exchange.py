@@ -80,17 +80,11 @@ def _start(model: PackedModel, runs: Sequence[int]) -> None:
         bucket.values[:, run - bucket.first].copy_(mine)
 
 
-def named(model: PackedModel, run: int, buffer: str, host: dict[tuple[int, str], torch.Tensor]) -> dict[str, torch.Tensor]:
-    """One run's tensors of ``buffer`` (values, exp_avg or exp_avg_sq) under PEFT's parameter names.
-
-    ``host`` keeps the buffers' copies on the CPU between calls, since a pack's runs are asked for one after another.
-    """
+def named(model: PackedModel, run: int, mine: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Views of ``mine``, a run's row [layers, parameters] of one of its bucket's buffers or a copy of it, by PEFT's names."""
     bucket, row = model.bucket_of(run)
-    key = (bucket.first, buffer)
-    if key not in host:
-        host[key] = getattr(bucket, buffer).cpu()
     return {
-        parameter_name(name, part): bucket.of_run(host[key][:, row], row, at, kind, part)
+        parameter_name(name, part): bucket.of_run(mine, row, at, kind, part)
         for name, at, kind in model.blocks.modules
         for part in bucket.parts
     }
