@@ -91,7 +91,7 @@ class LiveChecks:
         return _check(ok, f"scale {sorted(found)}; the formula says {wanted}")
 
     def _moved(self, trained: Tensors) -> Check:
-        moved = [bool(tensor.any()) for tensor in _parts(trained, "lora_B").values()]
+        moved = _each(tensor.any() for tensor in _parts(trained, "lora_B").values())
         return _check(bool(moved) and all(moved), f"{sum(moved)} of {len(moved)} B matrices are no longer zero")
 
     def _magnitude(self, run: int, trained: Tensors) -> Check:
@@ -99,12 +99,18 @@ class LiveChecks:
         if self.configs[run].variant.magnitude == "none":
             return _check(not now, f"{len(now)} magnitude vectors, none wanted")
         fp32 = sum(tensor.dtype == torch.float32 for tensor in now.values())
-        moved = sum(bool((tensor != before[name]).any()) for name, tensor in now.items())
+        moved = sum(_each((tensor != before[name]).any() for name, tensor in now.items()))
         return _check(len(now) > 0 and fp32 == moved == len(now), f"{len(now)} magnitude vectors, {fp32} in fp32, {moved} moved")
 
 
 def _parts(trained: Tensors, part: str) -> Tensors:
     return {name: tensor for name, tensor in trained.items() if part in name}
+
+
+def _each(found: Iterable[torch.Tensor]) -> list[bool]:
+    """The truth of each; a GPU, where they are computed, is waited for once."""
+    known = list(found)
+    return torch.stack(known).tolist() if known else []
 
 
 def _check(ok: bool, detail: str) -> Check:

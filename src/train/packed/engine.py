@@ -152,12 +152,20 @@ class PackedEngine:
         self.model.norms.update()
 
     def state(self, run: int) -> dict[str, torch.Tensor]:
-        """What a run's checkpoint needs: trained tensors and AdamW's moments, by PEFT's parameter names."""
+        """What a run's checkpoint needs, on the CPU: trained tensors and AdamW's moments, by PEFT's parameter names."""
         return {
             f"{kind}/{name}": tensor
             for kind, buffer in BUFFERS.items()
-            for name, tensor in exchange.named(self.model, run, buffer, self._host).items()
+            for name, tensor in exchange.named(self.model, run, self._on_host(run, buffer)).items()
         }
+
+    def _on_host(self, run: int, buffer: str) -> torch.Tensor:
+        """A run's row of a buffer. All rows are kept until the next step: a pack's runs are asked for one after another."""
+        bucket, row = self.model.bucket_of(run)
+        key = (bucket.first, buffer)
+        if key not in self._host:
+            self._host[key] = getattr(bucket, buffer).cpu()
+        return self._host[key][:, row]
 
     @torch.no_grad()
     def load_state(self, run: int, tensors: dict[str, torch.Tensor]) -> None:
@@ -174,8 +182,9 @@ class PackedEngine:
         self._host.clear()
 
     def trained(self, run: int) -> dict[str, torch.Tensor]:
-        """A run's adapter on the CPU, fp32, by PEFT's parameter names."""
-        return exchange.named(self.model, run, "values", self._host)
+        """A run's adapter in its slot, fp32, by PEFT's parameter names: no copy, as a pack's may be gigabytes."""
+        bucket, row = self.model.bucket_of(run)
+        return exchange.named(self.model, run, bucket.values[:, row])
 
     def scales(self, run: int) -> set[float]:
         """The factors that really multiply ``B A`` in a run's layers."""
@@ -190,7 +199,8 @@ class PackedEngine:
         self.graphs.release()
 
     def save_adapter(self, run: int, config: Config, folder: Path) -> None:
-        self.exporter.save(config, self.trained(run), folder)
+        bucket, row = self.model.bucket_of(run)
+        self.exporter.save(config, exchange.named(self.model, run, bucket.values[:, row].cpu()), folder)
 
     @cached_property
     def exporter(self) -> exchange.Exporter:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from src.config import Config, LoraSettings, VariantConfig
 from src.train.packed.model import PackedModel
@@ -16,61 +18,73 @@ from src.variants.adapters import lora_config
 
 NAMES = {"A": "lora_A.default.weight", "B": "lora_B.default.weight", "m": "lora_magnitude_vector.default.weight"}
 Sizes = Sequence[tuple[int, int]]  # (in_features, out_features) of each adapted layer, in the model's order
+DRAWN_AT_ONCE = 8  # adapters, a thread each
 
 
-def initial(lora: LoraSettings, seed: int, sizes: Sizes) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def initial(lora: LoraSettings, seed: int, sizes: Sizes) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(A [r, in], B [out, r]) of each layer, fp32: what ``get_peft_model`` gives under ``seed``.
 
     PEFT's layer is built on stand-ins without weights, in the same order, so it draws the same random numbers. DoRA's
-    magnitude draws none: it starts as the norm of the frozen rows.
+    magnitude draws none: it starts as the norm of the frozen rows. One layer at a time, so that the next one takes its memory.
     """
     from peft.tuners.lora.layer import Linear
 
-    config = lora_config(VariantConfig(), lora)
-    found = []
-    torch.manual_seed(seed)
+    config, own = lora_config(VariantConfig(), lora), _OwnGenerator(seed)
     for in_features, out_features in sizes:
         stand_in = nn.Linear(in_features, out_features, bias=False, device="meta")
         stand_in.weight = nn.Parameter(torch.zeros(1).expand(out_features, in_features), requires_grad=False)
-        layer = Linear(stand_in, "default", config=config, r=lora.r, lora_alpha=lora.alpha)  # type: ignore[arg-type]
-        found.append((layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()))
-    return found
+        with own:
+            layer = Linear(stand_in, "default", config=config, r=lora.r, lora_alpha=lora.alpha)  # type: ignore[arg-type]
+        yield layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+
+
+class _OwnGenerator(TorchFunctionMode):
+    """Initialisers in this block draw what they would after ``torch.manual_seed(seed)``, and no other thread's draws matter."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return function(*args, **kwargs | {"generator": self.generator} if "generator" in kwargs else kwargs)
 
 
 @torch.no_grad()
 def fill(model: PackedModel) -> None:
-    """Give every run its fresh adapter."""
-    modules = model.blocks.modules
-    sizes = [(kind.in_features, kind.out_features) for _, _, kind in modules]
-    known: dict[tuple[int, int, int, str], torch.Tensor] = {}
+    """Give every run its fresh adapter. Seeds are paired, so a sweep has few different ones, which are drawn side by side."""
+    alike: dict[tuple[int, int, int, str], list[int]] = {}
     for run, member in enumerate(model.members):
-        bucket, row = model.bucket_of(run)
-        key = (bucket.first, member.seed, member.r, member.lora.init)  # seeds are paired: a sweep has few different ones
-        if key not in known:
-            known[key] = torch.zeros_like(bucket.values[:, row])
-            host = torch.zeros_like(known[key], device="cpu")
-            for (_, at, kind), (a, b) in zip(modules, initial(member.lora, member.seed, sizes), strict=True):
-                bucket.of_run(host, row, at, kind, "A").copy_(a)
-                bucket.of_run(host, row, at, kind, "B").copy_(b)
-            known[key].copy_(host)
-        bucket.values[:, row].copy_(known[key])
+        key = (model.bucket_of(run)[0].first, member.seed, member.r, member.lora.init)
+        alike.setdefault(key, []).append(run)
+    with ThreadPoolExecutor(DRAWN_AT_ONCE) as pool:
+        list(pool.map(lambda runs: _start(model, runs), alike.values()))
     for bucket in model.norms.buckets:
         for kind in model.blocks.kinds:
             bucket.all_layers(bucket.values, kind, "m").copy_(model.norms.frozen[kind].sqrt()[:, None])
     model.norms.update()
 
 
-def named(model: PackedModel, run: int, buffer: str, host: dict[tuple[int, str], torch.Tensor]) -> dict[str, torch.Tensor]:
-    """One run's tensors of ``buffer`` (values, exp_avg or exp_avg_sq) under PEFT's parameter names.
+@torch.no_grad()  # in each thread by itself
+def _start(model: PackedModel, runs: Sequence[int]) -> None:
+    """Draw the A and B of the first of these runs, straight into its slot, and copy them to the others."""
+    bucket, row = model.bucket_of(runs[0])
+    mine, member, modules = bucket.values[:, row], model.members[runs[0]], model.blocks.modules
+    sizes = [(kind.in_features, kind.out_features) for _, _, kind in modules]
+    for (_, at, kind), (a, b) in zip(modules, initial(member.lora, member.seed, sizes), strict=True):
+        bucket.of_run(mine, row, at, kind, "A").copy_(a)
+        bucket.of_run(mine, row, at, kind, "B").copy_(b)
+    for run in runs[1:]:
+        bucket.values[:, run - bucket.first].copy_(mine)
 
-    ``host`` keeps the buffers' copies on the CPU between calls, since a pack's runs are asked for one after another.
-    """
+
+def named(model: PackedModel, run: int, mine: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Views of ``mine``, a run's row [layers, parameters] of one of its bucket's buffers or a copy of it, by PEFT's names."""
     bucket, row = model.bucket_of(run)
-    key = (bucket.first, buffer)
-    if key not in host:
-        host[key] = getattr(bucket, buffer).cpu()
     return {
-        parameter_name(name, part): bucket.of_run(host[key][:, row], row, at, kind, part)
+        parameter_name(name, part): bucket.of_run(mine, row, at, kind, part)
         for name, at, kind in model.blocks.modules
         for part in bucket.parts
     }

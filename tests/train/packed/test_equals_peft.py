@@ -9,7 +9,7 @@ from peft import get_peft_model
 from src.batches import collate, rows_at
 from src.config import Config
 from src.losses import target_losses
-from src.train.packed.exchange import named
+from src.train.packed.exchange import DRAWN_AT_ONCE, fill, named
 from src.train.peft_engine import PeftEngine
 from src.variants.adapters import lora_config
 from tests.train.packed.conftest import (
@@ -73,6 +73,24 @@ def test_a_fresh_adapter_is_pefts(variant: str, overrides: list[str]) -> None:
                 assert torch.equal(tensor, stock[name])
 
 
+@pytest.mark.parametrize("init", ["kaiming", "gaussian"])
+def test_fresh_adapters_that_are_drawn_side_by_side(init: str) -> None:
+    """More seeds than are drawn at once, each in two runs; the process's own random numbers go on untouched."""
+    configs = [
+        config_of("lora", f"seed={seed}", f"train.lr={lr}", f"lora.init={init}")
+        for lr in (0.01, 0.02)
+        for seed in range(DRAWN_AT_ONCE + 2)
+    ]
+    pack = pack_of(configs)
+    pack.model.buckets[0].values.zero_()
+    before = torch.get_rng_state()
+    fill(pack.model)
+    assert torch.equal(torch.get_rng_state(), before)
+    for run, config in enumerate(configs):
+        wanted = peft_of(config).trained()
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in pack.trained(run).items())
+
+
 @pytest.mark.parametrize("fresh", [True, False])
 @pytest.mark.parametrize("variant", ROWS)
 def test_gradients_of_the_first_step(variant: str, fresh: bool) -> None:
@@ -86,7 +104,8 @@ def test_gradients_of_the_first_step(variant: str, fresh: bool) -> None:
     pack.advance(0, 1)
     for run, config in enumerate(configs):
         wanted = stock_gradients(peft_of(config, items=ROWS[variant]), start[run], config)
-        found = named(pack.model, run, "grads", {})
+        bucket, row = pack.model.bucket_of(run)
+        found = named(pack.model, run, bucket.grads[:, row])
         assert found.keys() == wanted.keys()
         for name, gradient in wanted.items():
             assert bool(gradient.any()) == (not fresh or "lora_A" not in name)
