@@ -44,7 +44,7 @@ def at_their_best(study: Study) -> Figure:
     _rank_axis(axes, study)
     _labelled(axes, study, labels)
     axes.set_ylabel("test loss (nats per target token)")
-    key = f"Hollow: no difference to {NAMES[REFERENCE]} at that rank is shown (paired, exact sign-flip p < 0.05 after Holm)."
+    key = f"Filled: differs from {NAMES[REFERENCE]} at that rank (paired by seed, exact sign-flip p < 0.05 after Holm)."
     _titled(axes, "Test loss by rank, each variant at its own best learning rate", _subtitle(study, shown), key)
     return figure
 

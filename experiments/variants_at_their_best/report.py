@@ -28,7 +28,7 @@ from src.records import RUNS
 HERE = Path(__file__).resolve().parent
 RECORDS, UNFINISHED, MORE = "records", "unfinished", "more"
 KEYS = {"folder": Key(Path, "FOLDER")}
-FIGURES = {"at_their_best.png": figures.at_their_best, "rates.png": figures.rates}
+FIGURES = {"at_their_best.png": figures.at_their_best, "to_lora.png": figures.to_lora, "rates.png": figures.rates}
 
 
 def main(arguments: Sequence[str]) -> int:
