@@ -87,7 +87,9 @@ def test_padding_leaves_no_trace_in_int8(variant: str) -> None:
             engine.network.get_input_embeddings().weight[PAD, 4:] = 0  # what is left is large once normed
     assert [bool((engine.feed.at(0).rows < 0).any()) for engine in engines] == [False, True]
     (wanted,), (found,) = (trace(engine) for engine in engines)
-    assert (found.losses - wanted.losses).abs().max() <= 1e-5
+    # A processor adds in another order in other shapes, and a number between two 8-bit steps may then go to either: up to
+    # 8e-5 were seen. With padding's columns among the outliers it is 4e-3.
+    assert (found.losses - wanted.losses).abs().max() <= 5e-4
 
 
 def test_a_diverged_run_stands_still_and_its_neighbours_go_on() -> None:
