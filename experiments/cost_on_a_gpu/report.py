@@ -26,7 +26,7 @@ VARIANTS = {
 }  # fmt: skip
 CASE = ["model", "variant", "options", "rows", "length", "r"]
 FILLED = ["model", "variant", "engine", "rows", "length", "r", "runs"]
-NUMBERS = ["rows", "length", "r", "runs", "ms/step", "spread ms", "tokens/s", "share of peak", "peak GiB"]
+NUMBERS = ["rows", "length", "r", "runs", "ms/step", "spread ms", "tokens/s", "share of peak", "peak GiB", "peak TFLOP/s"]
 ENGINES = {"peft": 0.4, "ours": 1.0}  # how solid a bar is; its colour is the variant's
 
 
@@ -61,6 +61,8 @@ def tables(frame: pd.DataFrame) -> str:
             row |= {f"{name}: tokens/s": "-" if failed else f"{one['tokens/s']:,.0f}"}
             row |= {f"{name}: of peak": "-" if failed else f"{100 * one['share of peak']:.1f} %"}
             row |= {f"{name}: peak GiB": "-" if failed or pd.isna(one["peak GiB"]) else f"{one['peak GiB']:.1f}"}
+        peaks = dict.fromkeys(f"{peak:.0f}" for peak in both["peak TFLOP/s"].dropna())  # two: on two machines
+        row |= {"bf16 peak, TFLOP/s": " and ".join(peaks) or "-"}
         ratio = _first(engines["ours"]) / _first(engines["peft"])
         rows.append(row | {"tokens/s, ours over PEFT's": "-" if pd.isna(ratio) else f"{ratio:.2f}"})
     about = ["gpu", "python", "torch", "transformers", "peft", "bitsandbytes", "triton", "commit"]

@@ -15,6 +15,8 @@ import pytest
 import torch
 from scipy import integrate, stats
 
+from benchmarks.step import Case, config_of
+from experiments.cost_on_a_gpu.measure import SINGLE
 from experiments.four_bits import formats, measure, report
 from src import models
 from src.cli import compose
@@ -227,7 +229,7 @@ def test_a_table_that_is_none_is_refused_in_one_line(
 
 
 def test_the_committed_tables_come_from_the_committed_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("errors", "bits", "training"):
+    for name in ("errors", "bits", "memory", "training"):
         shutil.copy(report.HERE / f"{name}.csv", tmp_path)
     monkeypatch.setattr("sys.argv", ["report", f"folder={tmp_path}"])
     assert report.main() == 0
@@ -297,6 +299,80 @@ def test_the_readme_says_what_the_committed_measurements_say() -> None:
     }
     for shown, meant in meant_by.items():
         assert shown in readme and meant in tables
+
+
+MEMORY = {("lora", ""): "bf16", ("lora_8bit", ""): "int8", ("qlora", SINGLE[0]): "NF4", ("qlora", ""): "NF4, double quantised"}
+
+
+def test_the_readmes_memory_and_time_are_the_committed_ones() -> None:
+    """The table and each number of its text, computed here from memory.csv; what is saved also by hand from Llama's widths."""
+    frame = pd.read_csv(report.HERE / "memory.csv").fillna({"options": ""})
+    assert frame["note"].isna().all() and set(frame["gpu"]) == {"NVIDIA H100 80GB HBM3"} and set(frame["engine"]) == {"ours"}
+    frame["base"] = [MEMORY[key] for key in zip(frame["variant"], frame["options"], strict=True)]
+    cases = frame.set_index(["model", "base"])
+    small, large = "llama_3_1_8b", "llama_3_1_70b"
+    lines = (report.HERE / "README.md").read_text().splitlines()
+    shown = []
+    for model, shape in ((small, "8B, 2 x 1024"), (large, "70B, 1 x 512")):
+        names = [name for name in MEMORY.values() if (model, name) in cases.index]
+        for at, name in enumerate(names):
+            row = cases.loc[(model, name)]
+            assert f"{row['rows']} x {row['length']}" == shape.split(", ")[1]
+            first = f" {shape}" if at == 0 else ""
+            numbers = f"{row['held GiB']:.2f} | {row['peak GiB']:.2f} | {row['ms/step']:.1f} (± {row['spread ms']:.1f})"
+            shown.append(f"|{first} | {name} | {numbers} | {row['tokens/s']:,.0f} |")
+    start = lines.index("| shape, rows | base | held GiB | peak GiB | ms a step | tokens/s |")
+    assert lines[start + 2 : start + 2 + len(frame)] == shown and len(frame) == 6
+
+    held, peak, ms, spread = (cases[name] for name in ("held GiB", "peak GiB", "ms/step", "spread ms"))
+    double, single = MEMORY["qlora", ""], "NF4"
+    # q and o, k and v, then gate, up and down: by hand.
+    weights = {
+        small: 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336),
+        large: 80 * (2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28672),
+    }
+    hand = {model: count * 0.373 / 8 / 2**30 for model, count in weights.items()}
+    saved = {model: held[model, single] - held[model, double] for model in weights}
+    for model in weights:
+        assert abs(peak[model, single] - peak[model, double] - saved[model]) < 0.005 and abs(saved[model] - hand[model]) < 0.1
+        assert abs(ms[model, single] - ms[model, double]) < spread[model, single]
+    above = (peak - held)[small]
+    assert {f"{value:.2f}" for value in above} == {"9.25"}
+    study = pd.read_csv(report.HERE.parent / "cost_on_a_gpu" / "results.csv").set_index(["model", "variant", "engine"])
+    same = study["ms/step"][small, "rslora", "ours"]
+    assert f"{ms[small, 'int8'] / same:.1f}" == "2.2"
+    excess, packs = {}, {}
+    for (model, base), row in cases.iterrows():
+        config = config_of(Case(model, row["variant"], 1, row["rows"], row["length"], overrides=tuple(row["options"].split())))
+        layers = config.model.shape
+        assert layers is not None
+        targets = counts.targets(counts.linears(layers), config.lora.target_modules, model)
+        trained = counts.trainable_parameters(config.variant, config.lora, targets, counts.total_parameters(layers))
+        stored = counts.base_bytes(layers, config.variant.base_precision, config.variant.double_quant)
+        excess[model, base] = row["held GiB"] - (stored + 16 * trained) / 2**30
+        if (model, base) == (large, double):
+            members, moments = [(config.variant, config.lora)], 8 * trained / 2**30
+            packs = {n: counts.pack_bytes(layers, members, targets, 512 * n).total / 2**30 for n in (1, 3, 4)}
+    most, kept = peak[large, double], held[large, double]
+    said = [
+        f"NF4 takes {peak[small, 'bf16'] - peak[small, double]:.1f} GiB off 8B's {peak[small, 'bf16']:.1f}",
+        f"saves {saved[small]:.2f} GiB at 8B and {saved[large]:.2f} at 70B",
+        f"are {hand[small]:.2f} of {weights[small] / 1e9:.2f}e9 and {hand[large]:.2f} of {weights[large] / 1e9:.2f}e9 weights",
+        f"{min(excess.values()):.2f} to {max(excess.values()):.2f} GiB more than their closed form",
+        "{:.1f} ms at 8B, {:.1f} at 70B".format(*(abs(ms[model, double] - ms[model, single]) for model in weights)),
+        f"takes {ms[small, double] / ms[small, 'bf16'] - 1:.0%} of the step of bf16".replace("%", " %"),
+        f"and {ms[small, double] / same - 1:.0%} of that of rsLoRA".replace("%", " %"),
+        f"one row of 512 tokens, {most:.1f} GiB, and through PEFT as well ({study['peak GiB'][large, 'qlora', 'peft']:.1f})",
+        f"{packs[1]:.1f} GiB there, 3 x 512 would fit ({packs[3]:.1f}) and 4 x 512 would not ({packs[4]:.1f})",
+        f"{most:.1f} GiB, {most * 2**30 / 1e9:.1f} GB, are too much",
+        f"What is held, {kept * 2**30 / 1e9:.1f} GB,",
+        f"most of the {most - kept:.1f} GiB above it",
+        f"Adam's moments, which paging is for, are {moments:.1f} GiB here",
+        f"8B trains at a peak of {peak[small, double]:.1f} GiB in place of {peak[small, 'bf16']:.1f} for 8 % more time, "
+        f"70B on one GPU in {most:.1f}",
+    ]
+    readme = " ".join(" ".join(lines).split())
+    assert [one for one in said if one not in readme] == []
 
 
 def test_what_training_starts_from_may_have_been_measured_under_several_seeds() -> None:
