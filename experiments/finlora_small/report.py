@@ -7,6 +7,7 @@ Differences are to LoRA on 8 bits and paired by seed; p is of the exact sign-fli
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,9 +101,10 @@ def _row(result: dict[str, Any], form: str) -> dict[str, Any]:
 
 
 def chosen(runs: pd.DataFrame) -> dict[str, float]:
-    """The rate of each form with the lowest mean validation loss over the tuning seeds."""
-    tuning = runs[runs.seed.isin(TUNE)].groupby(["form", "learning_rate"]).val_loss.mean()
-    return {form: float(tuning[form].idxmin()) for form in FORMS if form in tuning.index}
+    """The rate of each form with the lowest mean validation loss over all tuning seeds; one that a seed lacks is none."""
+    tuning = runs[runs.seed.isin(TUNE)].groupby(["form", "learning_rate"]).val_loss.agg(["mean", "count"])
+    whole = tuning.loc[tuning["count"] == len(TUNE), "mean"]
+    return {form: float(whole[form].idxmin()) for form in FORMS if form in whole.index}
 
 
 def at_rate(runs: pd.DataFrame, form: str, rate: float, seeds: range) -> pd.DataFrame:
@@ -286,11 +288,12 @@ def main() -> int:
         runs = read(where, written)
     else:
         runs = load(place)
-    text, drawn = tables(runs), figure(runs)
+    text, picture = tables(runs), io.BytesIO()
+    figure(runs).savefig(picture, format="png", dpi=150)
     if written is not None:  # nothing is replaced before all of it can be
         write_atomically(place, written)
     write_atomically(HERE / "tables.md", text)
-    drawn.savefig(HERE / "ranking.png", dpi=150)
+    (HERE / "ranking.png").write_bytes(picture.getvalue())
     if counted is not None:
         print(counted)
     print(text, end="")

@@ -17,7 +17,7 @@ from src.eval.styles import line, style
 from src.eval.text import few
 
 GREY, BAND = "#555555", "#EFEFEF"
-FAR = 1.0  # a control further away than so many spans of the variants is named at the edge, not drawn
+FAR = 1.0  # a control further above than so many spans of the variants is named at the edge, not drawn
 RING: dict[str, Any] = {"ls": "", "marker": "o", "mfc": "none", "mew": 1.3}
 CROSS: dict[str, Any] = {"ls": "", "marker": "x", "mew": 1.5}
 HIGHEST = 1.0  # nats above the lowest validation loss that rates.png shows
@@ -65,13 +65,13 @@ def _subtitle(study: Study, shown: Sequence[Interval]) -> str:
 
 
 def _control(axes: Axes, name: str, one: Interval, shown: Sequence[Interval]) -> float | None:
-    """A line across with its interval; None where it lies far from all that is ``shown``, and is said at the edge instead."""
+    """A line across with its interval; None where it lies far above all that is ``shown``, and is said at the edge instead."""
     ends = [end for each in shown for end in (each.low, each.high, each.mean) if end == end]
     colour = style(name).colour
-    if ends and (above := one.mean - max(ends)) > FAR * max(max(ends) - min(ends), 0.05):
-        arrow = "\u2191" if above > 0 else "\u2193"
+    if ends and one.mean - max(ends) > FAR * max(max(ends) - min(ends), 0.05):
         axes.margins(y=0.1)  # room for it
-        axes.annotate(f"{arrow} {NAMES[name]}: {one.mean:.2f}", (0, 1), (4, -2), xycoords="axes fraction",
+        below = -2 - 13 * len(axes.texts)  # the other control, if that is far above too
+        axes.annotate(f"\u2191 {NAMES[name]}: {one.mean:.2f}", (0, 1), (4, below), xycoords="axes fraction",
                       textcoords="offset points", va="top", fontsize=9.5, color=GREY)  # fmt: skip
         return None
     axes.axhline(one.mean, color=colour, ls=(0, (1, 1.2)), lw=1.8, zorder=1.5)
@@ -186,7 +186,7 @@ def rates(study: Study) -> Figure:
     ticks, known = sorted(tried["learning_rate"].unique()), tried["validation"].dropna()
     full = _best(study, ("full", None))
     lowest = min([*known, *([] if full is None else [full])], default=0.0)
-    top = min(known.max(), lowest + HIGHEST) if len(known) else 1.0
+    top = min(known.max(), known.min() + HIGHEST) if len(known) else 1.0
     for axes in grid.flat[len(study.ranks) :]:
         axes.set_visible(False)
     for axes, r in zip(grid.flat, study.ranks, strict=False):

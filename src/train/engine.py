@@ -73,7 +73,7 @@ class Engine(Protocol):
         """The inverse of ``state``. Raises KeyError or RuntimeError where the tensors are another run's."""
 
     def trained(self, run: int) -> dict[str, torch.Tensor]:
-        """What trains, where it trains, without padding, by PEFT's parameter names."""
+        """What trains, where it trains, without padding, by PEFT's parameter names. A step may change it: clone to keep."""
 
     def scales(self, run: int) -> set[float]:
         """The factors that really multiply ``B A``."""

@@ -218,3 +218,10 @@ def test_rows_of_another_machines_runs_are_kept(
     for words in (["more"], ["more", "records"], ["records", "more", "more"]):
         with pytest.raises(ConfigError, match="takes no word but records, and after it more"):
             reports(*words)
+
+
+def test_a_rate_that_not_all_tuning_seeds_came_through_is_no_candidate() -> None:
+    nan = float("nan")
+    runs = runs_of({("8bits_r8", 1e-3): [1.0, 1.0, 1.0], ("8bits_r8", 1e-2): [0.9, nan, nan], ("4bits_r4", 1e-3): [nan] * 3})
+    assert report.chosen(runs) == {"8bits_r8": 1e-3}
+    assert report.chosen(runs.drop(index=2)) == {}  # as where a sweep was stopped

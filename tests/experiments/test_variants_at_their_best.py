@@ -675,3 +675,11 @@ def test_the_readmes_numbers_are_those_of_the_committed_results() -> None:
     ]
     readme = " ".join((report.HERE / "README.md").read_text(encoding="utf-8").split())
     assert [sentence for sentence in wanted if sentence not in readme] == []
+
+
+def test_the_panels_of_rates_show_the_variants_however_low_full_is() -> None:
+    full = {("full", None, 1e-5): level(0.5), ("full", None, 1e-4): level(0.7)}
+    found = studied({("lora", 4, 1e-3): level(2.0), ("lora", 4, 2e-3): level(2.1)} | full)
+    (axes,) = [one for one in figures.rates(found).axes if one.get_visible()]
+    low, high = axes.get_ylim()
+    assert low < 0.5 and high > 2.1

@@ -182,7 +182,7 @@ class PackedEngine:
         self._host.clear()
 
     def trained(self, run: int) -> dict[str, torch.Tensor]:
-        """A run's adapter in its slot, fp32, by PEFT's parameter names: no copy, as a pack's may be gigabytes."""
+        """A run's adapter, fp32, by PEFT's parameter names: views of its slot, as a pack's adapters may be gigabytes."""
         bucket, row = self.model.bucket_of(run)
         return exchange.named(self.model, run, bucket.values[:, row])
 
@@ -200,7 +200,10 @@ class PackedEngine:
 
     def save_adapter(self, run: int, config: Config, folder: Path) -> None:
         bucket, row = self.model.bucket_of(run)
-        self.exporter.save(config, exchange.named(self.model, run, bucket.values[:, row].cpu()), folder)
+        # Layer by layer: a run's row is spread over the buffer, and the device would gather all of it first, in memory that
+        # the scoring beside this has counted as its own.
+        host = torch.stack([layer.cpu() for layer in bucket.values[:, row]])
+        self.exporter.save(config, exchange.named(self.model, run, host), folder)
 
     @cached_property
     def exporter(self) -> exchange.Exporter:

@@ -39,7 +39,9 @@ def initial(lora: LoraSettings, seed: int, sizes: Sizes) -> Iterator[tuple[torch
 
 
 class _OwnGenerator(TorchFunctionMode):
-    """Initialisers in this block draw what they would after ``torch.manual_seed(seed)``, and no other thread's draws matter."""
+    """Initialisers that take a generator, as PEFT's do here, draw in this block what ``torch.manual_seed(seed)`` would have them
+    draw, whatever other threads do. What draws without one is not kept apart: a new ``lora.init`` has to be one of the former.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__()

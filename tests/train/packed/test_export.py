@@ -62,11 +62,13 @@ def test_stock_peft_loads_it_and_gives_the_same_logits(variant: str, folder: Pat
         assert (again.missing_keys, again.unexpected_keys) == ([], [])
 
 
-def test_what_trains_is_seen_without_a_copy() -> None:
+def test_what_trains_is_seen_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pack's adapters may be gigabytes, and the live checks look at all of them twice."""
     pack = pack_with_random_adapters(configs_of("dora"))
     slots = pack.model.buckets[0].values.untyped_storage().data_ptr()
     pack._host.clear()
+    for move in ("cpu", "to"):  # on a CPU these are no copies, on a GPU they are
+        monkeypatch.setattr(torch.Tensor, move, lambda *_, **__: pytest.fail("a copy to the host"))
     assert {tensor.untyped_storage().data_ptr() for run in range(2) for tensor in pack.trained(run).values()} == {slots}
     assert not pack._host
 
