@@ -5,7 +5,7 @@ bits       bytes that the product's quantised layers hold                       
 memory     memory and time of a training step on the shapes of Llama 8B and 70B; needs a GPU     memory.csv
 training   the finished runs of the sweep (README.md has its commands), one row each             training.csv
 
-out=FOLDER     where the table goes; default: this folder
+out=FOLDER     where the table goes; default: this folder. One that is there already is not overwritten
 seconds=N      errors, memory: no further matrix or case is begun after it; default 540
 reuse=FILE     memory: a results.csv of experiments.cost_on_a_gpu; its rows of the same cases are taken over
 sweep=NAME     training: default four_bits
@@ -179,9 +179,8 @@ def training(path: Path, sweep: str) -> None:
 
 
 def begin(path: Path) -> None:
-    """Make the folder of a table, and take an earlier one away. Raises ConfigError where nothing can be written."""
-    folders.fresh(path.parent)
-    path.unlink(missing_ok=True)
+    """Make the folder of a table. Raises ConfigError where nothing can be written, or an earlier one stands."""
+    folders.fresh(path.parent, path.name)
 
 
 def add(path: Path, **row: Any) -> None:
