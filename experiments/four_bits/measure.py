@@ -54,7 +54,7 @@ def errors(path: Path, seconds: float, small: bool) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     started = time.monotonic()
-    begin(path)
+    folders.fresh(path.parent, path.name)
     for kind, matrix, name, weight in matrices(small):
         if time.monotonic() - started > seconds:
             raise ConfigError(f"seconds={seconds:g}: spent before {kind} {matrix} {name}; the table holds what came before")
@@ -105,7 +105,7 @@ def bits(path: Path, small: bool) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = compose([f"model={'tiny' if small else 'smollm2_135m'}"]).model
-    begin(path)
+    folders.fresh(path.parent, path.name)
     for precision, double in PRECISIONS:
         network, _ = models.load(model, torch.bfloat16, device)
         weights = sum(layer.weight.numel() for _, layer in quantization.linear_layers(network))
@@ -166,7 +166,7 @@ def training(path: Path, sweep: str) -> None:
     gathered = gather(ids)
     for problem in gathered.problems:
         print(problem, file=sys.stderr)
-    begin(path)
+    folders.fresh(path.parent, path.name)
     for row in gathered.rows:
         add(
             path, variant=row["variant"], precision=row["base_precision"],
@@ -176,11 +176,6 @@ def training(path: Path, sweep: str) -> None:
             device=row.get("device"), run_id=row["run_id"],
         )  # fmt: skip
     print(f"{len(gathered.rows)} of {len(ids)} runs")
-
-
-def begin(path: Path) -> None:
-    """Make the folder of a table. Raises ConfigError where nothing can be written, or an earlier one stands."""
-    folders.fresh(path.parent, path.name)
 
 
 def add(path: Path, **row: Any) -> None:

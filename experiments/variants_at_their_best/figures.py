@@ -19,6 +19,7 @@ from src.eval.text import few
 GREY, BAND = "#555555", "#EFEFEF"
 FAR = 1.0  # a control further above than so many spans of the variants is named at the edge, not drawn
 RING: dict[str, Any] = {"ls": "", "marker": "o", "mfc": "none", "mew": 1.3}
+DOTTED = (0, (1, 1.2))  # full fine-tuning's line
 CROSS: dict[str, Any] = {"ls": "", "marker": "x", "mew": 1.5}
 HIGHEST = 1.0  # nats above the lowest validation loss that rates.png shows
 WIDTH = 8.0  # inches: at 100 pixels an inch, as wide as a page shows it
@@ -74,7 +75,7 @@ def _control(axes: Axes, name: str, one: Interval, shown: Sequence[Interval]) ->
         axes.annotate(f"\u2191 {NAMES[name]}: {one.mean:.2f}", (0, 1), (4, below), xycoords="axes fraction",
                       textcoords="offset points", va="top", fontsize=9.5, color=GREY)  # fmt: skip
         return None
-    axes.axhline(one.mean, color=colour, ls=(0, (1, 1.2)), lw=1.8, zorder=1.5)
+    axes.axhline(one.mean, color=colour, ls=DOTTED, lw=1.8, zorder=1.5)
     if one.n > 1:
         axes.axhspan(one.low, one.high, color=colour, alpha=0.08, lw=0, zorder=1)
     return one.mean
@@ -195,7 +196,7 @@ def rates(study: Study) -> Figure:
             if (variant, r) in study.rows:
                 _rate_line(axes, study, (variant, r), top, above)
         if full is not None:
-            axes.axhline(full, color=style("full").colour, ls=(0, (1, 1.2)), lw=1.5, zorder=1.5)
+            axes.axhline(full, color=style("full").colour, ls=DOTTED, lw=1.5, zorder=1.5)
         axes.set_title(f"r = {r}", loc="left")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(ticks))
@@ -208,7 +209,7 @@ def rates(study: Study) -> Figure:
     figure.supylabel(f"validation loss (nats per target token), {seeds} tuning seeds", fontsize=9.5)
     entries = [Line2D([], [], label=NAMES[v], **line(v)) for v in study.variants]
     if full is not None:
-        entries.append(Line2D([], [], color=style("full").colour, ls=(0, (1, 1.2)), lw=1.5, label=f"{NAMES['full']}, {full:.3f}"))
+        entries.append(Line2D([], [], color=style("full").colour, ls=DOTTED, lw=1.5, label=f"{NAMES['full']}, {full:.3f}"))
     entries.append(Line2D([], [], color=GREY, ms=10, label="best rate", **RING))
     if (tried["not_ok"] > 0).any():
         entries.append(Line2D([], [], color=GREY, ms=6, label="a tuning seed diverged", **CROSS))

@@ -23,6 +23,12 @@ STYLES = {
 }  # fmt: skip
 OTHER = Style("#8C6D46", "d")  # a variant that has none of its own
 
+# Lines that lie on each other: LoRA's is wide and pale, so that it shows under DoRA's dashes.
+LINES: dict[str, dict[str, Any]] = {
+    "lora": {"color": (STYLES["lora"].colour, 0.5), "lw": 3.4},
+    "dora": {"ls": (0, (5, 2)), "lw": 1.4},
+}
+
 # Lighter shades for a dark page, where the palette's own would be too dark.
 DARK = {
     "#0072B2": "#56B4E9", "#000000": "#F0F0F0", "#882255": "#D98AB0", "#332288": "#9A8FE0", "#117733": "#5DBB78",
@@ -35,11 +41,7 @@ def style(variant: str) -> Style:
 
 
 def line(variant: str) -> dict[str, Any]:
-    """How the studies draw a variant's line, for ``plot``. LoRA's is wide and pale: it shows under DoRA's dashes."""
+    """How the studies draw a variant's line, for ``plot``."""
     colour, marker = style(variant)
-    look: dict[str, Any] = {"color": colour, "lw": 1.6, "marker": marker, "ms": 6, "mfc": colour, "mec": colour}
-    if variant == "lora":
-        look |= {"color": (colour, 0.5), "lw": 3.4}
-    elif variant == "dora":
-        look |= {"ls": (0, (5, 2)), "lw": 1.4}
-    return look
+    usual = {"color": colour, "lw": 1.6, "marker": marker, "ms": 6, "mfc": colour, "mec": colour}
+    return usual | LINES.get(variant, {})
