@@ -58,6 +58,11 @@ def describe(device: torch.device) -> str:
     return f"cpu: {name}, {torch.get_num_threads()} threads"
 
 
+def identity(device: torch.device) -> str:
+    """The same in all processes that compute on the same device, however they number it."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else device.type
+
+
 def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

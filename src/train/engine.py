@@ -55,6 +55,7 @@ class Engine(Protocol):
     steps: int
     speed_layers: str  # which layers of speed are on
     chunk: int  # steps that are best asked for at once
+    fills_device: bool  # whether its steps leave a GPU no gap that another process could use
 
     @property
     def scored(self) -> Scored:

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 LONGEST = 1024  # of a sequence that rows share, unless a row is longer: its attention looks at all of it
 WORTH = 0.85  # of the padded tokens of one row for each sequence: rows share where less than this share is left
 MULTIPLE = 16  # kernels want sizes of it
+# A sequence of so many tokens costs twice what its tokens cost apart: each looks at all, masked or not. By the FLOPs of a model
+# of 135M; a larger one has this later, and loses little by short sequences.
+DOUBLE = 2000
+MOST = 8  # sequences that are tried, beside multiples of the longest row
 
 
 @dataclass(frozen=True)
@@ -22,20 +26,22 @@ class Layout:
     def tokens(self) -> int:
         return self.sequences * self.width
 
+    @property
+    def cost(self) -> float:
+        """In tokens of short sequences."""
+        return self.tokens * (1 + self.width / DOUBLE)
+
 
 def choose(batches: Sequence[Sequence[int]]) -> Layout:
-    """The layout of the fewest tokens that holds each of these micro-batches of equally many rows; they are lengths."""
-    rows = len(batches[0])
+    """The layout of the least cost that holds each of these micro-batches of equally many rows; they are lengths."""
     longest = up(max(max(lengths) for lengths in batches), MULTIPLE)
-    best = Layout(False, longest, rows)
-    tokens = WORTH * best.tokens
-    total = up(max(sum(lengths) for lengths in batches), MULTIPLE)
-    for width in sorted({longest, 2 * longest, 4 * longest, *(up(-(-total // n), MULTIPLE) for n in (1, 2, 3, 4))}):
-        if longest <= width <= max(LONGEST, longest):
-            sequences = max(len(share(lengths, width)) for lengths in batches)
-            if sequences * width < tokens:
-                best, tokens = Layout(True, width, sequences), sequences * width
-    return best
+    total = max(sum(lengths) for lengths in batches)
+    apart = Layout(False, longest, len(batches[0]))
+    even = (up(-(-total // sequences), MULTIPLE) for sequences in range(1, MOST + 1))
+    widths = sorted(width for width in {longest, 2 * longest, 4 * longest, *even} if longest <= width <= max(LONGEST, longest))
+    shared = [Layout(True, width, max(len(share(lengths, width)) for lengths in batches)) for width in widths]
+    worth = [layout for layout in shared if layout.tokens < WORTH * apart.tokens]
+    return min(worth, key=lambda layout: layout.cost, default=apart)
 
 
 def share(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from src import device
@@ -45,6 +46,7 @@ class Hooks:
     diverged: Callable[[int, Divergence], None]
     stopping: Callable[[], bool] = lambda: False  # whether to save and stop here
     checkpoint_bytes: int = 0  # that ``checkpoint`` writes, about
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext  # entered before the device is used to the full
 
 
 def steps_of(config: Config, rows: int) -> int:
@@ -60,8 +62,11 @@ def train(engine: Engine, config: Config, runs: Sequence[Progress], hooks: Hooks
     ``config`` is any run's: they agree on what is read here. Raises Interrupted where a hook asks to stop.
     """
     loop = _Loop(engine, config, runs, hooks)
-    while loop.step < engine.steps and loop.alive:
-        loop.chunk()
+    if loop.goes_on:
+        loop.chunk()  # which compiles and records, work for the processor, so it needs no turn
+    with hooks.turn() if loop.goes_on else nullcontext():
+        while loop.goes_on:
+            loop.chunk()
     for run, finite in enumerate(engine.finite()):
         if run in loop.alive and not finite:
             hooks.diverged(run, Divergence(loop.step, "a trained weight was not finite", runs[run].loss))
@@ -78,6 +83,10 @@ class _Loop:
         self.alive = list(range(len(runs)))
         self.saved = time.monotonic()
         self.interval = _interval(hooks.checkpoint_bytes / BYTES_PER_SECOND)
+
+    @property
+    def goes_on(self) -> bool:
+        return self.step < self.engine.steps and bool(self.alive)
 
     def chunk(self) -> None:
         """The steps up to the next event, or as many as the engine likes to do at once."""

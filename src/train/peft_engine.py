@@ -29,6 +29,7 @@ class PeftEngine:
     name = "peft"
     speed_layers = "eager"
     chunk = 1
+    fills_device = False  # a GPU waits for the next launch most of the time
 
     def __init__(self, model: nn.Module, config: Config, items: Sequence[Item], pad: int, steps: int, numerics: Numerics) -> None:
         self.network: Any = model

@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ from src.train.memory import Tokens, tokens_of
 from src.train.peft_engine import PeftEngine
 from src.train.run import Run
 from src.train.stop import Stop
+from src.train.turn import turn
 from src.variants import adapters, counts, quantization
 from src.variants.counts import Linear
 
@@ -219,6 +221,7 @@ class Pack:
             diverged=self._diverged,
             stopping=lambda: self.stop.asked is not None,
             checkpoint_bytes=sum(12 * run.outcome.measured["trainable_parameters"] for run in self.runs),
+            turn=lambda: self._turn(engine),
         )
         before = [replace(run.progress) for run in self.runs]
         with self.stop.between_steps():
@@ -229,6 +232,12 @@ class Pack:
             if run.outcome.status == "ok":
                 run.trained()
             run.outcome.measured["pack_tokens_per_second"] = tokens / seconds if seconds else None
+
+    def _turn(self, engine: Engine) -> AbstractContextManager[None]:
+        if not engine.fills_device:
+            return nullcontext()
+        lock = self.runs[0].folder.path.parent / f".turn-{device.identity(self.numerics.device)}"
+        return turn(lock, lambda: self.events.phase("waiting for the pack that trains"), lambda: self.stop.asked is not None)
 
     def _checkpoint(self, engine: Engine, places: list[int]) -> None:
         """Side by side, since each waits for the disk, then for a digest."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ class Told:
     saved: list[list[int]] = field(default_factory=list)
     progress: list[tuple[int, list[float | None], float | None]] = field(default_factory=list)
     ends: list[tuple[int, Divergence]] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)  # the steps at which one begins or ends
 
     def hooks(self) -> Hooks:
         return Hooks(
@@ -90,7 +92,14 @@ class Told:
             advance=lambda done, losses, rate: self.progress.append((done, losses, rate)),
             diverged=lambda run, divergence: self.ends.append((run, divergence)),
             checkpoint_bytes=self.checkpoint_bytes,
+            turn=self._turn,
         )
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        self.turns.append(self.engine.calls[-1][1])
+        yield
+        self.turns.append(self.engine.calls[-1][1])
 
     def _validate(self) -> list[float]:
         self.events.append(("val", self.engine.calls[-1][1]))
@@ -145,6 +154,11 @@ def test_without_an_event_the_engine_gets_as_many_steps_as_it_likes_at_once(cloc
     assert engine.calls == [(0, 10), (10, 20), (20, 25)]
     assert told.events == [("val", 25)]
     assert [done for done, _, _ in told.progress] == [10, 20, 25]
+
+
+def test_the_turn_begins_after_the_first_call_which_compiles(clock: Clock) -> None:
+    assert play(Played(clock, steps=25), config())[0].turns == [10, 25]
+    assert play(Played(clock, steps=10), config())[0].turns == []  # nothing is left to wait for
 
 
 def test_runs_go_on_from_their_step_and_events_stay_where_they_are(clock: Clock) -> None:

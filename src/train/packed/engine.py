@@ -44,6 +44,7 @@ class PackedEngine:
         self.feed = Feed(items, pad, self.members, steps, static=numerics.device.type == "cuda")
         self.speed: Speed = choose_speed(configs[0], numerics, self._work())
         self.speed_layers = str(self.speed)
+        self.fills_device = self.speed.cuda_graph
         self.model = PackedModel(network, configs[0], self.members, numerics, fused=self.speed.kernels)
         self.scored = self.model
         exchange.fill(self.model)

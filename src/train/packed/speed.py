@@ -11,8 +11,9 @@ from src.config import Config, ConfigError
 from src.device import Numerics
 from src.train.packed import kernels
 
-# Compiling takes about 20 s and halves the time of a step on an H100; less work than this is done before that pays.
-COMPILED_FROM = 4e15  # FLOPs of the whole training
+# Compiling takes 4 to 8 s where the compiler's processes are up, and takes a third to a half off each step on an H100; less work
+# than this is done before that pays (benchmarks/LOG.md, seventh session).
+COMPILED_FROM = 1.2e15  # FLOPs of the whole training
 EAGER_STEPS = 2  # real steps before a shape is captured: they compile, tune and allocate
 
 

@@ -1,0 +1,55 @@
+"""One pack trains at a time: the lock that says which."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.durable import CannotWrite
+from src.train import turn as module
+from src.train.turn import turn
+
+
+def never() -> bool:
+    return False
+
+
+def test_who_has_no_turn_waits_for_the_end_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, waited = tmp_path / ".turn", []
+    first = turn(lock, lambda: waited.append("first"), never)
+    first.__enter__()
+    looks = iter(range(3))
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: next(looks, None) is None and first.__exit__(None, None, None))
+    with turn(lock, lambda: waited.append("second"), never):
+        assert next(looks, "none left") == "none left"  # it has looked again and again until the first was over
+    assert waited == ["second"]  # a sign of life at once, the next half a minute later
+    with turn(lock, lambda: waited.append("third"), never):
+        pass
+    assert waited == ["second"]
+
+
+def test_who_is_asked_to_stop_waits_no_longer(tmp_path: Path) -> None:
+    with turn(tmp_path / ".turn", never, never), turn(tmp_path / ".turn", never, lambda: True):
+        pass
+
+
+def test_a_process_that_is_killed_leaves_its_turn(tmp_path: Path) -> None:
+    lock = tmp_path / ".turn"
+    code = (
+        "import sys, time, pathlib; from src.train.turn import turn\n"
+        "with turn(pathlib.Path(sys.argv[1]), print, bool): print('mine', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, env=os.environ) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"mine\n"
+        with turn(lock, lambda: other.send_signal(signal.SIGKILL), never):
+            assert other.wait() == -signal.SIGKILL
+
+
+def test_a_lock_that_cannot_be_written_is_said_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(CannotWrite, match=r"none/\.turn"), turn(tmp_path / "none" / ".turn", never, never):
+        pass
