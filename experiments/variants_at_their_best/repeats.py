@@ -1,0 +1,122 @@
+"""``python -m experiments.variants_at_their_best.repeats``: again/repeats.md, what was trained a second time beside the first.
+
+The same configs and seeds in packs of other runs, whose shapes, kernels and order of additions differ: what is between the two is
+rounding, and what 300 steps make of it. No difference that is not well above it says anything of the variants.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pandas as pd
+
+from experiments.markdown import table
+from experiments.variants_at_their_best import results
+from experiments.variants_at_their_best.cost import adapters, duration, under_way
+from experiments.variants_at_their_best.questions import METRIC, NAMES, REFERENCE, Cell, Study, name, study
+from src import cli
+from src.config import ConfigError
+from src.durable import write_atomically
+from src.eval.columns import decimals, signed, with_interval
+
+HERE = Path(__file__).resolve().parent
+AGAIN = HERE / "again"
+
+
+def main() -> int:
+    if "--help" in sys.argv[1:]:
+        print(__doc__)
+        return 0
+    if sys.argv[1:]:
+        raise ConfigError(f"{' '.join(sys.argv[1:])}: takes no word")
+    text = compared(results.load(HERE / "results.csv"), results.load(AGAIN / "results.csv"))
+    write_atomically(AGAIN / "repeats.md", text)
+    print(text, end="")
+    return 0
+
+
+def compared(first: pd.DataFrame, again: pd.DataFrame) -> str:
+    """Three tables in Markdown: by cell at its best rate, by rate, and the differences to LoRA of either time."""
+    both = paired(first, again)
+    one, two = study(first), study(again)
+    took = under_way(adapters(again))
+    head = (
+        "Written by `python -m experiments.variants_at_their_best.repeats` from results.csv and again/results.csv:"
+        f" {len(both)} runs that were trained twice. A change is the second test loss minus the first, in nats."
+        + ("" if took is None else f" The second time at least one of them was under way for {duration(took)}.")
+    )
+    titled = {
+        "Each at the rate that the first time chose": at_best(one, both),
+        "By rate": by_rate(both),
+        "Differences to LoRA, each at its own rate, report seeds": to_lora(one, two),
+    }
+    return "\n\n".join([head, *(f"## {title}\n\n{text}" for title, text in titled.items())]) + "\n"
+
+
+def paired(first: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+    """The adapter runs that ended well both times: ``results.KEY`` and ``change``.
+
+    Raises:
+        ConfigError: a run of the one table stands in the other as it is, so it was trained once.
+    """
+    ended = [adapters(frame)[adapters(frame)["status"] == "ok"] for frame in (first, again)]
+    both = ended[0].merge(ended[1], on=results.KEY, suffixes=("", " again"))
+    if (same := both["started"] == both["started again"]).any():
+        raise ConfigError(f"{both[same].iloc[0]['run_id']}: one and the same record in both tables")
+    return both.assign(change=both[f"{METRIC} again"] - both[METRIC])[[*results.KEY, "change"]]
+
+
+def at_best(one: Study, both: pd.DataFrame) -> str:
+    rows, changes = [], []
+    for cell, runs in _cells(one, both):
+        mine = list(runs.loc[runs["learning_rate"] == one.condition(cell).chosen, "change"])
+        changes += mine
+        rows.append({"": name(cell), "rate": f"{one.condition(cell).chosen:g}"} | _spread(mine))
+    return table([*rows, {"": "all", "rate": ""} | _spread(changes)])
+
+
+def by_rate(both: pd.DataFrame) -> str:
+    return table([{"rate": f"{rate:g}"} | _spread(list(runs["change"])) for rate, runs in both.groupby("learning_rate")])
+
+
+def to_lora(one: Study, two: Study) -> str:
+    """A cell whose rates were not all tried a second time has no second difference."""
+    rows = []
+    for r in one.ranks:
+        for variant in one.variants:
+            if variant != REFERENCE:
+                said = {title: _lead(time, (variant, r)) for title, time in (("first", one), ("again", two))}
+                rows.append({"r": str(r), "variant": NAMES[variant]} | said)
+    return table(rows)
+
+
+def _lead(time: Study, cell: Cell) -> str:
+    found = [each for each in time.of_variants(cell[1] or 0).contrasts if time.cell(each.row) == cell]
+    if not found or any(time.unseen(each) for each in (cell, (REFERENCE, cell[1]))):
+        return "-"
+    (lead,) = found
+    return f"{with_interval(lead.test.mean, lead.test.low, lead.test.high)}, {lead.verdict}"
+
+
+def _cells(one: Study, both: pd.DataFrame) -> Iterator[tuple[Cell, pd.DataFrame]]:
+    for variant, r in one.reported():
+        runs = both[(both["variant"] == variant) & (both["r"] == r)]
+        if len(runs):
+            yield (variant, r), runs
+
+
+def _spread(changes: list[float]) -> dict[str, str]:
+    largest = max(changes, key=abs, default=None)
+    return {
+        "n": str(len(changes)),
+        "mean change": signed(fmean(changes)) if changes else "-",
+        "standard deviation": decimals(stdev(changes)) if len(changes) > 1 else "-",
+        "largest": "-" if largest is None else signed(largest),
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)
