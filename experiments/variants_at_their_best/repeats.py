@@ -6,6 +6,7 @@ rounding, and what 300 steps make of it. No difference that is not well above it
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pandas as pd
 from experiments.markdown import table
 from experiments.variants_at_their_best import results
 from experiments.variants_at_their_best.cost import adapters, duration, under_way
-from experiments.variants_at_their_best.questions import METRIC, NAMES, REFERENCE, Cell, Study, name, study
+from experiments.variants_at_their_best.questions import METRIC, Cell, Study, name, study
 from src import cli
 from src.config import ConfigError
 from src.durable import write_atomically
@@ -39,7 +40,7 @@ def main() -> int:
 
 
 def compared(first: pd.DataFrame, again: pd.DataFrame) -> str:
-    """Three tables in Markdown: by cell at its best rate, by rate, and the differences to LoRA of either time."""
+    """Three tables in Markdown: by cell at its best rate, by rate, and the differences of either time."""
     both = paired(first, again)
     one, two = study(first), study(again)
     took = under_way(adapters(again))
@@ -51,7 +52,7 @@ def compared(first: pd.DataFrame, again: pd.DataFrame) -> str:
     titled = {
         "Each at the rate that the first time chose": at_best(one, both),
         "By rate": by_rate(both),
-        "Differences to LoRA, each at its own rate, report seeds": to_lora(one, two),
+        "Differences, each at its own rate, report seeds": differences(one, two),
     }
     return "\n\n".join([head, *(f"## {title}\n\n{text}" for title, text in titled.items())]) + "\n"
 
@@ -82,23 +83,22 @@ def by_rate(both: pd.DataFrame) -> str:
     return table([{"rate": f"{rate:g}"} | _spread(list(runs["change"])) for rate, runs in both.groupby("learning_rate")])
 
 
-def to_lora(one: Study, two: Study) -> str:
-    """A cell whose rates were not all tried a second time has no second difference."""
-    rows = []
-    for r in one.ranks:
-        for variant in one.variants:
-            if variant != REFERENCE:
-                said = {title: _lead(time, (variant, r)) for title, time in (("first", one), ("again", two))}
-                rows.append({"r": str(r), "variant": NAMES[variant]} | said)
-    return table(rows)
+def differences(one: Study, two: Study) -> str:
+    """Between cells of which all rates were tried on all tuning seeds, the report seeds of each at its own rate."""
+    first, again = _differences(one), _differences(two)
+    return table([{"": pair, "first": said, "again": again.get(pair, "-")} for pair, said in first.items()])
 
 
-def _lead(time: Study, cell: Cell) -> str:
-    found = [each for each in time.of_variants(cell[1] or 0).contrasts if time.cell(each.row) == cell]
-    if not found or any(time.unseen(each) for each in (cell, (REFERENCE, cell[1]))):
-        return "-"
-    (lead,) = found
-    return f"{with_interval(lead.test.mean, lead.test.low, lead.test.high)}, {lead.verdict}"
+def _differences(time: Study) -> dict[str, str]:
+    ranks = [one for variant in time.variants for one in time.of_ranks(variant).contrasts]
+    lowest = [one for one in ranks if time.cell(one.reference)[1] == time.ranks[0]]
+    said = {}
+    for one in [*(each for r in time.ranks for each in time.of_variants(r).contrasts), *lowest, *time.to_full().contrasts]:
+        pair = [time.cell(row) for row in (one.row, one.reference)]
+        if not any(time.unseen(cell) for cell in pair):
+            verdict = "" if math.isnan(one.p_holm) else f", {one.verdict}"  # what only describes has none
+            said[" - ".join(map(name, pair))] = with_interval(one.test.mean, one.test.low, one.test.high) + verdict
+    return said
 
 
 def _cells(one: Study, both: pd.DataFrame) -> Iterator[tuple[Cell, pd.DataFrame]]:
