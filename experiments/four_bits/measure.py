@@ -140,8 +140,10 @@ def held(layers: Iterable[Any]) -> dict[str, int]:
 
 def memory(path: Path, seconds: float, reuse: Sequence[Path], small: bool) -> None:
     from benchmarks import cases
-    from experiments.cost_on_a_gpu.measure import B8, B70, SINGLE, TINY
+    from experiments.cost_on_a_gpu.measure import B8, B70, SINGLE, TINY, refuse_without_a_gpu
 
+    if not small:
+        refuse_without_a_gpu("small=true")
     wanted = [
         B8,
         replace(B8, variant="qlora"),
