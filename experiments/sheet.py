@@ -16,6 +16,8 @@ from src.eval.text import few
 if TYPE_CHECKING:
     import pandas as pd
 
+WHOLE = ("r", "seed", "step")  # whole numbers in every study
+
 
 def append(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Rows to the end of a CSV, whole, whichever process writes; the first ones bring the names of the columns.
@@ -35,8 +37,9 @@ def read(
 ) -> pd.DataFrame:
     """The rows of a CSV, with these columns at least.
 
-    Those of ``filled`` stand in every row, those of ``numbers`` are numbers (infinite ones too) or missing, those of ``texts``
-    may be empty. What is no number is a text. ``text`` is read in place of a file, and ``path`` then says where it is from.
+    Those of ``filled`` stand in every row, those of ``numbers`` are numbers (infinite ones too; of ``WHOLE`` whole ones) or
+    missing, those of ``texts`` may be empty. What is no number is a text. ``text`` is read in place of a file, and ``path`` then
+    says where it is from.
 
     Raises:
         ConfigError: it is not such a table, has no rows, or one that is cut off; one line, which names the row.
@@ -57,7 +60,12 @@ def read(
     for name in filled:
         if (empty := found[name].isna()).any():
             raise ConfigError(f"{path}: row {empty.argmax() + 1} has no {name}")
-    return as_numbers(found, numbers, path, infinite=True).fillna(dict.fromkeys(texts, ""))
+    counted = as_numbers(found, numbers, path, infinite=True)
+    for name in (name for name in WHOLE if name in numbers):
+        if (broken := counted[name].notna() & (counted[name] % 1 != 0)).any():
+            at = int(broken.argmax())
+            raise ConfigError(f"{path}: {name} of row {at + 1} is {found[name].iloc[at]}, not a whole number")
+    return counted.fillna(dict.fromkeys(texts, ""))
 
 
 def _text(path: Path) -> str:

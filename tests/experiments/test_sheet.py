@@ -92,6 +92,8 @@ def test_a_table_is_read_from_a_file_or_a_text(tmp_path: Path) -> None:
         ("\n" + TABLE + "\n\na,2,1\n", "runs: row 3 has 3 cells for 4 columns"),
         (TABLE.replace("1.50", "low"), "runs: loss of row 1 is low, not a number"),
         (TABLE.replace("01,1", "01,"), "runs: row 2 has no seed"),
+        (TABLE.replace("01,1", "01,1.5"), "runs: seed of row 2 is 1.5, not a whole number"),
+        (TABLE.replace("01,1", "01,inf"), "runs: seed of row 2 is inf, not a whole number"),
     ],
 )
 def test_what_is_no_table_is_one_line_that_names_the_row(text: str, said: str) -> None:
