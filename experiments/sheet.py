@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import gzip
 import io
 import os
+import zlib
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,7 @@ def append(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) ->
 def read(
     path: Path | str, filled: Collection[str], numbers: Collection[str], texts: Collection[str] = (), text: str | None = None
 ) -> pd.DataFrame:
-    """The rows of a CSV, with these columns at least.
+    """The rows of a CSV, or of one in gzip's format (.gz), with these columns at least.
 
     Those of ``filled`` stand in every row, those of ``numbers`` are numbers (infinite ones too; of ``WHOLE`` whole ones) or
     missing, those of ``texts`` may be empty. What is no number is a text. ``text`` is read in place of a file, and ``path`` then
@@ -49,7 +51,7 @@ def read(
     try:
         text = _text(Path(path)) if text is None else text
         found = pd.read_csv(io.StringIO(text), dtype={name: str for name in (*filled, *texts) if name not in numbers})
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' own errors are ValueErrors
         why = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise ConfigError(f"{path}: cannot be read ({why})") from error
     if missing := [name for name in dict.fromkeys((*filled, *numbers, *texts)) if name not in found]:
@@ -69,7 +71,8 @@ def read(
 
 
 def _text(path: Path) -> str:
-    return path.read_bytes().decode("utf-8-sig")
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
 
 
 def _refuse_cut(text: str, path: Path | str) -> None:
