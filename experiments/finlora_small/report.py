@@ -1,7 +1,8 @@
-"""``python -m experiments.finlora_small.report [records [more]]``: the runs as results.csv, tables.md, ranking.png.
+"""``python -m experiments.finlora_small.report [records [more]] [folder=FOLDER]``: results.csv, tables.md, ranking.png.
 
-With the word ``records`` the runs in ``runs/`` are read first and results.csv is written; without it, results.csv is read. With
-``more`` the rows of results.csv whose runs have their records on another machine are kept, as they stand.
+All are of FOLDER (default: this one). With the word ``records`` the runs in ``runs/`` are read first and results.csv is written;
+without it, results.csv is read. With ``more`` the rows of results.csv whose runs have their records on another machine are
+kept, as they stand.
 Differences are to LoRA on 8 bits and paired by seed; p is of the exact sign-flip test, after Holm over a task's contrasts.
 """
 
@@ -25,9 +26,11 @@ from experiments.finlora_small.run import FORMS, RATES, REPORT, TASKS, TUNE
 from src import cli
 from src.config import ConfigError
 from src.durable import write_atomically
+from src.eval import words
 from src.eval.statistics import holm, mean_interval, paired
 from src.eval.styles import line, style
 from src.eval.text import few
+from src.eval.words import Key
 from src.records import RUNS, RunFolder
 
 HERE = Path(__file__).resolve().parent
@@ -298,10 +301,11 @@ def main() -> int:
     if "--help" in sys.argv[1:]:
         print(__doc__)
         return 0
-    said = sys.argv[1:]
+    values, said = words.read(sys.argv[1:], {"folder": Key(Path, "FOLDER")}, free="a word")
+    folder = values.get("folder", HERE)
     if said not in ([], ["records"], ["records", "more"]):
         raise ConfigError(f"{' '.join(said)}: takes no word but records, and after it more")
-    place, written, counted = HERE / "results.csv", None, None
+    place, written, counted = folder / "results.csv", None, None
     if said:
         where = str(RUNS.absolute())
         old = load(place) if "more" in said else None
@@ -316,8 +320,8 @@ def main() -> int:
     figure(runs).savefig(picture, format="png", dpi=150)
     if written is not None:  # nothing is replaced before all of it can be
         write_atomically(place, written)
-    write_atomically(HERE / "tables.md", text)
-    (HERE / "ranking.png").write_bytes(picture.getvalue())
+    write_atomically(folder / "tables.md", text)
+    (folder / "ranking.png").write_bytes(picture.getvalue())
     if counted is not None:
         print(counted)
     print(text, end="")

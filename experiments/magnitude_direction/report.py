@@ -1,4 +1,4 @@
-"""``python -m experiments.magnitude_direction.report [FOLDER]``: tables.md, directions.png and pooling.png from results.csv.gz.
+"""``python -m experiments.magnitude_direction.report [folder=FOLDER]``: tables.md, directions.png, pooling.png.
 
 Reads results.csv(.gz) and losses.csv of FOLDER (default: this one), trains nothing, and prints what it writes to tables.md.
 """
@@ -31,8 +31,10 @@ from experiments.magnitude_direction.correlation import (
 from src import cli
 from src.config import ConfigError
 from src.durable import write_atomically
+from src.eval import words
 from src.eval.statistics import mean_interval
 from src.eval.text import few
+from src.eval.words import Key
 
 HERE = Path(__file__).resolve().parent
 QUERY = "q_proj"
@@ -319,9 +321,8 @@ def main(arguments: Sequence[str]) -> int:
     if "--help" in arguments:
         print(__doc__)
         return 0
-    if len(arguments) > 1:
-        raise ConfigError(f"{arguments[1]}: one folder at most")
-    print(report(Path(arguments[0]) if arguments else HERE))
+    values, _ = words.read(arguments, {"folder": Key(Path, "FOLDER")})
+    print(report(values.get("folder", HERE)))
     return 0
 
 

@@ -186,8 +186,7 @@ def test_a_damaged_table_is_one_line(damage: str, tmp_path: Path, monkeypatch: p
         "column": whole.replace("val_loss", "loss"), "bytes": "", "twice": whole + lines[-1],
     }[damage]  # fmt: skip
     (tmp_path / "results.csv").write_bytes(b"\xff\xfe\x00" * 50 if damage == "bytes" else text.encode())
-    monkeypatch.setattr(report, "HERE", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["report"])
+    monkeypatch.setattr(sys, "argv", ["report", f"folder={tmp_path}"])
     with pytest.raises(ConfigError) as caught:
         report.main()
     assert "\n" not in str(caught.value) and "results.csv" in str(caught.value)
@@ -211,14 +210,13 @@ def recorded(loss: float, **options: Any) -> str:
 
 
 def reports(*words: str) -> None:
-    sys.argv[1:] = words
+    sys.argv[1:] = [*words, "folder=."]
     assert report.main() == 0
 
 
 def test_rows_of_another_machines_runs_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(report, "HERE", tmp_path)
     monkeypatch.setattr(sys, "argv", ["report"])
     place = tmp_path / "results.csv"
     for seed in run.TUNE:

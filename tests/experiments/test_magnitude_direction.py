@@ -412,7 +412,7 @@ def test_bad_input_ends_with_code_2(folder: Path) -> None:
 
 def test_report_without_results_is_one_line(folder: Path) -> None:
     with pytest.raises(ConfigError, match="holds no results"):
-        report.main([str(folder)])
+        report.main([f"folder={folder}"])
 
 
 def test_seeds_differ_in_data_and_adapter() -> None:
