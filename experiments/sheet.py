@@ -110,6 +110,13 @@ def as_numbers(frame: pd.DataFrame, columns: Collection[str], where: Path | str,
     return found
 
 
+def lacking(runs: pd.DataFrame, cell: Sequence[str]) -> list[tuple[Any, ...]]:
+    """(*cell, seed) of the runs that are not there though others have their seed: a file cut between two rows shows no more."""
+    seeds = set(runs["seed"])
+    cells = runs.groupby(list(cell), sort=False)["seed"]
+    return [(*key, seed) for key, found in cells for seed in sorted(seeds - set(found))]
+
+
 def merged(path: Path, records: str, order: Sequence[str]) -> tuple[str, str]:
     """(A CSV of runs and those of the CSV at ``path`` that it has not, by run_id; a line that counts both).
 

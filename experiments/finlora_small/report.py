@@ -209,6 +209,10 @@ def tables(everything: pd.DataFrame) -> str:
         bad = runs[runs.status != "ok"]
         lost = [f"{NAMES[run.form]} at {run.learning_rate:g}, seed {run.seed} ({run.status})" for run in bad.itertuples()]
         lines += ["", f"## {task}", "", f"FinLoRA: {THEIRS[str(task)]}.", ""]
+        lacking = sheet.lacking(runs[runs.seed.isin(TUNE)], ("form", "learning_rate"))
+        if lacking:
+            absent = "; ".join(f"{NAMES[form]} at {rate:g}, seed {seed}" for form, rate, seed in lacking)
+            lines += [f"Not there, so their rates are no candidates: {absent}.", ""]
         if lost:
             lines += [f"Not ok, so in no number and no choice of a rate: {'; '.join(lost)}.", ""]
         lines += [f"At FinLoRA's rate, {RATES[0]:g}, the tuning seeds:", "", *table(runs, published, TUNE), ""]
