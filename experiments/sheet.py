@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import gzip
 import io
 import os
+import zlib
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,8 @@ from src.eval.text import few
 
 if TYPE_CHECKING:
     import pandas as pd
+
+WHOLE = ("r", "seed", "step")  # whole numbers in every study
 
 
 def append(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -33,10 +37,11 @@ def append(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) ->
 def read(
     path: Path | str, filled: Collection[str], numbers: Collection[str], texts: Collection[str] = (), text: str | None = None
 ) -> pd.DataFrame:
-    """The rows of a CSV, with these columns at least.
+    """The rows of a CSV, or of one in gzip's format (.gz), with these columns at least.
 
-    Those of ``filled`` stand in every row, those of ``numbers`` are numbers (infinite ones too) or missing, those of ``texts``
-    may be empty. What is no number is a text. ``text`` is read in place of a file, and ``path`` then says where it is from.
+    Those of ``filled`` stand in every row, those of ``numbers`` are numbers (infinite ones too; of ``WHOLE`` whole ones) or
+    missing, those of ``texts`` may be empty. What is no number is a text. ``text`` is read in place of a file, and ``path`` then
+    says where it is from.
 
     Raises:
         ConfigError: it is not such a table, has no rows, or one that is cut off; one line, which names the row.
@@ -46,7 +51,7 @@ def read(
     try:
         text = _text(Path(path)) if text is None else text
         found = pd.read_csv(io.StringIO(text), dtype={name: str for name in (*filled, *texts) if name not in numbers})
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' own errors are ValueErrors
         why = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise ConfigError(f"{path}: cannot be read ({why})") from error
     if missing := [name for name in dict.fromkeys((*filled, *numbers, *texts)) if name not in found]:
@@ -57,11 +62,17 @@ def read(
     for name in filled:
         if (empty := found[name].isna()).any():
             raise ConfigError(f"{path}: row {empty.argmax() + 1} has no {name}")
-    return as_numbers(found, numbers, path, infinite=True).fillna(dict.fromkeys(texts, ""))
+    counted = as_numbers(found, numbers, path, infinite=True)
+    for name in (name for name in WHOLE if name in numbers):
+        if (broken := counted[name].notna() & (counted[name] % 1 != 0)).any():
+            at = int(broken.argmax())
+            raise ConfigError(f"{path}: {name} of row {at + 1} is {found[name].iloc[at]}, not a whole number")
+    return counted.fillna(dict.fromkeys(texts, ""))
 
 
 def _text(path: Path) -> str:
-    return path.read_bytes().decode("utf-8-sig")
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
 
 
 def _refuse_cut(text: str, path: Path | str) -> None:
@@ -97,6 +108,13 @@ def as_numbers(frame: pd.DataFrame, columns: Collection[str], where: Path | str,
             at = int(wrong.argmax())
             raise ConfigError(f"{where}: {name} of row {at + 1} is {frame[name].iloc[at]}, not a number")
     return found
+
+
+def lacking(runs: pd.DataFrame, cell: Sequence[str]) -> list[tuple[Any, ...]]:
+    """(*cell, seed) of the runs that are not there though others have their seed: a file cut between two rows shows no more."""
+    seeds = set(runs["seed"])
+    cells = runs.groupby(list(cell), sort=False)["seed"]
+    return [(*key, seed) for key, found in cells for seed in sorted(seeds - set(found))]
 
 
 def merged(path: Path, records: str, order: Sequence[str]) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """``python -m experiments.cost_on_a_gpu.measure [out=FOLDER] [seconds=N] [cases=NAME,...]``: what a step costs, ours beside PEFT.
 
 Random weights of the real shapes, every token labelled, r=16 on all linear layers. ``seconds`` (default 540) is the budget:
-no case is begun after it. A case that ``results.csv`` holds from such a machine is not measured again.
+no case is begun after it. A case that ``results.csv`` holds from such a machine is not measured again. Without a CUDA GPU only
+``cases=tiny`` runs, and into a folder of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from benchmarks import cases
 from benchmarks.step import Case
@@ -50,6 +53,12 @@ KEYS = {
 }
 
 
+def refuse_without_a_gpu(instead: str) -> None:
+    """Raise ConfigError, one line, where a processor would be timed in the place of a GPU; ``instead`` is what runs there."""
+    if not torch.cuda.is_available():
+        raise ConfigError(f"no CUDA GPU on this machine, which is what is measured; a processor can try {instead} out=FOLDER")
+
+
 def main() -> int:
     arguments = sys.argv[1:]
     if "--help" in arguments:
@@ -60,6 +69,10 @@ def main() -> int:
     names = values["cases"].split(",") if "cases" in values else [name for name in GROUPS if name != "tiny"]
     if unknown := [name for name in names if name not in GROUPS]:
         raise ConfigError(f"cases={','.join(unknown)}: choose from {', '.join(GROUPS)}")
+    if "tiny" in names and "out" not in values:
+        raise ConfigError("cases=tiny: needs out=FOLDER, since its numbers are none of this study's")
+    if names != ["tiny"]:
+        refuse_without_a_gpu("cases=tiny")
     folders.fresh(out)  # its table may be there: what it holds is not measured again
     started, table = time.monotonic(), out / "results.csv"
     cases.run(list(dict.fromkeys(case for name in names for case in GROUPS[name])), table, seconds)

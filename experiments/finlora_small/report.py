@@ -1,7 +1,8 @@
-"""``python -m experiments.finlora_small.report [records [more]]``: the runs as results.csv, tables.md, ranking.png.
+"""``python -m experiments.finlora_small.report [records [more]] [folder=FOLDER]``: results.csv, tables.md, ranking.png.
 
-With the word ``records`` the runs in ``runs/`` are read first and results.csv is written; without it, results.csv is read. With
-``more`` the rows of results.csv whose runs have their records on another machine are kept, as they stand.
+All are of FOLDER (default: this one). With the word ``records`` the runs in ``runs/`` are read first and results.csv is written;
+without it, results.csv is read. With ``more`` the rows of results.csv whose runs have their records on another machine are
+kept, as they stand.
 Differences are to LoRA on 8 bits and paired by seed; p is of the exact sign-flip test, after Holm over a task's contrasts.
 """
 
@@ -25,8 +26,11 @@ from experiments.finlora_small.run import FORMS, RATES, REPORT, TASKS, TUNE
 from src import cli
 from src.config import ConfigError
 from src.durable import write_atomically
+from src.eval import words
 from src.eval.statistics import holm, mean_interval, paired
 from src.eval.styles import line, style
+from src.eval.text import few
+from src.eval.words import Key
 from src.records import RUNS, RunFolder
 
 HERE = Path(__file__).resolve().parent
@@ -88,6 +92,10 @@ def read(path: Path | str, text: str | None = None) -> pd.DataFrame:
     """The runs of a CSV, or of ``text`` that came from ``path``."""
     numbers = ("learning_rate", "seed", "effective_scale", *METRICS)
     runs = once(sheet.read(path, ("run_id", "status", *KEY, "effective_scale"), numbers, text=text), str(path))
+    if strange := [form for form in runs.form.unique() if form not in FORMS]:
+        raise ConfigError(f"{path}: {few(strange)}: no form of this study")
+    if (lost := (runs.status == "ok") & ~np.isfinite(runs[["val_loss", "test_loss"]]).all(axis=1)).any():
+        raise ConfigError(f"{path}: row {lost.argmax() + 1} ended well, and has no val_loss and test_loss that are finite")
     for task, found in runs.groupby("task"):
         if task not in TASKS or REFERENCE not in chosen(found) or at_rate(found, REFERENCE, RATES[0], TUNE).empty:
             raise ConfigError(f"{path}: {task} is no task of this study, or has no tuning runs of {NAMES[REFERENCE]}")
@@ -100,21 +108,35 @@ def _row(result: dict[str, Any], form: str) -> dict[str, Any]:
     return {"task": result["dataset"].removeprefix("finlora_"), "form": form, **{key: result[key] for key in kept}, **metrics}
 
 
+def tuned(runs: pd.DataFrame) -> pd.Series[float]:
+    """Mean validation loss over the tuning seeds by form and rate; NaN where not all of them ended well."""
+    found = runs[(runs.status == "ok") & runs.seed.isin(TUNE)].groupby(["form", "learning_rate"]).val_loss.agg(["mean", "count"])
+    return found["mean"].where(found["count"] == len(TUNE))
+
+
 def chosen(runs: pd.DataFrame) -> dict[str, float]:
     """The rate of each form with the lowest mean validation loss over all tuning seeds; one that a seed lacks is none."""
-    tuning = runs[runs.seed.isin(TUNE)].groupby(["form", "learning_rate"]).val_loss.agg(["mean", "count"])
-    whole = tuning.loc[tuning["count"] == len(TUNE), "mean"]
+    whole = tuned(runs).dropna()
     return {form: float(whole[form].idxmin()) for form in FORMS if form in whole.index}
 
 
 def at_rate(runs: pd.DataFrame, form: str, rate: float, seeds: range) -> pd.DataFrame:
-    found = runs[(runs.form == form) & np.isclose(runs.learning_rate, rate) & runs.seed.isin(seeds)]
-    return found.set_index("seed").sort_index()
+    """The runs that ended well: what another one measured is no number."""
+    found = _tried(runs, form, rate, seeds)
+    return found[found.status == "ok"].set_index("seed").sort_index()
+
+
+def _tried(runs: pd.DataFrame, form: str, rate: float, seeds: range) -> pd.DataFrame:
+    return runs[(runs.form == form) & np.isclose(runs.learning_rate, rate) & runs.seed.isin(seeds)]
 
 
 def trained(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> dict[str, float]:
-    """Those of ``rates`` that all ``seeds`` were trained at: a sweep that was stopped may lack some."""
-    return {form: rate for form, rate in rates.items() if len(at_rate(runs, form, rate, seeds)) == len(seeds)}
+    """Those of ``rates`` that all ``seeds`` were trained at, one of them well: a sweep that was stopped may lack some."""
+    return {
+        form: rate
+        for form, rate in rates.items()
+        if len(_tried(runs, form, rate, seeds)) == len(seeds) and len(at_rate(runs, form, rate, seeds))
+    }
 
 
 class Rates(NamedTuple):
@@ -173,9 +195,10 @@ def _mean(values: pd.Series[float]) -> str:
 
 
 def orders(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> list[str]:
-    """For each seed, the published forms from the lowest test loss to the highest."""
+    """For each seed that they all have, the published forms from the lowest test loss to the highest."""
     losses = pd.DataFrame({form: at_rate(runs, form, rates[form], seeds).test_loss for form in PUBLISHED if form in rates})
-    return [" < ".join(NAMES[form].split(",")[0] for form in row.sort_values().index) for _, row in losses.iterrows()]
+    whole = losses.dropna()
+    return [" < ".join(NAMES[form].split(",")[0] for form in row.sort_values().index) for _, row in whole.iterrows()]
 
 
 def tables(everything: pd.DataFrame) -> str:
@@ -183,7 +206,15 @@ def tables(everything: pd.DataFrame) -> str:
              f"{(everything.status != 'ok').sum()} not ok."]  # fmt: skip
     for task, runs in everything.groupby("task", sort=False):
         rates, published, best = rates_of(runs)
+        bad = runs[runs.status != "ok"]
+        lost = [f"{NAMES[run.form]} at {run.learning_rate:g}, seed {run.seed} ({run.status})" for run in bad.itertuples()]
         lines += ["", f"## {task}", "", f"FinLoRA: {THEIRS[str(task)]}.", ""]
+        lacking = sheet.lacking(runs[runs.seed.isin(TUNE)], ("form", "learning_rate"))
+        if lacking:
+            absent = "; ".join(f"{NAMES[form]} at {rate:g}, seed {seed}" for form, rate, seed in lacking)
+            lines += [f"Not there, so their rates are no candidates: {absent}.", ""]
+        if lost:
+            lines += [f"Not ok, so in no number and no choice of a rate: {'; '.join(lost)}.", ""]
         lines += [f"At FinLoRA's rate, {RATES[0]:g}, the tuning seeds:", "", *table(runs, published, TUNE), ""]
         lines += ["Each at its own best rate, the report seeds:", "", *table(runs, best, REPORT), ""]
         lines += [
@@ -230,10 +261,10 @@ def _look(form: str) -> dict[str, Any]:
 
 
 def _by_rate(axes: Axes, runs: pd.DataFrame) -> None:
-    tuning = runs[runs.seed.isin(TUNE)]
-    forms = [form for form in FORMS if (tuning.form == form).any()]
+    tuning, found = runs[runs.seed.isin(TUNE)], tuned(runs)
+    forms = [form for form in FORMS if form in found.index]
     for at, form in enumerate(forms):
-        means = tuning[tuning.form == form].groupby("learning_rate").val_loss.mean()
+        means = found[form]
         beside = 1.045 ** (at - (len(forms) - 1) / 2)
         axes.plot(means.index * beside, means, zorder=3, **_look(form))
     axes.set_xscale("log")
@@ -274,10 +305,11 @@ def main() -> int:
     if "--help" in sys.argv[1:]:
         print(__doc__)
         return 0
-    said = sys.argv[1:]
+    values, said = words.read(sys.argv[1:], {"folder": Key(Path, "FOLDER")}, free="a word")
+    folder = values.get("folder", HERE)
     if said not in ([], ["records"], ["records", "more"]):
         raise ConfigError(f"{' '.join(said)}: takes no word but records, and after it more")
-    place, written, counted = HERE / "results.csv", None, None
+    place, written, counted = folder / "results.csv", None, None
     if said:
         where = str(RUNS.absolute())
         old = load(place) if "more" in said else None
@@ -292,8 +324,8 @@ def main() -> int:
     figure(runs).savefig(picture, format="png", dpi=150)
     if written is not None:  # nothing is replaced before all of it can be
         write_atomically(place, written)
-    write_atomically(HERE / "tables.md", text)
-    (HERE / "ranking.png").write_bytes(picture.getvalue())
+    write_atomically(folder / "tables.md", text)
+    (folder / "ranking.png").write_bytes(picture.getvalue())
     if counted is not None:
         print(counted)
     print(text, end="")

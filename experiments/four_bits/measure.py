@@ -8,7 +8,7 @@ training   the finished runs of the sweep (README.md has its commands), one row 
 out=FOLDER     where the table goes; default: this folder. One that is there already is not overwritten
 seconds=N      errors, memory: no further matrix or case is begun after it; default 540
 reuse=FILE     memory: a results.csv of experiments.cost_on_a_gpu; its rows of the same cases are taken over
-sweep=NAME     training: default four_bits
+sweep=NAME     training: default four_bits; a run in it that is none of this study's is refused
 small=true     errors, bits, memory: the tiny shape and small matrices, to see that it runs
 """
 
@@ -140,8 +140,10 @@ def held(layers: Iterable[Any]) -> dict[str, int]:
 
 def memory(path: Path, seconds: float, reuse: Sequence[Path], small: bool) -> None:
     from benchmarks import cases
-    from experiments.cost_on_a_gpu.measure import B8, B70, SINGLE, TINY
+    from experiments.cost_on_a_gpu.measure import B8, B70, SINGLE, TINY, refuse_without_a_gpu
 
+    if not small:
+        refuse_without_a_gpu("small=true")
     wanted = [
         B8,
         replace(B8, variant="qlora"),
@@ -157,6 +159,7 @@ def memory(path: Path, seconds: float, reuse: Sequence[Path], small: bool) -> No
 
 
 def training(path: Path, sweep: str) -> None:
+    from experiments.four_bits.runs import refuse_foreign
     from src.eval.frame import gather
     from src.records import read_sweep
 
@@ -166,6 +169,7 @@ def training(path: Path, sweep: str) -> None:
     gathered = gather(ids)
     for problem in gathered.problems:
         print(problem, file=sys.stderr)
+    refuse_foreign(gathered.rows)
     folders.fresh(path.parent, path.name)
     for row in gathered.rows:
         add(

@@ -160,6 +160,8 @@ def training(frame: pd.DataFrame) -> list[str]:
     ]
     bad = trained["status"].value_counts().drop("ok", errors="ignore")
     failed = f"Runs that did not end well: {', '.join(f'{n} {status}' for status, n in bad.items()) or 'none'} of {len(trained)}."
+    if lacking := sheet.lacking(trained, ("label", "lr")):
+        failed += f" Not there: {'; '.join(f'{name} at {lr:g}, seed {seed}' for name, lr, seed in lacking)}."
     heading = (
         f"Test loss in nats per target token; rates chosen on seeds {', '.join(map(str, TUNING))}; TOST within {MARGIN} nats."
     )
@@ -204,12 +206,13 @@ def before(frame: pd.DataFrame) -> pd.Series:
 
 
 def chosen(frame: pd.DataFrame) -> tuple[dict[str, float], dict[str, pd.DataFrame]]:
-    """(rate, report runs by seed) of each precision. A rate at which a run did not end well cannot be chosen."""
+    """(rate, report runs by seed) of each precision. A rate with a tuning run that is lacking or ended badly is none."""
     trained = frame[~frame["variant"].str.startswith("frozen")]
     best, reported = {}, {}
     for name, part in trained.groupby("label"):
         sound = part.groupby("lr")["status"].transform(lambda status: (status == "ok").all())
-        tuned = part[sound & part["seed"].isin(TUNING)].groupby("lr")["val/loss"].mean()
+        tuned = part[sound & part["seed"].isin(TUNING)].groupby("lr")["val/loss"].agg(["mean", "count"])
+        tuned = tuned.loc[tuned["count"] == len(TUNING), "mean"]
         if len(tuned):
             best[name] = float(tuned.idxmin())
             reported[name] = part[(part["lr"] == best[name]) & ~part["seed"].isin(TUNING)].set_index("seed").sort_index()

@@ -1,4 +1,4 @@
-"""``python -m experiments.magnitude_direction.report [FOLDER]``: tables.md, directions.png and pooling.png from results.csv.gz.
+"""``python -m experiments.magnitude_direction.report [folder=FOLDER]``: tables.md, directions.png, pooling.png.
 
 Reads results.csv(.gz) and losses.csv of FOLDER (default: this one), trains nothing, and prints what it writes to tables.md.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments import markdown
+from experiments import markdown, sheet
 from experiments.magnitude_direction import figures
 from experiments.magnitude_direction.correlation import (
     DRAWS,
@@ -31,13 +31,20 @@ from experiments.magnitude_direction.correlation import (
 from src import cli
 from src.config import ConfigError
 from src.durable import write_atomically
+from src.eval import words
 from src.eval.statistics import mean_interval
+from src.eval.text import few
+from src.eval.words import Key
 
 HERE = Path(__file__).resolve().parent
 QUERY = "q_proj"
 PUBLISHED = {"full": -0.62, "dora": -0.31, "lora": 0.83}  # arXiv 2402.09353, section 3.2: query matrices of VL-BART
 NAMES = {"full": "full", "lora": "LoRA", "dora": "DoRA"}
 Arm = tuple[str, int]  # variant, r
+RUN = ["variant", "r", "seed", "step"]
+MEASURED = [*RUN, "paper", "module", "layer", "d_in"]  # and what was found there, which a run that diverged has not
+FOUND = ["dM", "dD", "relative_dM"]
+LOSSES = ["train", "val", "test"]
 
 
 @dataclass(frozen=True)
@@ -70,16 +77,15 @@ class Measured:
         self.layers = sorted(frame["layer"].unique())
         self.d_in = dict(zip(frame["module"], frame["d_in"], strict=True))
         cells = len(self.steps) * len(self.layers) * len(self.modules)
-        values = ["dM", "dD", "relative_dM"]
         whole = {
-            seed: len(rows) == cells and bool(np.isfinite(rows[values]).all(axis=None)) for seed, rows in frame.groupby("seed")
+            seed: len(rows) == cells and bool(np.isfinite(rows[FOUND]).all(axis=None)) for seed, rows in frame.groupby("seed")
         }
         self.seeds = [seed for seed, good in whole.items() if good]
         self.left_out = [seed for seed, good in whole.items() if not good]
         order = pd.MultiIndex.from_product([self.seeds, self.steps, self.layers, self.modules])
         indexed = frame.set_index(["seed", "step", "layer", "module"]).loc[order]
         shape = (len(self.seeds), len(self.steps), len(self.layers), len(self.modules))
-        self.values: dict[str, FloatArray] = {name: indexed[name].to_numpy(float).reshape(shape) for name in values}
+        self.values: dict[str, FloatArray] = {name: indexed[name].to_numpy(float).reshape(shape) for name in FOUND}
 
     def of(self, view: View, name: str) -> FloatArray:
         return self.at(name, self.papers if view.papers_steps else self.steps, view.module)
@@ -93,16 +99,18 @@ def read(folder: Path) -> tuple[dict[Arm, Measured], pd.DataFrame]:
     """The measured arms, full first, and the losses.
 
     Raises:
-        ConfigError: one line; there is nothing to report on.
+        ConfigError: one line; there is nothing to report on, or it is not a whole table of this study.
     """
     place = next((folder / name for name in ("results.csv.gz", "results.csv") if (folder / name).is_file()), None)
     if place is None or not (folder / "losses.csv").is_file():
         raise ConfigError(f"{folder}: holds no results.csv.gz and losses.csv; python -m experiments.magnitude_direction.measure")
-    try:
-        frame, losses = pd.read_csv(place), pd.read_csv(folder / "losses.csv")
-        arms = {(str(variant), int(r)): Measured(rows) for (variant, r), rows in frame.groupby(["variant", "r"])}
-    except (KeyError, ValueError, EOFError, OSError) as error:
-        raise ConfigError(f"{place}: not a table of this study ({error})") from error
+    frame = sheet.read(place, MEASURED, [*RUN[1:], "paper", "layer", "d_in", *FOUND])
+    losses = sheet.read(folder / "losses.csv", [*RUN, "lr"], [*RUN[1:], "lr", *LOSSES])
+    if strange := [name for name in frame["variant"].unique() if name not in NAMES]:
+        raise ConfigError(f"{place}: {few(strange)}: no variant of this study")
+    if len(twice := frame[frame.duplicated([*RUN, "module", "layer"])]):
+        raise ConfigError(f"{place}: row {twice.index[0] + 1} is of a matrix, step and seed that an earlier row has")
+    arms = {(str(variant), int(r)): Measured(rows) for (variant, r), rows in frame.groupby(["variant", "r"])}
     good = {arm: found for arm, found in arms.items() if found.seeds and QUERY in found.modules and found.papers}
     if not good:
         raise ConfigError(f"{place}: no seed is whole in any variant")
@@ -241,7 +249,7 @@ def losses_table(arms: dict[Arm, Measured], losses: pd.DataFrame) -> str:
         some = last[(last["variant"] == variant) & (last["r"] == r)]
         rates = "/".join(f"{rate:g}" for rate in sorted(some["lr"].unique()))
         cells = []
-        for name in ("train", "val", "test"):
+        for name in LOSSES:
             values = some[name].to_numpy(float)
             interval = mean_interval(values[np.isfinite(values)])
             cells.append(f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
@@ -313,9 +321,8 @@ def main(arguments: Sequence[str]) -> int:
     if "--help" in arguments:
         print(__doc__)
         return 0
-    if len(arguments) > 1:
-        raise ConfigError(f"{arguments[1]}: one folder at most")
-    print(report(Path(arguments[0]) if arguments else HERE))
+    values, _ = words.read(arguments, {"folder": Key(Path, "FOLDER")})
+    print(report(values.get("folder", HERE)))
     return 0
 
 

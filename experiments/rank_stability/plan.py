@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -11,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from experiments import sheet
 from src import cli
 from src.config import Config, ConfigError
 from src.eval.words import Key, Read, number, one_of, whole
@@ -91,25 +90,18 @@ def read_rates(path: Path) -> dict[tuple[str, int], float]:
     """The learning rate of each (variant, rank) of a CSV.
 
     Raises:
-        ConfigError: no such file, or a row that says no rate; one line.
+        ConfigError: no such file, one that is cut off, or a row that says no rate; one line.
     """
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, csv.Error) as error:
-        raise ConfigError(f"rates={path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if not rows:
-        raise ConfigError(f"rates={path}: has no rows")
     found: dict[tuple[str, int], float] = {}
-    for line, row in enumerate(rows, 2):
-        if missing := {"variant", "r", "learning_rate"} - {name for name, value in row.items() if value}:
-            raise ConfigError(f"rates={path}: line {line} has no {', '.join(sorted(missing))}")
+    rows = sheet.read(path, ("variant", "r", "learning_rate"), numbers=())
+    for at, row in enumerate(rows.to_dict("records"), start=1):
         try:
             key = (one_of(*VARIANTS)(row["variant"]), whole(1, HIGHEST_RANK)(row["r"]))
             rate = number(1e-9, 1.0)(row["learning_rate"])
         except ValueError as error:
-            raise ConfigError(f"rates={path}: line {line} needs {error}") from error
+            raise ConfigError(f"{path}: row {at} needs {error}") from error
         if key in found:
-            raise ConfigError(f"rates={path}: line {line} names {key[0]} r={key[1]} twice")
+            raise ConfigError(f"{path}: row {at} names {key[0]} r={key[1]} twice")
         found[key] = rate
     return found
 

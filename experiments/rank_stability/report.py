@@ -71,17 +71,18 @@ class Point(NamedTuple):
 
 
 def load(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of the runs that ended well, and a line for each that did not: it diverged, or the process was stopped.
+    """The rows of the runs that ended well, and a line for each that did not: it diverged, was stopped, or lacks rows.
 
     Raises:
         ConfigError: no results, or not such a table; one line.
     """
     found = sheet.read(path, [*RUN, "step", "module"], ["r", "seed", "step", *QUANTITIES, *LOSSES])
-    ended = found.groupby(RUN)["test_loss"].transform("count") > 0
+    rows = found.groupby(RUN)["step"].transform("size")
+    ended = (found.groupby(RUN)["test_loss"].transform("count") > 0) & (rows == rows.max())
     if not ended.any():
         raise ConfigError(f"{path}: no run has a test loss")
-    lost = found[~ended][RUN].drop_duplicates()
-    return found[ended], [f"{row.form}: {row.variant} r={row.r} seed={row.seed}" for row in lost.itertuples()]
+    lost = [*found[~ended][RUN].drop_duplicates().itertuples(index=False), *sheet.lacking(found, RUN[:-1])]
+    return found[ended], [f"{form}: {variant} r={r} seed={seed}" for form, variant, r, seed in lost]
 
 
 def values(frame: pd.DataFrame, form: str, variant: str, point: Point, module: str = "all") -> pd.DataFrame:

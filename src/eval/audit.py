@@ -47,7 +47,14 @@ class Audit:
     def summary(self) -> str:
         if not self.pairs:
             return self.detail
-        return f"{'No confound' if self.clean else 'Confounded'}: {self.detail}"
+        return f"{self.verdict}: {self.detail}"
+
+    @property
+    def verdict(self) -> str:
+        """In words that hold beside the rows' flags, of which one says where the scale is confounded with the variant."""
+        if not self.clean:
+            return "Confounded"
+        return "No confound but the scale" if self.rescaled else "No confound"
 
     @property
     def detail(self) -> str:

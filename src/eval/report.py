@@ -74,7 +74,8 @@ def report(result: Assay, fixed: pd.DataFrame, curves: pd.DataFrame, command: st
         "findings": findings.findings(result, fixed),
         "progress": _progress(result),
         "audit": {
-            "clean": result.audit.clean,
+            "clean": result.audit.clean and not result.audit.rescaled,
+            "verdict": result.audit.verdict,
             "summary": result.audit.detail,
             "lines": [{"field": one.field, "text": one.text, "severity": one.severity} for one in result.audit.lines],
         },

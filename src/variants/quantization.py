@@ -6,6 +6,7 @@ as they are, for all variants alike.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,10 @@ BITS = {"nf4": 4, "int8": 8, "fp4": 4}
 
 def quantised_layers(model: nn.Module) -> dict[str, int]:
     """How many layers really are in each quantised format, by precision."""
-    import bitsandbytes as bnb
-
     found = dict.fromkeys(BITS, 0)
+    bnb = sys.modules.get("bitsandbytes")
+    if bnb is None:  # a 16-bit base is counted without it: what was never imported has made no layer
+        return found
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             found[module.weight.quant_type] += 1

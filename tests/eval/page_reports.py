@@ -78,7 +78,7 @@ def report(arms: list[dict[str, Any]], flagged: int = 0, **other: Any) -> dict[s
         "caption": "Each row is an arm.", "metric": {"name": "test/loss", "label": "test loss (nats)", "lower_is_better": True},
         "validation": {"label": "validation loss (nats)"}, "reference": "lora", "findings": ["dora is best at rank 4."],
         "progress": {"expected": 12, "finished": 10, "text": "2 runs are missing."},
-        "audit": {"clean": False, "summary": "1 field differs.", "lines": [
+        "audit": {"clean": False, "verdict": "Confounded", "summary": "1 field differs.", "lines": [
             {"field": "train.warmup", "text": "a note first", "severity": "note"},
             {"field": "train.batch_size", "text": "16 and 32", "severity": "confound"},
         ]},
@@ -108,7 +108,8 @@ def small() -> dict[str, Any]:
 
 def hostile() -> dict[str, Any]:
     arms = [arm(at, name, 4, 1.5 + 0.1 * at) for at, name in enumerate(HOSTILE)]
-    audit = {"clean": False, "summary": SCRIPT, "lines": [{"field": name, "text": name, "severity": name} for name in HOSTILE]}
+    lines = [{"field": name, "text": name, "severity": name} for name in HOSTILE]
+    audit = {"clean": False, "verdict": SCRIPT, "summary": SCRIPT, "lines": lines}
     flags = [{"flag": name, "explanation": name, "rows": HOSTILE} for name in HOSTILE]
     progress = {"expected": 1, "finished": 0, "text": IMAGE}
     texts = dict.fromkeys(("title", "subject", "generated", "command", "caption"), SCRIPT + IMAGE)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from src.eval.__main__ import main
+from src.eval.assay import at_fixed_rates
 from src.eval.audit import CONFOUND, NOTE, Line
+from src.eval.page import sections
+from src.eval.report import report
 from src.eval.text import few
 from tests.eval import synthetic
 from tests.eval.synthetic import DORA, FROZEN, QLORA, RSLORA, assayed, flagged
 
-CLEAN = "No confound: within the {} nothing differs but the variant, its rank and, where tuned, its rate."
+CLEAN = "No confound{}: within the {} nothing differs but the variant, its rank and, where tuned, its rate."
 SCALE = " In 2 of them it is another effective scale too, which another alpha would give as well."
 PROVENANCE = {"commit": "a" * 40, "dirty": False, "python": "3.12.3", "packages": {"torch": "2.11.0", "peft": "0.21.0"}}
 
@@ -26,7 +30,7 @@ def test_a_clean_sweep_is_clean(grid, make) -> None:
     found = assayed().audit
     assert found.clean and found.lines == []
     # rsLoRA alone has another factor before B A, at each of two ranks.
-    assert found.summary == CLEAN.format("8 compared pairs of rows") + SCALE
+    assert found.summary == CLEAN.format(" but the scale", "8 compared pairs of rows") + SCALE
 
 
 @pytest.mark.parametrize(("field", "value", "text"), [
@@ -113,6 +117,21 @@ def test_a_planted_scale_effect_is_named(make) -> None:
     assert not [words for words in flagged(result, "dora r=16") if "scale" in words]
 
 
+def test_no_verdict_denies_a_flag_about_the_scale(make) -> None:
+    """The page's verdict stands beside its flags, under one heading."""
+    make(r=16)
+    make(r=16, variant=DORA)
+    for more, verdict, look, flags in ((None, "No confound", "clean", 0), (RSLORA, "No confound but the scale", "found", 1)):
+        if more:
+            make(r=16, variant=more)
+        result = assayed()
+        curves = pd.DataFrame(columns=["run_id", "step", "metric", "value"])
+        shown = report(result, at_fixed_rates(result), curves, "python -m src.eval")
+        assert sections.audit(shown["audit"]).startswith(f'<p class="verdict {look}"><strong>{verdict}</strong>')
+        assert [flag["flag"] for flag in shown["flags"]].count("scale confounded with variant") == flags
+        assert result.audit.summary.startswith(f"{verdict}: within the ")
+
+
 def test_another_alpha_is_named_twice(make) -> None:
     """The axes agree with the reference's but for the magnitude: the scale is a confound, and alpha is why."""
     make()
@@ -148,7 +167,7 @@ def test_strict_passes_a_clean_sweep(make, capsys) -> None:
         make(r=r, trainable_parameters=1000 * r)
         make(r=r, trainable_parameters=1000 * r, variant=RSLORA)
     assert main(["strict=true"]) == 0
-    assert CLEAN.format("2 compared pairs of rows") + SCALE in capsys.readouterr().out.splitlines()
+    assert CLEAN.format(" but the scale", "2 compared pairs of rows") + SCALE in capsys.readouterr().out.splitlines()
 
 
 def test_a_confound_is_printed_above_the_table(make, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import shutil
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from benchmarks import cases, measure
 from benchmarks.step import Case, config_of
@@ -122,6 +124,28 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no results\.csv there"):
         report.load(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("study", "arguments", "said"),
+    [
+        ("cost_on_a_gpu", [], "no CUDA GPU on this machine"),
+        ("cost_on_a_gpu", ["cases=tiny,8b", "out=new"], "no CUDA GPU on this machine"),
+        ("cost_on_a_gpu", ["cases=tiny"], "cases=tiny: needs out=FOLDER"),
+        ("four_bits", ["memory", "out=new"], "no CUDA GPU on this machine"),
+    ],
+)
+def test_what_a_gpu_costs_is_not_measured_on_a_processor(
+    study: str, arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measuring = importlib.import_module(f"experiments.{study}.measure")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cases, "run", lambda *_: pytest.fail("measured"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["measure", *arguments])
+    with pytest.raises(ConfigError, match=said) as caught:
+        measuring.main()
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_a_table_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:

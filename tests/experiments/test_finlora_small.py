@@ -143,6 +143,39 @@ def test_a_form_without_report_seeds_is_named_and_left_out() -> None:
     report.figure(runs[~stopped])
 
 
+def test_a_run_that_is_not_ok_is_in_no_number_and_is_named() -> None:
+    losses = {(form, rate): [1.0 + rate * 100 + 0.01 * seed for seed in range(11)] for form in report.FORMS for rate in run.RATES}
+    runs = runs_of(losses)
+    dora = runs.form == "8bits_r8_dora"
+    runs.loc[dora & (runs.learning_rate == 1e-4) & (runs.seed == 2), "status"] = "diverged"  # though its losses are there
+    runs.loc[dora & (runs.learning_rate == 1e-3) & (runs.seed == 5), ["status", "test_loss"]] = ["failed", float("nan")]
+    text = report.tables(runs)
+    assert report.chosen(runs)["8bits_r8_dora"] == 1e-3 and "220 runs, 2 not ok." in text
+    named = "DoRA, 8 bits at 0.0001, seed 2 (diverged); DoRA, 8 bits at 0.001, seed 5 (failed)"
+    assert f"Not ok, so in no number and no choice of a rate: {named}." in text
+    tuning, reported = text.split("Each at its own best rate")
+    assert "| DoRA, 8 bits | 2 | 0.0001 | 2 | 1.0150 " in tuning and "1 order in 2 seeds" in reported
+    assert "| DoRA, 8 bits | 2 | 0.001 | 7 | " in reported and "1 order in 7 seeds" in reported
+    report.figure(runs)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("form", "8bits_r8_ia3", "8bits_r8_ia3: no form of this study"),
+        ("task", "headline", "headline is no task of this study"),
+        ("test_loss", "", "row 7 ended well, and has no val_loss and test_loss that are finite"),
+        ("seed", "1.5", "seed of row 7 is 1.5, not a whole number"),
+    ],
+)
+def test_a_run_of_another_study_or_without_losses_is_refused(column: str, value: str, said: str) -> None:
+    frame = pd.read_csv(report.HERE / "results.csv", dtype=str, na_filter=False)
+    frame.loc[6, column] = value
+    with pytest.raises(ConfigError) as caught:
+        report.read("results.csv", frame.to_csv(index=False))
+    assert str(caught.value).startswith(f"results.csv: {said}") and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("damage", ["empty", "header", "cut", "end", "word", "column", "bytes", "twice"])
 def test_a_damaged_table_is_one_line(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = (report.HERE / "results.csv").read_text()
@@ -153,8 +186,7 @@ def test_a_damaged_table_is_one_line(damage: str, tmp_path: Path, monkeypatch: p
         "column": whole.replace("val_loss", "loss"), "bytes": "", "twice": whole + lines[-1],
     }[damage]  # fmt: skip
     (tmp_path / "results.csv").write_bytes(b"\xff\xfe\x00" * 50 if damage == "bytes" else text.encode())
-    monkeypatch.setattr(report, "HERE", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["report"])
+    monkeypatch.setattr(sys, "argv", ["report", f"folder={tmp_path}"])
     with pytest.raises(ConfigError) as caught:
         report.main()
     assert "\n" not in str(caught.value) and "results.csv" in str(caught.value)
@@ -178,14 +210,13 @@ def recorded(loss: float, **options: Any) -> str:
 
 
 def reports(*words: str) -> None:
-    sys.argv[1:] = words
+    sys.argv[1:] = [*words, "folder=."]
     assert report.main() == 0
 
 
 def test_rows_of_another_machines_runs_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(report, "HERE", tmp_path)
     monkeypatch.setattr(sys, "argv", ["report"])
     place = tmp_path / "results.csv"
     for seed in run.TUNE:

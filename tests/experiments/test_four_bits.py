@@ -18,9 +18,11 @@ from scipy import integrate, stats
 from benchmarks.step import Case, config_of
 from experiments.cost_on_a_gpu.measure import SINGLE
 from experiments.four_bits import formats, measure, report
+from experiments.four_bits import runs as runs_of
 from src import models
 from src.cli import compose
 from src.config import ConfigError, VariantConfig
+from src.records import RunFolder, identity, run_id, write_sweep
 from src.variants import counts, quantization
 
 CPU = torch.device("cpu")
@@ -187,6 +189,53 @@ def test_bad_input(arguments: list[str], said: str, tmp_path: Path, monkeypatch:
     with pytest.raises(ConfigError, match=said):
         measure.main()
     assert not list(tmp_path.iterdir())
+
+
+def recorded(*words: str) -> str:
+    """A finished run of the sweep, as src.train leaves it; its id."""
+    config = compose(["variant=lora", *runs_of.SETTINGS, *words])
+    name, (variant, model, data) = run_id(config), (config.variant, config.model.name, config.dataset.name)
+    known = {"model": model, "dataset": data, "variant": variant.name, "metrics": {"test/loss": 1.0}, "checks": {}}
+    folder = RunFolder(name)
+    folder.path.mkdir(parents=True)
+    folder.write_result({"run_id": name, "status": "ok", "identity": identity(config), **known})
+    return name
+
+
+@pytest.mark.parametrize(
+    ("foreign", "said"),
+    [
+        (["lora.r=8"], "lora.r is 8, and 16 in this study"),
+        (["train.steps=30"], "train.steps is 30, and 300 in this study"),
+        (["variant=dora"], "variant.magnitude is dora, and none in this study"),
+        (["variant=full"], "variant.trains is all, and adapter in this study"),
+        (["variant=frozen", "eval.test_examples=9"], "eval.test_examples is 9, and none in this study"),
+        (["forgetting.tokens=0"], "forgetting.tokens is 0, and 4096 in this study"),
+        (["variant.base_precision=fp32"], "variant.base_precision is fp32, none of bf16, int8, nf4, fp4"),
+        (["seed=1", "data_seed=2"], "data_seed is 2, not its seed, 1"),
+    ],
+)
+def test_a_run_of_another_study_is_refused(
+    foreign: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [recorded(), recorded("variant.base_precision=nf4", "train.lr=0.02", "seed=77"), recorded("variant=frozen")]
+    write_sweep("any", ids)
+    monkeypatch.setattr("sys.argv", [measure.__file__, "training", "sweep=any", "out=good"])
+    assert measure.main() == 0 and list(pd.read_csv("good/training.csv")["run_id"]) == ids
+    strange = recorded(*foreign)
+    write_sweep("any", [*ids, strange])
+    monkeypatch.setattr("sys.argv", [measure.__file__, "training", "sweep=any", "out=bad"])
+    with pytest.raises(ConfigError) as caught:
+        measure.main()
+    assert str(caught.value).startswith(f"runs/{strange}: {said}") and not (tmp_path / "bad").exists()
+
+
+def test_the_committed_runs_are_those_of_the_studys_settings() -> None:
+    for row in pd.read_csv(report.HERE / "training.csv").to_dict("records"):
+        words = [f"variant={'frozen' if row['variant'].startswith('frozen') else 'lora'}", *runs_of.SETTINGS]
+        words += [f"variant.base_precision={row['precision']}", f"variant.double_quant={str(row['double_quant']).lower()}"]
+        words += [f"seed={row['seed']}", *([f"train.lr={row['lr']}"] if row["lr"] == row["lr"] else [])]
+        assert run_id(compose(words)) == row["run_id"] and row["precision"] in runs_of.BASES
 
 
 TRAINING = "variant,precision,double_quant,lr,seed,status,val/loss,test/loss\n"

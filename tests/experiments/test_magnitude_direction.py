@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import math
 import shutil
@@ -300,6 +301,36 @@ def test_report_leaves_out_a_seed_that_is_not_whole_and_says_so(folder: Path) ->
     assert "2 ([1, 2] left out)" in report.report(folder, draws=20)
 
 
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("results.csv", lambda text: text.rstrip()[:-3], "row 240 has no end of line, so it may be cut off"),
+        ("losses.csv", lambda text: text.rstrip()[:-1], "row 10 has no end of line, so it may be cut off"),
+        ("losses.csv", lambda text: text.replace("1.5\n", "1.5,7\n", 1), "cannot be read (Error tokenizing"),
+        ("losses.csv", lambda text: text.replace("lora,16,1", "lora,16,1.5", 1), "seed of row 6 is 1.5, not a whole number"),
+        ("results.csv", lambda text: text.replace("dM,dD", "dM,D"), "has no column dD"),
+        ("results.csv", lambda text: text + text.splitlines()[9] + "\n", "row 241 is of a matrix, step and seed that an earlier"),
+        ("results.csv", lambda text: text.replace("lora,", "ia3,", 1), "ia3: no variant of this study"),
+    ],
+)
+def test_a_table_that_is_none_is_refused_in_one_line(folder: Path, name: str, damage: Any, said: str) -> None:
+    synthetic(folder, {"lora": 1}, seeds=2)
+    (folder / name).write_text(damage((folder / name).read_text()))
+    with pytest.raises(ConfigError) as caught:
+        report.read(folder)
+    assert str(caught.value).startswith(f"{folder / name}: {said}") and "\n" not in str(caught.value)
+
+
+def test_half_a_compressed_table_is_refused_in_one_line(folder: Path) -> None:
+    synthetic(folder, {"lora": 1})
+    data = gzip.compress((folder / "results.csv").read_bytes())
+    for broken in (data[: len(data) // 2], data[:40] + b"broken" + data[46:], b"variant,r"):
+        (folder / "results.csv.gz").write_bytes(broken)
+        with pytest.raises(ConfigError, match=r"results.csv.gz: cannot be read \(") as caught:
+            report.read(folder)
+        assert "\n" not in str(caught.value)
+
+
 def test_arrays_hold_what_the_table_says(folder: Path) -> None:
     synthetic(folder, {"lora": 1, "full": 1}, seeds=2)
     frame = pd.read_csv(folder / "results.csv").sample(frac=1, random_state=0)  # whatever the order of the rows
@@ -381,7 +412,7 @@ def test_bad_input_ends_with_code_2(folder: Path) -> None:
 
 def test_report_without_results_is_one_line(folder: Path) -> None:
     with pytest.raises(ConfigError, match="holds no results"):
-        report.main([str(folder)])
+        report.main([f"folder={folder}"])
 
 
 def test_seeds_differ_in_data_and_adapter() -> None:

@@ -192,17 +192,27 @@ def test_a_run_that_is_no_longer_finite_has_no_losses(folder: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("variant,r\nlora,4\n", "line 2 has no learning_rate"),
-        ("variant,r,learning_rate\ndora,4,1e-3\n", "line 2 needs one of lora, rslora"),
-        ("variant,r,learning_rate\nlora,4,fast\n", "line 2 needs a number"),
-        ("variant,r,learning_rate\nlora,4,1e-3\nlora,4,3e-3\n", "line 3 names lora r=4 twice"),
+        ("variant,r\nlora,4\n", "rates.csv: has no column learning_rate"),
+        ("variant,r,learning_rate\ndora,4,1e-3\n", "rates.csv: row 1 needs one of lora, rslora"),
+        ("variant,r,learning_rate\nlora,4,fast\n", "rates.csv: row 1 needs a number"),
+        ("variant,r,learning_rate\nlora,4,1e-3\nlora,4,3e-3\n", "rates.csv: row 2 names lora r=4 twice"),
         ("variant,r,learning_rate\n", "has no rows"),
+        ("variant,r,learning_rate\nlora,4,\n", "rates.csv: row 1 has no learning_rate"),
+        ("variant,r,learning_rate\nlora,4.5,1e-3\n", "rates.csv: row 1 needs a whole number"),
+        ("variant,r,learning_rate\nlora,4,1e-3,8\n", "rates.csv: row 1 has 4 cells for 3 columns"),
+        ("variant,r,learning_rate\nlora,4,1e-3\nlora,8,1.25e-", "rates.csv: row 2 has no end of line, so it may be cut off"),
+        ("variant,r,learning_rate\nlora,4,1e-3\nlora,8,1", "rates.csv: row 2 has no end of line, so it may be cut off"),
     ],
 )
 def test_rates_that_say_no_rate_are_refused(folder: Path, text: str, said: str) -> None:
     Path("rates.csv").write_text(text)
     with pytest.raises(ConfigError, match=said):
         measure.main(["rates=rates.csv"])
+
+
+def test_rates_may_come_from_a_program_that_marks_its_encoding(folder: Path) -> None:
+    Path("rates.csv").write_bytes(b"\xef\xbb\xbfvariant,r,learning_rate\r\nlora,4,1e-3\r\n")
+    assert plan.read_rates(Path("rates.csv")) == {("lora", 4): 1e-3}
 
 
 def test_ranges_may_overlap_where_each_adds_something() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from experiments import sheet
@@ -92,6 +94,8 @@ def test_a_table_is_read_from_a_file_or_a_text(tmp_path: Path) -> None:
         ("\n" + TABLE + "\n\na,2,1\n", "runs: row 3 has 3 cells for 4 columns"),
         (TABLE.replace("1.50", "low"), "runs: loss of row 1 is low, not a number"),
         (TABLE.replace("01,1", "01,"), "runs: row 2 has no seed"),
+        (TABLE.replace("01,1", "01,1.5"), "runs: seed of row 2 is 1.5, not a whole number"),
+        (TABLE.replace("01,1", "01,inf"), "runs: seed of row 2 is inf, not a whole number"),
     ],
 )
 def test_what_is_no_table_is_one_line_that_names_the_row(text: str, said: str) -> None:
@@ -104,6 +108,36 @@ def test_numbers_that_are_infinite_can_be_refused() -> None:
     found = sheet.read("runs", ["seed"], ["seed", "loss"], [], TABLE.replace("1.50", "-inf"))
     with pytest.raises(ConfigError, match=r"^runs: loss of row 1 is -inf, not a number$"):
         sheet.as_numbers(found, ["seed", "loss"], "runs")
+
+
+def cut(text: str, line: int) -> str:
+    """Without one of its rows, as after two halves were put together wrongly."""
+    lines = text.splitlines(keepends=True)
+    return "".join(lines[: line - 1] + lines[line:])
+
+
+def test_a_row_that_others_have_a_like_of_is_lacking() -> None:
+    runs = pd.DataFrame([(name, r, seed) for name in "ba" for r in (4, 8) for seed in (0, 1)], columns=["name", "r", "seed"])
+    assert sheet.lacking(runs, ["name", "r"]) == []
+    assert sheet.lacking(runs.drop(index=[1, 4]), ["name", "r"]) == [("b", 4, 1), ("a", 4, 0)]
+
+
+@pytest.mark.parametrize(
+    ("study", "table", "line", "said"),
+    [
+        ("finlora_small", "results.csv", 2, "Not there, so their rates are no candidates: QLoRA, alpha 16 at 0.0001, seed 0."),
+        ("four_bits", "training.csv", 2, "Not there: bf16 at 0.0003, seed 0."),
+        ("rank_stability", "results.csv", 3, "Lost, because they diverged or were cut off: fixed: lora r=4 seed=3."),
+    ],
+)
+def test_a_report_of_a_table_without_one_of_its_rows_says_so(
+    study: str, table: str, line: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = import_module(f"experiments.{study}.report")
+    (tmp_path / table).write_text(cut((report.HERE / table).read_text(), line))
+    monkeypatch.setattr(sys, "argv", ["report", f"folder={tmp_path}"])
+    assert report.main() == 0
+    assert said in (tmp_path / "tables.md").read_text() and said not in (report.HERE / "tables.md").read_text()
 
 
 def test_rows_are_kept_as_they_stand_and_those_of_both_are_of_the_records(tmp_path: Path) -> None:

@@ -151,6 +151,17 @@ def test_training_leaves_the_base_alone_and_the_live_checks_hold(name: str, vari
     assert {check: found["detail"] for check, found in live.judge(0).items() if not found["ok"]} == {}
 
 
+@pytest.mark.parametrize("name", ["packed", "peft"])
+@pytest.mark.parametrize("precision", ["nf4", "int8"])
+def test_a_layer_that_is_quantised_though_16_bits_were_asked_for_fails_its_check(name: str, precision: str) -> None:
+    asked, other = config_of("lora"), config_of("lora", f"variant.base_precision={precision}")
+    linears = adapters.linears_of(models.load(asked.model, torch.float32, CPU)[0])
+    count = sum(linear.count for linear in linears)
+    engine = engine_of(name, other, 1)
+    found = LiveChecks(engine, [asked], [0], count).judge(0)["quantised_layers"]
+    assert not found["ok"] and f"{count} of 0 {precision} layers" in found["detail"]
+
+
 @pytest.mark.parametrize(("name", "variant"), BOTH)
 def test_merged_equals_unmerged(name: str, variant: str) -> None:
     """Merged into the base that the forward really multiplies with: a quantised base's dequantised weights."""

@@ -54,14 +54,15 @@ def findings(found: list[str]) -> str:
 
 def audit(state: dict[str, Any]) -> str:
     """The verdict first, then what differs between rows; confounds before notes."""
-    verdict = ("clean", "No confound") if state["clean"] else ("found", "Confounded")
+    look = "clean" if state["clean"] else "found"
     lines = sorted(state["lines"], key=lambda line: line["severity"] != "confound")
     items = "".join(
         f'<li><span class="tag {escape(line["severity"])}">{short(line["severity"])}</span> '
         f"<code>{short(line['field'])}</code>: <span>{sentence(line['text'])}</span></li>"
         for line in lines
     )
-    return f'<p class="verdict {verdict[0]}"><strong>{verdict[1]}</strong> <span>{sentence(state["summary"])}</span></p>' + (
+    verdict, summary = escape(state["verdict"]), sentence(state["summary"])
+    return f'<p class="verdict {look}"><strong>{verdict}</strong> <span>{summary}</span></p>' + (
         f'<ul class="lines">{items}</ul>' if items else ""
     )
 
