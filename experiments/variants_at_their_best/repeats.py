@@ -1,7 +1,7 @@
 """``python -m experiments.variants_at_their_best.repeats``: again/repeats.md, what was trained a second time beside the first.
 
-The same configs and seeds in packs of other runs, whose shapes, kernels and order of additions differ: what is between the two is
-rounding, and what 300 steps make of it. No difference that is not well above it says anything of the variants.
+The same configs, seeds and rows by other code in other packs: number formats are the same; kernels, shapes and the order of
+additions are not. What that moves is in no interval over seeds.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 
 import pandas as pd
 
 from experiments.markdown import table
 from experiments.variants_at_their_best import results
 from experiments.variants_at_their_best.cost import adapters, duration, under_way
-from experiments.variants_at_their_best.questions import METRIC, Cell, Study, name, study
+from experiments.variants_at_their_best.questions import METRIC, NAMES, Cell, Study, name, study
 from src import cli
 from src.config import ConfigError
 from src.durable import write_atomically
 from src.eval.columns import decimals, signed, with_interval
+from src.eval.text import few
 
 HERE = Path(__file__).resolve().parent
 AGAIN = HERE / "again"
@@ -33,6 +34,8 @@ def main() -> int:
         return 0
     if sys.argv[1:]:
         raise ConfigError(f"{' '.join(sys.argv[1:])}: takes no word")
+    if not (AGAIN / "results.csv").exists():
+        raise ConfigError(f"{AGAIN / 'results.csv'}: not there; README.md says how a second table is made")
     text = compared(results.load(HERE / "results.csv"), results.load(AGAIN / "results.csv"))
     write_atomically(AGAIN / "repeats.md", text)
     print(text, end="")
@@ -46,12 +49,14 @@ def compared(first: pd.DataFrame, again: pd.DataFrame) -> str:
     took = under_way(adapters(again))
     head = (
         "Written by `python -m experiments.variants_at_their_best.repeats` from results.csv and again/results.csv:"
-        f" {len(both)} runs that were trained twice. A change is the second test loss minus the first, in nats."
+        f" {len(both)} of {len(adapters(first))} runs were trained twice. A change is the second test loss minus the first, in"
+        " nats. The controls were not trained again: both times they are the first ones."
         + ("" if took is None else f" The second time at least one of them was under way for {duration(took)}.")
     )
     titled = {
         "Each at the rate that the first time chose": at_best(one, both),
         "By rate": by_rate(both),
+        "At the lowest rate, where runs differ least, by variant": at_lowest(both),
         "Differences, each at its own rate, report seeds": differences(one, two),
     }
     return "\n\n".join([head, *(f"## {title}\n\n{text}" for title, text in titled.items())]) + "\n"
@@ -61,10 +66,13 @@ def paired(first: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     """The adapter runs that ended well both times: ``results.KEY`` and ``change``.
 
     Raises:
-        ConfigError: a run of the one table stands in the other as it is, so it was trained once.
+        ConfigError: a run of the second table is not in the first, or stands there as it is, so it was trained once.
     """
     ended = [adapters(frame)[adapters(frame)["status"] == "ok"] for frame in (first, again)]
-    both = ended[0].merge(ended[1], on=results.KEY, suffixes=("", " again"))
+    both = ended[0].merge(ended[1], on=["run_id", *results.KEY], suffixes=("", " again"))
+    if len(both) < len(ended[1]):
+        strange = sorted(set(ended[1]["run_id"]) - set(both["run_id"]))
+        raise ConfigError(f"{AGAIN / 'results.csv'}: {few(strange)}: not in the first table")
     if (same := both["started"] == both["started again"]).any():
         raise ConfigError(f"{both[same].iloc[0]['run_id']}: one and the same record in both tables")
     return both.assign(change=both[f"{METRIC} again"] - both[METRIC])[[*results.KEY, "change"]]
@@ -81,6 +89,13 @@ def at_best(one: Study, both: pd.DataFrame) -> str:
 
 def by_rate(both: pd.DataFrame) -> str:
     return table([{"rate": f"{rate:g}"} | _spread(list(runs["change"])) for rate, runs in both.groupby("learning_rate")])
+
+
+def at_lowest(both: pd.DataFrame) -> str:
+    lowest = both[both["learning_rate"] == both["learning_rate"].min()]
+    return table(
+        [{"": NAMES[variant]} | _spread(list(runs["change"])) for variant, runs in lowest.groupby("variant", sort=False)]
+    )
 
 
 def differences(one: Study, two: Study) -> str:
@@ -113,6 +128,7 @@ def _spread(changes: list[float]) -> dict[str, str]:
     return {
         "n": str(len(changes)),
         "mean change": signed(fmean(changes)) if changes else "-",
+        "median size": decimals(median(map(abs, changes))) if changes else "-",
         "standard deviation": decimals(stdev(changes)) if len(changes) > 1 else "-",
         "largest": "-" if largest is None else signed(largest),
     }

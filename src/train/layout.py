@@ -33,7 +33,9 @@ class Layout:
 
 
 def choose(batches: Sequence[Sequence[int]]) -> Layout:
-    """The layout of the least cost that holds each of these micro-batches of equally many rows; they are lengths."""
+    """The layout that holds each of these micro-batches of equally many rows, which are lengths: rows apart, or if it is worth it
+    the cheapest in which they share.
+    """
     longest = up(max(max(lengths) for lengths in batches), MULTIPLE)
     total = max(sum(lengths) for lengths in batches)
     apart = Layout(False, longest, len(batches[0]))

@@ -63,10 +63,14 @@ def train(engine: Engine, config: Config, runs: Sequence[Progress], hooks: Hooks
     """
     loop = _Loop(engine, config, runs, hooks)
     if loop.goes_on:
-        loop.chunk()  # which compiles and records, work for the processor, so it needs no turn
-    with hooks.turn() if loop.goes_on else nullcontext():
-        while loop.goes_on:
-            loop.chunk()
+        loop.chunk()  # which compiles, work for the processor, so it needs no turn
+    if loop.goes_on:
+        asked = time.monotonic()
+        with hooks.turn():
+            loop.saved += time.monotonic() - asked  # a wait is no reason for a checkpoint
+            loop.stop_if_asked()
+            while loop.goes_on:
+                loop.chunk()
     for run, finite in enumerate(engine.finite()):
         if run in loop.alive and not finite:
             hooks.diverged(run, Divergence(loop.step, "a trained weight was not finite", runs[run].loss))
@@ -106,10 +110,13 @@ class _Loop:
             losses = self.hooks.validate()
             for run in self.alive:
                 self.hooks.log(run, {"step": self.step, "val/loss": losses[run]})
-        stopping = self.hooks.stopping()
-        if stopping or (not done and self._checkpoint_is_due()):
+        self.stop_if_asked()
+        if not done and self._checkpoint_is_due():
             self._checkpoint()
-        if stopping:
+
+    def stop_if_asked(self) -> None:
+        if self.hooks.stopping():
+            self._checkpoint()
             raise Interrupted
 
     def _checkpoint(self) -> None:

@@ -24,13 +24,17 @@ SAY = 30.0  # and between two signs of life
 def turn(lock: Path, waiting: Callable[[], None], stopping: Callable[[], bool]) -> Iterator[None]:
     """Hold the file ``lock``, which the system gives up when the process ends, however it does.
 
-    ``waiting`` is called now and then until it is free. Where ``stopping`` says so, it is no longer waited for.
+    ``waiting`` is called at once and every ``SAY`` seconds until it is free. Where ``stopping`` says so, it is waited for no
+    longer and not held: there is nothing to train any more.
+
+    Raises:
+        CannotWrite: no such file can be made or locked.
     """
     with writing(lock):
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         said = -math.inf
-        while not _taken(descriptor) and not stopping():
+        while not _taken(descriptor, lock) and not stopping():
             if time.monotonic() - said >= SAY:
                 waiting()
                 said = time.monotonic()
@@ -40,9 +44,10 @@ def turn(lock: Path, waiting: Callable[[], None], stopping: Callable[[], bool]) 
         os.close(descriptor)
 
 
-def _taken(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+def _taken(descriptor: int, lock: Path) -> bool:
+    with writing(lock):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
     return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import itertools
 import os
 import signal
 import socket
@@ -237,7 +238,14 @@ class Pack:
         if not engine.fills_device:
             return nullcontext()
         lock = self.runs[0].folder.path.parent / f".turn-{device.identity(self.numerics.device)}"
-        return turn(lock, lambda: self.events.phase("waiting for the pack that trains"), lambda: self.stop.asked is not None)
+        signs = itertools.count(1)
+
+        def waiting() -> None:
+            self.events.phase("waiting for the pack that trains")
+            if next(signs) == 2:  # between short packs the first wait is over by then
+                print("waiting: another pack trains on this GPU", file=sys.stderr)
+
+        return turn(lock, waiting, lambda: self.stop.asked is not None)
 
     def _checkpoint(self, engine: Engine, places: list[int]) -> None:
         """Side by side, since each waits for the disk, then for a digest."""

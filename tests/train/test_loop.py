@@ -19,6 +19,7 @@ from src.train import loop
 from src.train.checkpoint import Progress
 from src.train.engine import Step
 from src.train.loop import Divergence, Hooks, steps_of
+from src.train.stop import Interrupted
 
 CPU = Numerics(torch.device("cpu"), torch.float32, None)
 WARM_UP = 100.0  # seconds that the first call of an engine takes on top
@@ -83,6 +84,9 @@ class Told:
     progress: list[tuple[int, list[float | None], float | None]] = field(default_factory=list)
     ends: list[tuple[int, Divergence]] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)  # the steps at which one begins or ends
+    wait: float = 0.0  # seconds for a turn
+    stops: bool = False  # while it waits
+    stopping: bool = False
 
     def hooks(self) -> Hooks:
         return Hooks(
@@ -93,10 +97,13 @@ class Told:
             diverged=lambda run, divergence: self.ends.append((run, divergence)),
             checkpoint_bytes=self.checkpoint_bytes,
             turn=self._turn,
+            stopping=lambda: self.stopping,
         )
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
+        self.engine.clock.now += self.wait
+        self.stopping = self.stops
         self.turns.append(self.engine.calls[-1][1])
         yield
         self.turns.append(self.engine.calls[-1][1])
@@ -130,10 +137,12 @@ def config(every: int = 1000, checkpoint_every: int | None = 1000) -> Config:
 
 
 def play(
-    engine: Played, settings: Config, runs: Sequence[Progress] | None = None, **options: Any
+    engine: Played, settings: Config, runs: Sequence[Progress] | None = None, seen: list[Told] | None = None, **options: Any
 ) -> tuple[Told, Sequence[Progress]]:
     runs = [Progress() for _ in engine.tokens] if runs is None else runs
     told = Told(engine, **options)
+    if seen is not None:
+        seen.append(told)
     loop.train(engine, settings, runs, told.hooks())  # type: ignore[arg-type]
     return told, runs
 
@@ -159,6 +168,19 @@ def test_without_an_event_the_engine_gets_as_many_steps_as_it_likes_at_once(cloc
 def test_the_turn_begins_after_the_first_call_which_compiles(clock: Clock) -> None:
     assert play(Played(clock, steps=25), config())[0].turns == [10, 25]
     assert play(Played(clock, steps=10), config())[0].turns == []  # nothing is left to wait for
+
+
+def test_who_is_asked_to_stop_while_waiting_saves_what_it_has_and_trains_no_more(clock: Clock) -> None:
+    engine: Played = Played(clock, steps=25)
+    told: list[Told] = []
+    with pytest.raises(Interrupted):
+        play(engine, config(), seen=told, stops=True)
+    assert engine.calls == [(0, 10)] and told[0].steps("save") == [10]
+
+
+def test_a_wait_is_no_reason_for_a_checkpoint(clock: Clock) -> None:
+    told, _ = play(Played(clock, steps=70, seconds=0.1), config(checkpoint_every=None), wait=1000.0)
+    assert told.steps("save") == [10]  # as without: the first steps took more than a minute, the others 1 s a chunk
 
 
 def test_runs_go_on_from_their_step_and_events_stay_where_they_are(clock: Clock) -> None:

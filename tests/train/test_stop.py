@@ -15,7 +15,8 @@ from src.train.stop import SIGNALS, Interrupted, Stop
 
 @pytest.fixture
 def listening() -> Iterator[Stop]:
-    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGALRM)}
+    # As a process has them that nothing was done to: under nohup one would be ignored.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (*SIGNALS, signal.SIGALRM)}
     listening = Stop()
     listening.listen()
     yield listening

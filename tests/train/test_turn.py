@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from src.durable import CannotWrite
 from src.train import turn as module
 from src.train.turn import turn
+from src.train.worker import Pack
+from tests.conftest import TrainPack
 
 
 def never() -> bool:
@@ -52,4 +55,35 @@ def test_a_process_that_is_killed_leaves_its_turn(tmp_path: Path) -> None:
 
 def test_a_lock_that_cannot_be_written_is_said_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(CannotWrite, match=r"none/\.turn"), turn(tmp_path / "none" / ".turn", never, never):
+        pass
+
+
+def test_a_pack_that_fills_its_device_takes_its_first_steps_and_then_waits(
+    train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine_of = Pack._engine
+
+    def full(*arguments: Any) -> Any:
+        engine = engine_of(*arguments)
+        engine.fills_device = True
+        return engine
+
+    monkeypatch.setattr(Pack, "_engine", full)
+    lock = Path("runs") / ".turn-cpu"
+    lock.parent.mkdir(exist_ok=True)
+    others = turn(lock, lambda: None, never)
+    others.__enter__()
+    seen = []
+
+    def sleep(seconds: float) -> None:
+        seen.append(sum(path.read_text().count("train/loss") for path in Path("runs").glob("*/metrics.jsonl")))
+        if len(seen) == 3:
+            others.__exit__(None, None, None)
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    trained = train_pack(["train.steps=4"], ["train.steps=4", "seed=1"])
+    assert seen == [2, 2, 2]  # a step of each run, and no more
+    assert [(record.result() or {})["status"] for record in trained.records] == ["ok", "ok"]
+    assert "waiting for the pack that trains" in [event.get("what") for event in trained.events]
+    with turn(lock, lambda: pytest.fail("the turn was not given back"), never):
         pass
