@@ -76,7 +76,7 @@ def at_rates(study: Study, found: Sequence[Named], tuning: int) -> list[Row]:
         for rate in mine.index:
             n = mine["n"][rate]
             row[f"{rate:g}"] = signed(mine["difference"][rate]) + (f" (n={n})" if n != tuning else "")
-        rows.append({"": title} | {f"{rate:g}": row.get(f"{rate:g}", "-") for rate in grid} | {BEST: _difference(one)})
+        rows.append({"": title} | {f"{rate:g}": row.get(f"{rate:g}", "-") for rate in grid} | {BEST: difference(one)})
     largest = every["difference"].abs().groupby(every["learning_rate"]).max()
     tuned = max((abs(one.test.mean) for _, one in found if one.test.n), default=math.nan)
     last = {"": "the largest in size"} | {f"{rate:g}": decimals(largest[rate]) for rate in grid}
@@ -94,7 +94,7 @@ def _lines(said: list[str]) -> list[str]:
     return ["\n".join(said)] if said else []
 
 
-def _difference(one: Contrast) -> str:
+def difference(one: Contrast) -> str:
     return with_interval(one.test.mean, one.test.low, one.test.high) if one.test.n else "-"
 
 
@@ -104,7 +104,7 @@ def _contrast(study: Study, one: Contrast, wider: dict[tuple[int, int], float]) 
     return {
         "rates": " / ".join("-" if rate is None else short(rate) for rate in rates),
         "n": str(one.test.n),
-        "difference [95%]": _difference(one),
+        "difference [95%]": difference(one),
         **{title: "-" if math.isnan(p) else p_value(p) for title, p in tested.items()},
         "verdict": one.verdict,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -17,11 +17,12 @@ import pandas as pd
 from experiments.markdown import table
 from experiments.variants_at_their_best import results
 from experiments.variants_at_their_best.cost import adapters, duration, under_way
-from experiments.variants_at_their_best.questions import METRIC, NAMES, Cell, Study, name, study
+from experiments.variants_at_their_best.differences import difference
+from experiments.variants_at_their_best.questions import METRIC, NAMES, Study, name, study
 from src import cli
 from src.config import ConfigError
 from src.durable import write_atomically
-from src.eval.columns import decimals, signed, with_interval
+from src.eval.columns import decimals, signed
 from src.eval.text import few
 
 HERE = Path(__file__).resolve().parent
@@ -43,7 +44,7 @@ def main() -> int:
 
 
 def compared(first: pd.DataFrame, again: pd.DataFrame) -> str:
-    """Three tables in Markdown: by cell at its best rate, by rate, and the differences of either time."""
+    """Tables in Markdown: by cell at its best rate, by rate, by variant at the lowest, and the differences of either time."""
     both = paired(first, again)
     one, two = study(first), study(again)
     took = under_way(adapters(again))
@@ -68,7 +69,7 @@ def paired(first: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ConfigError: a run of the second table is not in the first, or stands there as it is, so it was trained once.
     """
-    ended = [adapters(frame)[adapters(frame)["status"] == "ok"] for frame in (first, again)]
+    ended = [adapters(frame).query("status == 'ok'") for frame in (first, again)]
     both = ended[0].merge(ended[1], on=["run_id", *results.KEY], suffixes=("", " again"))
     if len(both) < len(ended[1]):
         strange = sorted(set(ended[1]["run_id"]) - set(both["run_id"]))
@@ -79,12 +80,14 @@ def paired(first: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_best(one: Study, both: pd.DataFrame) -> str:
-    rows, changes = [], []
-    for cell, runs in _cells(one, both):
-        mine = list(runs.loc[runs["learning_rate"] == one.condition(cell).chosen, "change"])
-        changes += mine
-        rows.append({"": name(cell), "rate": f"{one.condition(cell).chosen:g}"} | _spread(mine))
-    return table([*rows, {"": "all", "rate": ""} | _spread(changes)])
+    twice, rows, every = replace(one, runs=both), [], []
+    for cell in one.reported():
+        if len(runs := twice.of(cell)):
+            chosen = one.condition(cell).chosen
+            changes = list(runs.loc[runs["learning_rate"] == chosen, "change"])
+            every += changes
+            rows.append({"": name(cell), "rate": f"{chosen:g}"} | _spread(changes))
+    return table([*rows, {"": "all", "rate": ""} | _spread(every)])
 
 
 def by_rate(both: pd.DataFrame) -> str:
@@ -112,15 +115,8 @@ def _differences(time: Study) -> dict[str, str]:
         pair = [time.cell(row) for row in (one.row, one.reference)]
         if not any(time.unseen(cell) for cell in pair):
             verdict = "" if math.isnan(one.p_holm) else f", {one.verdict}"  # what only describes has none
-            said[" - ".join(map(name, pair))] = with_interval(one.test.mean, one.test.low, one.test.high) + verdict
+            said[" - ".join(map(name, pair))] = difference(one) + verdict
     return said
-
-
-def _cells(one: Study, both: pd.DataFrame) -> Iterator[tuple[Cell, pd.DataFrame]]:
-    for variant, r in one.reported():
-        runs = both[(both["variant"] == variant) & (both["r"] == r)]
-        if len(runs):
-            yield (variant, r), runs
 
 
 def _spread(changes: list[float]) -> dict[str, str]:
