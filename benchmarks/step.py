@@ -20,7 +20,7 @@ from src.batches import Item
 from src.cli import compose
 from src.config import Config
 from src.datasets import Example
-from src.quiet import quiet_libraries
+from src.terminal import quiet_libraries
 from src.train.packed.engine import PackedEngine
 from src.train.packed.speed import EAGER_STEPS
 from src.train.peft_engine import PeftEngine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from src.config import ConfigError
+from src.errors import ConfigError
 
 
 def fresh(folder: Path, *names: str) -> None:

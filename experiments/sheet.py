@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.eval.text import few
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from src.cli import compose
-from src.config import Config, ConfigError
+from src.config import Config
+from src.errors import ConfigError
 from src.records import RunFolder, run_id
 from src.train.launch import launch
 from src.train.plan import admit, prepare

@@ -23,7 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src import bounds, credentials
-from src.config import CONF_FOLDER, ConfigError
+from src.config import CONF_FOLDER
+from src.errors import ConfigError
 from src.values import refuse_texts
 
 ALLOWED = ("mode", "sweeper.params")

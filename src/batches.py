@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from src.config import ConfigError, TrainConfig
+from src.config import TrainConfig
 from src.datasets import Example
+from src.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
 
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.values import RESOLVER, calls_resolver
 
 # Hydra's parser takes time in the square of a list's length, and Python's stack for each bracket.

@@ -25,9 +25,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from src import admission, bounds
-from src.config import CONF_FOLDER, Config, ConfigError
+from src.config import CONF_FOLDER, Config
 from src.credentials import redacting
 from src.durable import CannotWrite
+from src.errors import ConfigError
 from src.values import resolve
 
 BAD_INPUT = 2

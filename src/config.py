@@ -18,10 +18,6 @@ FOUR_BIT = ("nf4", "fp4")  # one layout, two tables of 16 values
 QUANTISED = ("int8", *FOUR_BIT)
 
 
-class ConfigError(ValueError):
-    """The user's input cannot be run. The message is one line that names the key and what is allowed."""
-
-
 @dataclass
 class Shape:
     """Dimensions of a decoder-only transformer of the Llama family, under the names of its ``config.json``."""

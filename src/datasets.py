@@ -13,7 +13,8 @@ from typing import Any
 
 from src import inputs, rows
 from src.cldr_names import cldr_rows
-from src.config import ConfigError, DatasetConfig
+from src.config import DatasetConfig
+from src.errors import ConfigError
 from src.formats import FORMATS, POOLED, Messages, normalised
 
 

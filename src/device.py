@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from src.config import Config, ConfigError
+from src.config import Config
+from src.errors import ConfigError
 
 OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 

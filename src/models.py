@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import embedded
-from src.config import ConfigError, ModelConfig, Shape
+from src.config import ModelConfig, Shape
+from src.errors import ConfigError
 from src.values import RANGES, refuse_outside
 
 if TYPE_CHECKING:

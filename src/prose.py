@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import inputs
-from src.config import ConfigError, ForgettingConfig
+from src.config import ForgettingConfig
 from src.datasets import Example
+from src.errors import ConfigError
 
 if TYPE_CHECKING:
     from src.batches import Item

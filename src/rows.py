@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from src import inputs
-from src.config import ConfigError
+from src.errors import ConfigError
 
 LFS = b"version https://git-lfs.github.com/spec/v1"
 

@@ -7,8 +7,8 @@ import torch
 from transformers import ByT5Tokenizer
 
 from src.batches import IGNORE, collate, rows_at, tokenise
-from src.config import ConfigError
 from src.datasets import Example
+from src.errors import ConfigError
 
 TOKENIZER = ByT5Tokenizer()
 CPU = torch.device("cpu")

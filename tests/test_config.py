@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from src.cli import compose, compose_jobs, register_schema
-from src.config import CONF_FOLDER, ConfigError
+from src.config import CONF_FOLDER
+from src.errors import ConfigError
 from src.records import run_id
 from src.values import resolve
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from src.cldr_names import LANGUAGES
-from src.config import ConfigError, DatasetConfig
+from src.config import DatasetConfig
 from src.datasets import Example, Splits, load, refuse_impossible
+from src.errors import ConfigError
 from src.formats import pairs
 
 CLDR = DatasetConfig(name="cldr_names", source="cldr_names")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.formats import FORMATS, Read, banking77, commonsense, e2e, gsm8k, normalised, pairs, wording
 from src.values import CHOICES
 

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from src import prose
-from src.config import ConfigError, ForgettingConfig
+from src.config import ForgettingConfig
+from src.errors import ConfigError
 from src.prose import Prose, paragraphs, windows
 
 SENTENCES = """Some of the images were taken at different times, with other light and with other faces, but all of them before

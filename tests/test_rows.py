@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from src import inputs, rows
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.formats import FORMATS
 
 KEY = "dataset.path"

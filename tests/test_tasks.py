@@ -12,8 +12,9 @@ import pytest
 
 from src import datasets as ours
 from src.cli import compose
-from src.config import CONF_FOLDER, ConfigError, DatasetConfig
+from src.config import CONF_FOLDER, DatasetConfig
 from src.datasets import Splits, load, refuse_impossible
+from src.errors import ConfigError
 from src.formats import FORMATS
 from src.records import run_id
 

@@ -18,7 +18,7 @@ from benchmarks import cases
 from benchmarks.step import Case
 from experiments import folders
 from src import cli
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.eval import words
 from src.eval.words import Key
 

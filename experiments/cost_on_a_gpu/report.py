@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments import markdown, sheet
 from src import cli
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.eval import words
 from src.eval.styles import style
 from src.eval.words import Key

@@ -24,8 +24,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from experiments import sheet
 from experiments.finlora_small.run import FORMS, RATES, REPORT, TASKS, TUNE
 from src import cli
-from src.config import ConfigError
 from src.durable import write_atomically
+from src.errors import ConfigError
 from src.eval import words
 from src.eval.statistics import holm, mean_interval, paired
 from src.eval.styles import line, style

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import folders, sheet
 from src import cli
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.eval import words
 from src.eval.words import Key
 

@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from experiments import markdown, sheet
 from src import cli
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.eval import words
 from src.eval.statistics import Interval, holm, mean_interval, paired
 from src.eval.styles import OTHER, style

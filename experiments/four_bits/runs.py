@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from src.cli import compose
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.eval.audit import HELD, said
 from src.eval.frame import flatten
 from src.records import RUNS, default_of, identity, with_defaults

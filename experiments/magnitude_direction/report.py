@@ -29,8 +29,8 @@ from experiments.magnitude_direction.correlation import (
     spearman,
 )
 from src import cli
-from src.config import ConfigError
 from src.durable import write_atomically
+from src.errors import ConfigError
 from src.eval import words
 from src.eval.statistics import mean_interval
 from src.eval.text import few

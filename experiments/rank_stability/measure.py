@@ -44,7 +44,7 @@ from src.config import Config
 from src.durable import dump_json, write_atomically
 from src.eval.score import Scorer, per_token
 from src.eval.words import read
-from src.quiet import quiet_libraries
+from src.terminal import quiet_libraries
 from src.train import room
 from src.train.memory import Tokens
 from src.train.packed.engine import PackedEngine

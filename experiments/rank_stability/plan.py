@@ -11,7 +11,8 @@ from typing import Any
 
 from experiments import sheet
 from src import cli
-from src.config import Config, ConfigError
+from src.config import Config
+from src.errors import ConfigError
 from src.eval.words import Key, Read, number, one_of, whole
 
 VARIANTS = ("lora", "rslora")  # alpha/r and alpha/sqrt r

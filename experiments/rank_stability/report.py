@@ -35,8 +35,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from experiments import markdown, sheet
 from src import cli
-from src.config import ConfigError
 from src.durable import write_atomically
+from src.errors import ConfigError
 from src.eval.statistics import Interval, mean_interval
 from src.eval.styles import style
 from src.eval.words import Key, read

@@ -17,7 +17,7 @@ from experiments import sheet
 from experiments.markdown import table
 from experiments.variants_at_their_best.questions import Study, name, named
 from experiments.variants_at_their_best.results import CONTROLS
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.eval.columns import rate
 from src.eval.notes import named as labelled
 from src.eval.text import few

@@ -23,7 +23,7 @@ from src.config import Config
 from src.durable import dump_json, write_atomically
 from src.eval import words
 from src.eval.words import Key
-from src.quiet import quiet_libraries
+from src.terminal import quiet_libraries
 from src.train.peft_engine import PeftEngine
 from src.variants import adapters, quantization
 

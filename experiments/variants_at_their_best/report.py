@@ -17,8 +17,8 @@ from experiments.variants_at_their_best import cost, figures, results
 from experiments.variants_at_their_best.questions import study
 from experiments.variants_at_their_best.tables import tables
 from src import cli
-from src.config import ConfigError
 from src.durable import write_atomically
+from src.errors import ConfigError
 from src.eval import words
 from src.eval.figures import png
 from src.eval.frame import MISSING

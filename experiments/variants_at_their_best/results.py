@@ -21,8 +21,8 @@ import pandas as pd
 from experiments import sheet
 from experiments.variants_at_their_best.run import cells
 from src.cli import compose
-from src.config import ConfigError
 from src.durable import Damaged
+from src.errors import ConfigError
 from src.eval.audit import HELD, OWN, differing
 from src.eval.frame import METRIC, MISSING, NUMBERS, TEXTS, Gathered, flatten, gather, run_ids
 from src.eval.notes import named

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.cli import suggest
-from src.config import ConfigError
 from src.durable import Damaged, write_atomically
+from src.errors import ConfigError
 from src.eval import commands
 from src.eval.frame import Gathered, gather, known_sweeps, run_ids
 from src.eval.pair import compare_pair

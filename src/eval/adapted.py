@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 
 from src import datasets, embedded, inputs, models
 from src.cli import compose, suggest
-from src.config import ALL_LINEAR, CONF_FOLDER, QUANTISED, Config, ConfigError, ModelConfig, variant_name
+from src.config import ALL_LINEAR, CONF_FOLDER, QUANTISED, Config, ModelConfig, variant_name
+from src.errors import ConfigError
 from src.eval import serving, words
 from src.eval.words import Key
 from src.models import NO_CODE
@@ -290,7 +291,7 @@ def load_strictly(network: Any, file: Path) -> None:
 def _refuse_other_base(source: Source, network: Any, numerics: Numerics) -> None:
     """Raise ConfigError where the base is not what the run's record says, which can be told on the same kind of device."""
     from src import device
-    from src.train.checks import fingerprint, frozen_tensors
+    from src.fingerprint import fingerprint, frozen_tensors
 
     if source.record is None:
         return

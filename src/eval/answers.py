@@ -21,8 +21,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from src.config import ConfigError, DatasetConfig
+from src.config import DatasetConfig
 from src.datasets import Example
+from src.errors import ConfigError
 from src.formats import normalised
 
 UNPARSED = "<unparsed>"

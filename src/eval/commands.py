@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from src import cli
 from src.admission import refuse_secrets
-from src.config import ConfigError
 from src.credentials import redact, redacting
+from src.errors import ConfigError
 from src.eval.text import clean
 
 FAILED = 1

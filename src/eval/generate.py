@@ -6,11 +6,11 @@ import sys
 from typing import Any
 
 from src import datasets
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.eval import adapted, serving, words
 from src.eval.adapted import Source
 from src.eval.words import Key
-from src.quiet import quiet_libraries
+from src.terminal import quiet_libraries
 
 USAGE = f"""\
 usage: python -m src.eval generate run=ID "prompt" ["prompt" ...] [max_new_tokens=64] [temperature=0.7] [seed=0] [chat=true]

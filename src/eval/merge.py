@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from src import datasets, inputs, models, prose
-from src.config import QUANTISED, ConfigError
+from src.config import QUANTISED
 from src.durable import dump_json, replacing, seal_text
+from src.errors import ConfigError
 from src.eval import adapted, serving, words
 from src.eval.adapted import Source
 from src.eval.words import Key
 from src.models import NO_CODE
-from src.quiet import quiet_libraries
+from src.terminal import quiet_libraries
 
 USAGE = f"""\
 usage: python -m src.eval merge run=ID out=DIR [onto=original|dequantised] [dtype=bf16] [examples=64] [latency=true]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.variants.quantization import linear_layers
 
 NAME = "default"  # PEFT's, of the only adapter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.records import RUNS, RunFolder
 
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.eval import adapted, words
 from src.eval.adapted import Source
 from src.eval.words import Key

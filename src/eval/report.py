@@ -27,7 +27,7 @@ from src.eval.columns import (
     signed,
     text,
     with_interval,
-)  # fmt: skip
+)
 from src.eval.comparison import column
 from src.eval.contrasts import SAME_RANK, Contrast, View, lower_is_better
 from src.eval.flags import by_flag

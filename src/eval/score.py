@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from src.batches import Batch, Item, collate
 from src.device import Numerics
 from src.losses import target_losses
-from src.train.engine import Scored
 
 Advance = Callable[[int], None]
+
+
+class Scored(Protocol):
+    """Models of ``runs`` runs, which see the same rows."""
+
+    runs: int
+    numerics: Numerics
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        """Evaluation mode without gradients."""
+
+    def target_losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-losses [runs, target tokens] in fp32, and the row of the batch that each token belongs to."""
+
+    def rows_at_once(self, tokens: int) -> int:
+        """How many rows of so many tokens may be scored together, if the config leaves it open."""
+
+    def generate(self, ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Greedy continuations [runs, rows, new tokens] of left-padded prompts."""
 
 
 @dataclass(frozen=True)

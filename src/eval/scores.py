@@ -10,14 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from src import cli, datasets, progress
-from src.config import Config, ConfigError, EvalConfig
+from src import cli, datasets
+from src.config import Config, EvalConfig
 from src.durable import dump_json, seal_text, write_atomically
+from src.errors import ConfigError
 from src.eval import adapted, words
 from src.eval.adapted import Source
 from src.eval.text import clean
 from src.eval.words import Key
-from src.quiet import quiet_libraries
+from src.terminal import quiet_libraries, spinner
 
 USAGE = f"""\
 usage: python -m src.eval score run=ID [dataset=NAME] [dataset.KEY=VALUE ...] [examples=N] [generate=false]
@@ -66,7 +67,7 @@ def run(arguments: list[str]) -> None:
         max_new_tokens=given.get("max_new_tokens", None if about_data else config.eval.max_new_tokens),
         batch_size=given.get("batch_size"),
     )
-    with progress.spinner(f"scoring {source.name} on {config.dataset.name}"):
+    with spinner(f"scoring {source.name} on {config.dataset.name}"):
         report, rows = score(source, config, examples, splits.labels, evaluation, base)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     report |= {

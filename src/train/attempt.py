@@ -12,8 +12,8 @@ from src.durable import CannotWrite
 from src.records import ENDED, provenance
 from src.train import checkpoint, child
 from src.train.child import Event, Workers
-from src.train.claims import Claims
 from src.train.display import Display, notice
+from src.train.locks import Claims
 from src.train.memory import oom_kills
 from src.train.packs import Pack
 from src.train.plan import Job

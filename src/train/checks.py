@@ -8,29 +8,15 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 
 from src.config import Config
+from src.fingerprint import fingerprint, frozen_tensors
 from src.train.engine import Engine
 from src.variants.quantization import BITS, quantised_layers
 from src.variants.scaling import effective_scale
 
 Check = dict[str, Any]  # {"ok": bool, "detail": str}
 Tensors = dict[str, torch.Tensor]
-
-
-def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
-    """A hash of the tensors' bytes, computed where they are: XOR and sum of their 64-bit words, per tensor."""
-    digest = []
-    for tensor in tensors:
-        raw = tensor.detach().contiguous().flatten().view(torch.uint8)
-        words = torch.cat([raw, raw.new_zeros(-raw.numel() % 8)]).view(torch.int64)
-        digest.append(hash((int(words.sum()), int(torch.hash_tensor(words).view(torch.int64)))))
-    return f"{hash(tuple(digest)) & (2**64 - 1):016x}"
-
-
-def frozen_tensors(model: nn.Module) -> list[torch.Tensor]:
-    return [p for p in model.parameters() if not p.requires_grad]
 
 
 class LiveChecks:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from src.batches import Batch
 from src.config import Config
 from src.device import Numerics
+from src.eval.score import Scored
 
 
 @dataclass(frozen=True)
@@ -25,25 +24,6 @@ class Step:
     grad_norm: list[float]
     lr: list[float]
     tokens: list[int]
-
-
-class Scored(Protocol):
-    """Models of ``runs`` runs, which see the same rows."""
-
-    runs: int
-    numerics: Numerics
-
-    def evaluating(self) -> AbstractContextManager[Any]:
-        """Evaluation mode without gradients."""
-
-    def target_losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-losses [runs, target tokens] in fp32, and the row of the batch that each token belongs to."""
-
-    def rows_at_once(self, tokens: int) -> int:
-        """How many rows of so many tokens may be scored together, if the config leaves it open."""
-
-    def generate(self, ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Greedy continuations [runs, rows, new tokens] of left-padded prompts."""
 
 
 class Engine(Protocol):

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from src.records import ENDED
 from src.train.attempt import Attempt
 from src.train.child import Workers
-from src.train.claims import Claims
 from src.train.display import Display, describe, notice
+from src.train.locks import Claims
 from src.train.memory import Memory
 from src.train.outlook import outlook
 from src.train.packs import Pack, group

@@ -15,10 +15,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from src import datasets, embedded, models, prose
-from src.config import Config, ConfigError
+from src.config import Config
+from src.errors import ConfigError
 from src.eval import answers
-from src.progress import spinner
 from src.records import RunFolder, run_id, write_sweep
+from src.terminal import spinner
 from src.train import checkpoint
 from src.train.child import environment
 from src.values import resolve

@@ -5,19 +5,27 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol, TypeVar
 
 import torch
 
 from src.config import Config
 from src.train.memory import Tokens, estimate, free_memory
 from src.train.packed.members import member, slot_order
-from src.train.run import Run
 from src.variants.counts import Linear
+
+
+class HasConfig(Protocol):
+    @property
+    def config(self) -> Config: ...
+
+
+R = TypeVar("R", bound=HasConfig)
 
 USABLE = 0.92  # of the free memory: the allocator needs some room to move
 
 
-def in_slot_order(runs: Sequence[Run]) -> list[Run]:
+def in_slot_order(runs: Sequence[R]) -> list[R]:
     """The runs as a pack holds them: those of a bucket side by side."""
     if len(runs) == 1:
         return list(runs)

@@ -8,8 +8,7 @@ from typing import Any
 
 from src.batches import Item
 from src.eval.measure import measure
-from src.eval.score import Scorer, per_token
-from src.train.engine import Scored
+from src.eval.score import Scored, Scorer, per_token
 from src.train.events import Events
 from src.train.run import Run
 

@@ -28,18 +28,18 @@ from src.config import FOUR_BIT, Config, packs
 from src.device import Numerics
 from src.durable import CannotWrite, replacing
 from src.eval.score import Scorer, per_token
-from src.quiet import quiet_libraries
+from src.terminal import quiet_libraries
 from src.train import card, checkpoint, handover, room, scoring
 from src.train.checks import LiveChecks
 from src.train.child import CANNOT_WRITE, OUT_OF_MEMORY
 from src.train.engine import Engine
 from src.train.events import Events
+from src.train.locks import turn
 from src.train.loop import Divergence, Hooks, steps_of, train
 from src.train.memory import Tokens, tokens_of
 from src.train.peft_engine import PeftEngine
 from src.train.run import Run
 from src.train.stop import Stop
-from src.train.turn import turn
 from src.variants import adapters, counts, quantization
 from src.variants.counts import Linear
 

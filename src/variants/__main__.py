@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from src import cli
-from src.config import Config, ConfigError, Shape
+from src.config import Config, Shape
+from src.errors import ConfigError
 from src.values import RANGES
 from src.variants import counts
 from src.variants.match import matching_rank

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from src.config import ConfigError, LoraSettings, VariantConfig
+from src.config import LoraSettings, VariantConfig
+from src.errors import ConfigError
 from src.values import RANGES
 from src.variants.counts import Linear, trainable_parameters
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from src.config import FOUR_BIT, ConfigError, VariantConfig
+from src.config import FOUR_BIT, VariantConfig
+from src.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from src import models
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.eval import adapted, commands
 from src.eval.adapted import SETTINGS, WEIGHTS, find, open_source
 from src.records import RunFolder

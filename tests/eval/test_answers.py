@@ -8,8 +8,9 @@ import pytest
 from sacrebleu import sentence_bleu, sentence_chrf
 from sklearn.metrics import f1_score
 
-from src.config import ConfigError, DatasetConfig
+from src.config import DatasetConfig
 from src.datasets import Example
+from src.errors import ConfigError
 from src.eval.answers import (
     UNPARSED,
     bleu,

@@ -24,9 +24,9 @@ from experiments.magnitude_direction.runs import Plan, train_full
 from src import models
 from src.batches import Item
 from src.cli import compose
-from src.config import ConfigError
 from src.datasets import Example
 from src.device import Numerics
+from src.errors import ConfigError
 from src.train.packed.engine import PackedEngine
 from src.train.peft_engine import PeftEngine
 from src.variants import quantization

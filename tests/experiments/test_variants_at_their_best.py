@@ -17,7 +17,7 @@ from scipy import stats
 
 from experiments.variants_at_their_best import cost, differences, figures, peft, report, results, run, tables
 from experiments.variants_at_their_best.questions import Study, study
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.eval.assay import assay
 from src.eval.frame import gather, run_ids
 from src.records import RUNS, RunFolder, write_sweep

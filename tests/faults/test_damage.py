@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from src.config import ConfigError
 from src.durable import Damaged
+from src.errors import ConfigError
 from src.eval.frame import gather
 from src.eval.logs import curves
 from src.eval.pair import compare_pair

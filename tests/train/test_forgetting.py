@@ -11,7 +11,8 @@ import torch
 
 from src import models
 from src.cli import compose
-from src.config import Config, ConfigError
+from src.config import Config
+from src.errors import ConfigError
 from src.records import RunFolder, run_id
 from src.train import packs, plan
 from src.train.plan import Job

@@ -24,9 +24,9 @@ import pytest
 from src.cli import compose
 from src.records import run_id
 from src.train import child, launch
-from src.train.claims import Claims
 from src.train.display import Display
 from src.train.launch import RunsFailed
+from src.train.locks import Claims
 from src.train.memory import Machine, Memory
 from src.train.packs import group
 from src.train.plan import Job

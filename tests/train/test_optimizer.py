@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from src.cli import compose
-from src.config import ConfigError, TrainConfig
+from src.config import TrainConfig
+from src.errors import ConfigError
 from src.train import optimizer
 from tests.conftest import TINY, Run
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from src import models, tracking
 from src.cli import compose
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.eval import adapted
 from src.records import RunFolder, run_id
 from src.train import checkpoint, worker

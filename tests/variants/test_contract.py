@@ -23,8 +23,9 @@ from src.cli import compose
 from src.config import CONF_FOLDER, Config
 from src.datasets import Example
 from src.device import Numerics
+from src.fingerprint import fingerprint, frozen_tensors
 from src.losses import target_losses
-from src.train.checks import LiveChecks, fingerprint, frozen_tensors
+from src.train.checks import LiveChecks
 from src.train.packed.engine import PackedEngine
 from src.train.peft_engine import PeftEngine
 from src.variants import adapters, counts, quantization

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.values import CHOICES
 from src.variants.scaling import RULES, effective_scale
 

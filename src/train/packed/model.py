@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from src.batches import IGNORE, Batch
-from src.config import ALL_LINEAR, Config, ConfigError
+from src.config import ALL_LINEAR, Config
 from src.device import Numerics
+from src.errors import ConfigError
 from src.eval.score import ROWS_AT_ONCE
 from src.models import FAMILIES
 from src.train.packed import head

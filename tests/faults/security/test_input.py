@@ -20,7 +20,7 @@ import pytest
 
 from src import admission, bounds
 from src.cli import compose
-from src.config import ConfigError
+from src.errors import ConfigError
 from src.eval.__main__ import main as evaluate
 from src.eval.writers import csv_text
 from src.records import RUNS, RunFolder, run_id

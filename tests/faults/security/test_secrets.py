@@ -13,8 +13,8 @@ import pytest
 
 from src import credentials
 from src.cli import compose
-from src.config import ConfigError
 from src.credentials import REDACTED, found, in_arguments, redact
+from src.errors import ConfigError
 from src.eval.__main__ import main as evaluate
 from tests.conftest import ENVIRONMENT, TINY, TrainPack
 from tests.faults.security.conftest import Refused

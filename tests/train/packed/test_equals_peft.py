@@ -26,7 +26,7 @@ from tests.train.packed.conftest import (
     pack_of,
     peft_of,
     trace,
-)  # fmt: skip
+)
 
 # LLM.int8() finds its outliers over all rows it is given, in PEFT padding among them. So its rows have no padding here.
 ROWS = {name: ITEMS for name in ("lora", "rslora", "dora", "dora_rs", "qlora", "qdora")}

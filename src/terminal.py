@@ -1,10 +1,13 @@
-"""Keep the libraries' own chatter off the terminal: progress is ours, warnings that say nothing new are silenced."""
+"""Keep the terminal clean: silence the libraries' chatter, and show a spinner while something takes time."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def quiet_libraries(progress: bool = False) -> None:
@@ -21,3 +24,18 @@ def quiet_libraries(progress: bool = False) -> None:
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
     # PEFT still reads an attribute that transformers has renamed; nothing a user could do about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+@contextmanager
+def spinner(what: str) -> Iterator[None]:
+    """Show ``what`` and the time it has taken."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(what, total=None)
+        yield

@@ -1,0 +1,22 @@
+"""Fingerprint a model's weights, so that a record can say which weights it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
+    """A hash of the tensors' bytes, computed where they are: XOR and sum of their 64-bit words, per tensor."""
+    digest = []
+    for tensor in tensors:
+        raw = tensor.detach().contiguous().flatten().view(torch.uint8)
+        words = torch.cat([raw, raw.new_zeros(-raw.numel() % 8)]).view(torch.int64)
+        digest.append(hash((int(words.sum()), int(torch.hash_tensor(words).view(torch.int64)))))
+    return f"{hash(tuple(digest)) & (2**64 - 1):016x}"
+
+
+def frozen_tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [p for p in model.parameters() if not p.requires_grad]
