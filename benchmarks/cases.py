@@ -24,9 +24,9 @@ from benchmarks import measure
 from benchmarks.step import Case, measured
 from src import device
 from src.cli import one_line
-from src.durable import write_atomically
-from src.errors import ConfigError
-from src.terminal import quiet_libraries
+from src.files.durable import write_atomically
+from src.files.errors import ConfigError
+from src.files.terminal import quiet_libraries
 
 Row = dict[str, Any]
 CASE = ("model", "variant", "engine", "runs", "rows", "length", "r", "options", "steps")

@@ -16,11 +16,11 @@ import torch
 
 from benchmarks import measure
 from src import device, models
-from src.batches import Item
 from src.cli import compose
-from src.config import Config
-from src.datasets import Example
-from src.terminal import quiet_libraries
+from src.config.schema import Config
+from src.data.batches import Item
+from src.data.datasets import Example
+from src.files.terminal import quiet_libraries
 from src.train.packed.engine import PackedEngine
 from src.train.packed.speed import EAGER_STEPS
 from src.train.peft_engine import PeftEngine

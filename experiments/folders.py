@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from src.errors import ConfigError
+from src.files.errors import ConfigError
 
 
 def fresh(folder: Path, *names: str) -> None:

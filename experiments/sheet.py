@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.errors import ConfigError
-from src.eval.text import few
+from src.files.errors import ConfigError
+from src.files.text import few
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from src.cli import compose
-from src.config import Config
-from src.errors import ConfigError
+from src.config.schema import Config
+from src.files.errors import ConfigError
 from src.records import RunFolder, run_id
 from src.train.launch import launch
 from src.train.plan import admit, prepare

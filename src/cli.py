@@ -25,11 +25,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from src import admission, bounds
-from src.config import CONF_FOLDER, Config
-from src.credentials import redacting
-from src.durable import CannotWrite
-from src.errors import ConfigError
-from src.values import resolve
+from src.config.schema import CONF_FOLDER, Config
+from src.config.values import resolve
+from src.files.credentials import redacting
+from src.files.durable import CannotWrite
+from src.files.errors import ConfigError
 
 BAD_INPUT = 2
 SIGNALLED = 128  # plus the signal's number: the exit code of what a signal stopped

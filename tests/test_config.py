@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from src.cli import compose, compose_jobs, register_schema
-from src.config import CONF_FOLDER
-from src.errors import ConfigError
+from src.config.schema import CONF_FOLDER
+from src.config.values import resolve
+from src.files.errors import ConfigError
 from src.records import run_id
-from src.values import resolve
 
 
 def names(group: str) -> list[str]:

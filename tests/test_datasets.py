@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from src.cldr_names import LANGUAGES
-from src.config import DatasetConfig
-from src.datasets import Example, Splits, load, refuse_impossible
-from src.errors import ConfigError
-from src.formats import pairs
+from src.config.schema import DatasetConfig
+from src.data.cldr_names import LANGUAGES
+from src.data.datasets import Example, Splits, load, refuse_impossible
+from src.data.formats import pairs
+from src.files.errors import ConfigError
 
 CLDR = DatasetConfig(name="cldr_names", source="cldr_names")
 

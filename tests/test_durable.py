@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.durable import CannotWrite, Damaged, remove, replacing, seal, seal_text, unseal, write_atomically, writing
+from src.files.durable import CannotWrite, Damaged, remove, replacing, seal, seal_text, unseal, write_atomically, writing
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from src import embedded
-from src.batches import tokenise
-from src.datasets import Example
+from src.data.batches import tokenise
+from src.data.datasets import Example
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.finlora_small.configs import FOLDER, METHODS, configs
 from src.cli import compose
-from src.config import Config
+from src.config.schema import Config
 from src.eval.assay import assay
 from src.eval.frame import gather
 from src.variants.scaling import effective_scale

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from src.errors import ConfigError
-from src.formats import FORMATS, Read, banking77, commonsense, e2e, gsm8k, normalised, pairs, wording
-from src.values import CHOICES
+from src.config.values import CHOICES
+from src.data.formats import FORMATS, Read, banking77, commonsense, e2e, gsm8k, normalised, pairs, wording
+from src.files.errors import ConfigError
 
 ARC = (
     "Please choose the correct answer to the question: What is hot?\n\nAnswer1: ice Answer2: fire Answer3: snow\n\n"

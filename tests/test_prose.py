@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from src import prose
-from src.config import ForgettingConfig
-from src.errors import ConfigError
-from src.prose import Prose, paragraphs, windows
+from src.config.schema import ForgettingConfig
+from src.data import prose
+from src.data.prose import Prose, paragraphs, windows
+from src.files.errors import ConfigError
 
 SENTENCES = """Some of the images were taken at different times, with other light and with other faces, but all of them before
 the same dark wall, and with the same people in an upright, frontal position."""

@@ -11,7 +11,7 @@ import torch
 
 from src import models
 from src.cli import compose
-from src.config import Config
+from src.config.schema import Config
 from src.variants import quantization
 
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from src import inputs, rows
-from src.errors import ConfigError
-from src.formats import FORMATS
+from src.data import inputs, rows
+from src.data.formats import FORMATS
+from src.files.errors import ConfigError
 
 KEY = "dataset.path"
 

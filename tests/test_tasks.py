@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from src import datasets as ours
 from src.cli import compose
-from src.config import CONF_FOLDER, DatasetConfig
-from src.datasets import Splits, load, refuse_impossible
-from src.errors import ConfigError
-from src.formats import FORMATS
+from src.config.schema import CONF_FOLDER, DatasetConfig
+from src.data import datasets as ours
+from src.data.datasets import Splits, load, refuse_impossible
+from src.data.formats import FORMATS
+from src.files.errors import ConfigError
 from src.records import run_id
 
 NAMED = sorted(path.stem for path in (CONF_FOLDER / "dataset").glob("*.yaml") if "source: task" in path.read_text())

@@ -18,9 +18,9 @@ from benchmarks import cases
 from benchmarks.step import Case
 from experiments import folders
 from src import cli
-from src.errors import ConfigError
 from src.eval import words
 from src.eval.words import Key
+from src.files.errors import ConfigError
 
 HERE = Path(__file__).resolve().parent
 SINGLE = ("variant.double_quant=false",)

@@ -14,10 +14,10 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments import markdown, sheet
 from src import cli
-from src.errors import ConfigError
 from src.eval import words
 from src.eval.styles import style
 from src.eval.words import Key
+from src.files.errors import ConfigError
 
 HERE = Path(__file__).resolve().parent
 MODELS = {"llama_3_2_1b": "Llama-3.2-1B", "llama_3_1_8b": "Llama-3.1-8B", "llama_3_1_70b": "Llama-3.1-70B"}

@@ -24,13 +24,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from experiments import sheet
 from experiments.finlora_small.run import FORMS, RATES, REPORT, TASKS, TUNE
 from src import cli
-from src.durable import write_atomically
-from src.errors import ConfigError
 from src.eval import words
 from src.eval.statistics import holm, mean_interval, paired
 from src.eval.styles import line, style
-from src.eval.text import few
 from src.eval.words import Key
+from src.files.durable import write_atomically
+from src.files.errors import ConfigError
+from src.files.text import few
 from src.records import RUNS, RunFolder
 
 HERE = Path(__file__).resolve().parent

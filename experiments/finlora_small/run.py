@@ -9,7 +9,7 @@ import sys
 
 from experiments import tuned
 from src import cli
-from src.errors import ConfigError
+from src.files.errors import ConfigError
 from src.train.launch import RunsFailed
 
 # The published form, and the one at the effective scale 2. LoRA and DoRA have it anyway, and rsLoRA at r = 8 with

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import folders, sheet
 from src import cli
-from src.errors import ConfigError
 from src.eval import words
 from src.eval.words import Key
+from src.files.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +100,7 @@ def bits(path: Path, small: bool) -> None:
 
     from src import models
     from src.cli import compose
-    from src.config import VariantConfig
+    from src.config.schema import VariantConfig
     from src.variants import quantization
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -21,11 +21,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from experiments import markdown, sheet
 from src import cli
-from src.errors import ConfigError
 from src.eval import words
 from src.eval.statistics import Interval, holm, mean_interval, paired
 from src.eval.styles import OTHER, style
 from src.eval.words import Key
+from src.files.errors import ConfigError
 
 HERE = Path(__file__).resolve().parent
 TUNING = (0, 1, 2)

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from src.cli import compose
-from src.errors import ConfigError
 from src.eval.audit import HELD, said
 from src.eval.frame import flatten
+from src.files.errors import ConfigError
 from src.records import RUNS, default_of, identity, with_defaults
 
 SETTINGS = ("lora.r=16", "train.steps=300", "train.batch_size=16", "eval.generate=false")

@@ -33,13 +33,13 @@ from experiments import folders
 from experiments.magnitude_direction.runs import LOSSES, RESULTS, Plan, train_full, train_pack
 from src import cli, device, models, records
 from src.cli import compose
-from src.config import Config
+from src.config.schema import Config
 from src.device import reset_peak
-from src.durable import dump_json, write_atomically
-from src.errors import ConfigError
 from src.eval import words
 from src.eval.words import Key
-from src.terminal import quiet_libraries
+from src.files.durable import dump_json, write_atomically
+from src.files.errors import ConfigError
+from src.files.terminal import quiet_libraries
 
 HERE = Path(__file__).resolve().parent
 SHARES = (2 / 300, 10 / 300, 38 / 300, 0.25, 0.5, 0.75, 262 / 300, 1.0)

@@ -29,12 +29,12 @@ from experiments.magnitude_direction.correlation import (
     spearman,
 )
 from src import cli
-from src.durable import write_atomically
-from src.errors import ConfigError
 from src.eval import words
 from src.eval.statistics import mean_interval
-from src.eval.text import few
 from src.eval.words import Key
+from src.files.durable import write_atomically
+from src.files.errors import ConfigError
+from src.files.text import few
 
 HERE = Path(__file__).resolve().parent
 QUERY = "q_proj"

@@ -16,9 +16,10 @@ import torch
 
 from experiments import sheet
 from experiments.magnitude_direction.decomposition import Change, of_pack, of_weights
-from src import batches, datasets, device, models
-from src.batches import Item
-from src.config import Config
+from src import device, models
+from src.config.schema import Config
+from src.data import batches, datasets
+from src.data.batches import Item
 from src.device import Numerics
 from src.eval.score import Scorer, per_token
 from src.train.engine import Step

@@ -39,12 +39,13 @@ import torch
 from experiments import folders, sheet
 from experiments.rank_stability.norms import Norms, Spread
 from experiments.rank_stability.plan import DEFAULTS, KEYS, VARIANTS, Planned, config_of, planned, read_rates
-from src import batches, cli, datasets, device, models, records
-from src.config import Config
-from src.durable import dump_json, write_atomically
+from src import cli, device, models, records
+from src.config.schema import Config
+from src.data import batches, datasets
 from src.eval.score import Scorer, per_token
 from src.eval.words import read
-from src.terminal import quiet_libraries
+from src.files.durable import dump_json, write_atomically
+from src.files.terminal import quiet_libraries
 from src.train import room
 from src.train.memory import Tokens
 from src.train.packed.engine import PackedEngine

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from src.batches import Batch
+from src.data.batches import Batch
 from src.train.packed.buffers import Bucket
 from src.train.packed.model import PackedModel
 

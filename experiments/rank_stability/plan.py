@@ -11,9 +11,9 @@ from typing import Any
 
 from experiments import sheet
 from src import cli
-from src.config import Config
-from src.errors import ConfigError
+from src.config.schema import Config
 from src.eval.words import Key, Read, number, one_of, whole
+from src.files.errors import ConfigError
 
 VARIANTS = ("lora", "rslora")  # alpha/r and alpha/sqrt r
 LOGGED = (0, 1, 2, 10, 30, 100, 300)

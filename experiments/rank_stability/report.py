@@ -35,11 +35,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from experiments import markdown, sheet
 from src import cli
-from src.durable import write_atomically
-from src.errors import ConfigError
 from src.eval.statistics import Interval, mean_interval
 from src.eval.styles import style
 from src.eval.words import Key, read
+from src.files.durable import write_atomically
+from src.files.errors import ConfigError
 
 HERE = Path(__file__).resolve().parent
 SCALINGS = {"lora": "alpha/r", "rslora": "alpha/sqrt r"}

@@ -17,10 +17,10 @@ from experiments import sheet
 from experiments.markdown import table
 from experiments.variants_at_their_best.questions import Study, name, named
 from experiments.variants_at_their_best.results import CONTROLS
-from src.errors import ConfigError
 from src.eval.columns import rate
 from src.eval.notes import named as labelled
-from src.eval.text import few
+from src.files.errors import ConfigError
+from src.files.text import few
 
 TABLE, MACHINE = "peft.csv", "peft.json"
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from experiments.variants_at_their_best.questions import MARGIN, NAMES, REFERENCE, Cell, Study
 from src.eval.statistics import Interval, mean_interval
 from src.eval.styles import line, style
-from src.eval.text import few
+from src.files.text import few
 
 GREY, BAND = "#555555", "#EFEFEF"
 FAR = 1.0  # a control further above than so many spans of the variants is named at the edge, not drawn

@@ -20,7 +20,7 @@ from src.eval.contrasts import Contrast, Values, View, by_seed, contrast
 from src.eval.frame import MISSING
 from src.eval.selection import Condition
 from src.eval.statistics import holm
-from src.eval.text import few
+from src.files.text import few
 
 METRIC, REFERENCE, MARGIN = "test/loss", "lora", 0.01  # nats
 NAMES = {

@@ -20,10 +20,10 @@ from experiments.variants_at_their_best.cost import adapters, duration, under_wa
 from experiments.variants_at_their_best.differences import difference
 from experiments.variants_at_their_best.questions import METRIC, NAMES, Study, name, study
 from src import cli
-from src.durable import write_atomically
-from src.errors import ConfigError
 from src.eval.columns import decimals, signed
-from src.eval.text import few
+from src.files.durable import write_atomically
+from src.files.errors import ConfigError
+from src.files.text import few
 
 HERE = Path(__file__).resolve().parent
 AGAIN = HERE / "again"

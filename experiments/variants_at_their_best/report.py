@@ -17,12 +17,12 @@ from experiments.variants_at_their_best import cost, figures, results
 from experiments.variants_at_their_best.questions import study
 from experiments.variants_at_their_best.tables import tables
 from src import cli
-from src.durable import write_atomically
-from src.errors import ConfigError
 from src.eval import words
 from src.eval.figures import png
 from src.eval.frame import MISSING
 from src.eval.words import Key
+from src.files.durable import write_atomically
+from src.files.errors import ConfigError
 from src.records import RUNS
 
 HERE = Path(__file__).resolve().parent

@@ -21,12 +21,12 @@ import pandas as pd
 from experiments import sheet
 from experiments.variants_at_their_best.run import cells
 from src.cli import compose
-from src.durable import Damaged
-from src.errors import ConfigError
 from src.eval.audit import HELD, OWN, differing
 from src.eval.frame import METRIC, MISSING, NUMBERS, TEXTS, Gathered, flatten, gather, run_ids
 from src.eval.notes import named
-from src.eval.text import few
+from src.files.durable import Damaged
+from src.files.errors import ConfigError
+from src.files.text import few
 from src.records import RUNS, RunFolder, read_sweep
 
 STUDY = "variants_at_their_best"

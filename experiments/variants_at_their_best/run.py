@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 
 from experiments import tuned
 from src import cli
-from src.config import CONF_FOLDER
-from src.durable import write_atomically
+from src.config.schema import CONF_FOLDER
+from src.files.durable import write_atomically
 from src.train.launch import RunsFailed
 
 EXPERIMENT = CONF_FOLDER / "experiment" / "variants_at_their_best.yaml"

@@ -15,7 +15,7 @@ from src.eval.columns import count, decimals, interval, short, with_interval
 from src.eval.comparison import column
 from src.eval.frame import AFTER, BEFORE
 from src.eval.notes import ENOUGH_SEEDS
-from src.eval.text import few
+from src.files.text import few
 from src.models import find_shape
 from src.variants.counts import linears
 

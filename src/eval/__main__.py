@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.cli import suggest
-from src.durable import Damaged, write_atomically
-from src.errors import ConfigError
 from src.eval import commands
 from src.eval.frame import Gathered, gather, known_sweeps, run_ids
 from src.eval.pair import compare_pair
-from src.eval.text import clean
+from src.files.durable import Damaged, write_atomically
+from src.files.errors import ConfigError
+from src.files.text import clean
 from src.records import RUNS, read_sweep
 
 if TYPE_CHECKING:

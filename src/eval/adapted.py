@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from src import datasets, embedded, inputs, models
+from src import embedded, models
 from src.cli import compose, suggest
-from src.config import ALL_LINEAR, CONF_FOLDER, QUANTISED, Config, ModelConfig, variant_name
-from src.errors import ConfigError
+from src.config.schema import ALL_LINEAR, CONF_FOLDER, QUANTISED, Config, ModelConfig, variant_name
+from src.config.values import CHOICES, MODULE_NAME, refuse_outside
+from src.data import datasets, inputs
 from src.eval import serving, words
 from src.eval.words import Key
+from src.files.errors import ConfigError
 from src.models import NO_CODE
 from src.records import RESULT, RUNS, RunFolder
-from src.values import CHOICES, MODULE_NAME, refuse_outside
 
 if TYPE_CHECKING:
     from src.device import Numerics

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from src.eval.text import few
+from src.files.text import few
 from src.variants.scaling import effective_scale
 
 # What a comparison is about, or chose by itself: no confound.

@@ -10,7 +10,7 @@ import pandas as pd
 
 from src.eval.comparison import Comparison, column
 from src.eval.notes import own_peak
-from src.eval.text import clean
+from src.files.text import clean
 
 ABSENT = "-"
 DETECTABLE = "what one unadjusted paired t test of these seeds finds with 80% power"

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from src import cli
 from src.admission import refuse_secrets
-from src.credentials import redact, redacting
-from src.errors import ConfigError
-from src.eval.text import clean
+from src.files.credentials import redact, redacting
+from src.files.errors import ConfigError
+from src.files.text import clean
 
 FAILED = 1
 INTERRUPTED = 130

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from src.batches import IGNORE, Batch, Item, collate
+from src.data.batches import IGNORE, Batch, Item, collate
 from src.eval.score import Solo
 
 TOKENS_AT_ONCE = 2048  # with padding: two models' logits of this many tokens are held together

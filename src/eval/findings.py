@@ -12,7 +12,7 @@ from src.eval.comparison import column
 from src.eval.contrasts import ALPHA, SAME_RANK, TOLERANCE, Contrast, View, lower_is_better
 from src.eval.notes import ENOUGH_SEEDS, ended_badly, metric_label
 from src.eval.selection import CHOSEN_BY, Seed
-from src.eval.text import few
+from src.files.text import few
 
 MOST = 8  # contrasts that get a sentence; the tables have them all
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from src.config import QUANTISED
+from src.config.schema import QUANTISED
 from src.eval.comparison import Comparison
 from src.eval.contrasts import View
 from src.eval.frame import MISSING

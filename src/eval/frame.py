@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from src.config import variant_name
-from src.durable import Damaged, unseal
+from src.config.schema import variant_name
+from src.files.durable import Damaged, unseal
 from src.records import PROVENANCE, RESULT, RUNS, RunFolder, id_of, identity, run_id, with_defaults
 
 if TYPE_CHECKING:

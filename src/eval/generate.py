@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from src import datasets
-from src.errors import ConfigError
+from src.data import datasets
 from src.eval import adapted, serving, words
 from src.eval.adapted import Source
 from src.eval.words import Key
-from src.terminal import quiet_libraries
+from src.files.errors import ConfigError
+from src.files.terminal import quiet_libraries
 
 USAGE = f"""\
 usage: python -m src.eval generate run=ID "prompt" ["prompt" ...] [max_new_tokens=64] [temperature=0.7] [seed=0] [chat=true]
@@ -81,7 +81,7 @@ def generate(
     import torch
     from transformers import GenerationConfig
 
-    from src.batches import tokenise
+    from src.data.batches import tokenise
 
     opened = adapted.open_source(source)
     tokenizer, network = opened.tokenizer, opened.network

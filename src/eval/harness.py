@@ -9,13 +9,13 @@ from typing import Any
 
 from src import models
 from src.cli import suggest
-from src.durable import dump_json, write_atomically
-from src.errors import ConfigError
 from src.eval import adapted, words
 from src.eval.adapted import Source
-from src.eval.text import clean
 from src.eval.words import Key
-from src.terminal import quiet_libraries
+from src.files.durable import dump_json, write_atomically
+from src.files.errors import ConfigError
+from src.files.terminal import quiet_libraries
+from src.files.text import clean
 
 USAGE = f"""\
 usage: python -m src.eval harness run=ID tasks=NAME,NAME [limit=N] [include=FOLDER] [batch_size=8]

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from src.durable import Damaged
 from src.eval.frame import METRICS_BELOW, number
+from src.files.durable import Damaged
 from src.records import RUNS, RunFolder, read_lines
 
 CURVES = ("train/loss", "val/loss")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from src.batches import Item, tokenise
-from src.config import DatasetConfig, EvalConfig
-from src.datasets import Example
+from src.config.schema import DatasetConfig, EvalConfig
+from src.data.batches import Item, tokenise
+from src.data.datasets import Example
 from src.eval import answers
 from src.eval.score import Advance, Scorer, per_token
 

@@ -6,15 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from src import datasets, inputs, models, prose
-from src.config import QUANTISED
-from src.durable import dump_json, replacing, seal_text
-from src.errors import ConfigError
+from src import models
+from src.config.schema import QUANTISED
+from src.data import datasets, inputs, prose
 from src.eval import adapted, serving, words
 from src.eval.adapted import Source
 from src.eval.words import Key
+from src.files.durable import dump_json, replacing, seal_text
+from src.files.errors import ConfigError
+from src.files.terminal import quiet_libraries
 from src.models import NO_CODE
-from src.terminal import quiet_libraries
 
 USAGE = f"""\
 usage: python -m src.eval merge run=ID out=DIR [onto=original|dequantised] [dtype=bf16] [examples=64] [latency=true]
@@ -110,7 +111,8 @@ def merge(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from src import batches, device
+    from src import device
+    from src.data import batches
     from src.eval import fidelity, latency, merging
     from src.eval.score import Solo
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from src.errors import ConfigError
+from src.files.errors import ConfigError
 from src.variants.quantization import linear_layers
 
 NAME = "default"  # PEFT's, of the only adapter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from src.errors import ConfigError
+from src.files.errors import ConfigError
 from src.records import RUNS, RunFolder
 
 

@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from src.errors import ConfigError
 from src.eval import adapted, words
 from src.eval.adapted import Source
 from src.eval.words import Key
+from src.files.errors import ConfigError
 
 USAGE = """\
 usage: python -m src.eval push run=ID to=OWNER/NAME [private=true] [base=OWNER/NAME]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from src.batches import Batch, Item, collate
+from src.data.batches import Batch, Item, collate
 from src.device import Numerics
 from src.losses import target_losses
 

@@ -10,15 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from src import cli, datasets
-from src.config import Config, EvalConfig
-from src.durable import dump_json, seal_text, write_atomically
-from src.errors import ConfigError
+from src import cli
+from src.config.schema import Config, EvalConfig
+from src.data import datasets
 from src.eval import adapted, words
 from src.eval.adapted import Source
-from src.eval.text import clean
 from src.eval.words import Key
-from src.terminal import quiet_libraries, spinner
+from src.files.durable import dump_json, seal_text, write_atomically
+from src.files.errors import ConfigError
+from src.files.terminal import quiet_libraries, spinner
+from src.files.text import clean
 
 USAGE = f"""\
 usage: python -m src.eval score run=ID [dataset=NAME] [dataset.KEY=VALUE ...] [examples=N] [generate=false]
@@ -104,7 +105,8 @@ def score(
     """(what was measured and on what, a row for each example). ``base``: with the adapter switched off."""
     from contextlib import nullcontext
 
-    from src import batches, device
+    from src import device
+    from src.data import batches
     from src.eval.measure import measure
     from src.eval.score import Scorer, Solo
 

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from src.eval.comparison import Comparison, column
 from src.eval.styles import style
-from src.eval.text import clean
+from src.files.text import clean
 
 LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
 

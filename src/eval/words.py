@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from src.cli import suggest
-from src.errors import ConfigError
+from src.files.errors import ConfigError
 
 ASSIGNMENT = re.compile(r"([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
 Read = Callable[[str], Any]  # raises ValueError with what is needed

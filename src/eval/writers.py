@@ -13,11 +13,11 @@ from textwrap import shorten
 
 import pandas as pd
 
-from src.durable import write_atomically
 from src.eval.columns import ABSENT, cells
 from src.eval.comparison import Comparison
 from src.eval.notes import named
-from src.eval.text import clean, few
+from src.files.durable import write_atomically
+from src.files.text import clean, few
 
 NOT_IN_TEX = ("sd", "detectable", "train s", "adapter", "tuning runs", "Pareto front", "flags")
 LONGEST_CAPTION, LONGEST_CELL = 1000, 200  # characters

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from src import admission, cli
-from src.config import CONF_FOLDER
+from src.config.schema import CONF_FOLDER
 
 _composed: list[tuple[DictConfig, Any]] = []
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from src.durable import CannotWrite
+from src.files.durable import CannotWrite
 from src.records import ENDED, provenance
 from src.train import checkpoint, child
 from src.train.child import Event, Workers

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from src import models
-from src.config import FOUR_BIT, QUANTISED, Config
-from src.credentials import redact
-from src.datasets import from_hub
-from src.durable import write_atomically
+from src.config.schema import FOUR_BIT, QUANTISED, Config
+from src.data.datasets import from_hub
 from src.eval import serving
-from src.eval.text import clean
+from src.files.credentials import redact
+from src.files.durable import write_atomically
+from src.files.text import clean
 
 CARD, SETTINGS = "README.md", "adapter_config.json"
 REPOSITORY_TAG = "lora-assay"

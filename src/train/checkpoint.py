@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.durable import Damaged, digest, remove, remove_temporary, replacing, writing
+from src.files.durable import Damaged, digest, remove, remove_temporary, replacing, writing
 from src.train.metrics_log import START, Mark
 
 if TYPE_CHECKING:

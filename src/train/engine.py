@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from src.config import Config
+from src.config.schema import Config
 from src.device import Numerics
 from src.eval.score import Scored
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from src.durable import writing
+from src.files.durable import writing
 from src.records import RunFolder
 
 LOOK = 0.05  # seconds between two looks whether the turn is ours

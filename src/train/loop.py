@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from src import device
-from src.config import Config
+from src.config.schema import Config
 from src.train.checkpoint import Progress
 from src.train.engine import Engine, Step
 from src.train.stop import Interrupted

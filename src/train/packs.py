@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import accumulate, pairwise
 
-from src.config import Config, packs
+from src.config.schema import Config, packs
 from src.train import checkpoint
 from src.train.memory import Memory
 from src.train.plan import Job

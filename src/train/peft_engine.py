@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from src.batches import Batch, Item, collate, micro_batches
-from src.config import Config
+from src.config.schema import Config
+from src.data.batches import Batch, Item, collate, micro_batches
 from src.device import Numerics
 from src.eval.score import Solo
 from src.losses import target_losses

@@ -14,15 +14,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from src import datasets, embedded, models, prose
-from src.config import Config
-from src.errors import ConfigError
+from src import embedded, models
+from src.config.schema import Config
+from src.config.values import resolve
+from src.data import datasets, prose
 from src.eval import answers
+from src.files.errors import ConfigError
+from src.files.terminal import spinner
 from src.records import RunFolder, run_id, write_sweep
-from src.terminal import spinner
 from src.train import checkpoint
 from src.train.child import environment
-from src.values import resolve
 from src.variants.counts import linears, targets
 
 

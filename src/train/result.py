@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from src.config import Config
+from src.config.schema import Config
 from src.records import identity
 from src.variants.scaling import effective_scale
 

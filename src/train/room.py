@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from src.config import Config
+from src.config.schema import Config
 from src.train.memory import Tokens, estimate, free_memory
 from src.train.packed.members import member, slot_order
 from src.variants.counts import Linear

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from src.batches import Item
+from src.data.batches import Item
 from src.eval.measure import measure
 from src.eval.score import Scored, Scorer, per_token
 from src.train.events import Events

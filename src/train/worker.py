@@ -22,13 +22,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from src import batches, cli, datasets, device, models, prose, tracking
-from src.batches import Item
-from src.config import FOUR_BIT, Config, packs
+from src import cli, device, models, tracking
+from src.config.schema import FOUR_BIT, Config, packs
+from src.data import batches, datasets, prose
+from src.data.batches import Item
 from src.device import Numerics
-from src.durable import CannotWrite, replacing
 from src.eval.score import Scorer, per_token
-from src.terminal import quiet_libraries
+from src.files.durable import CannotWrite, replacing
+from src.files.terminal import quiet_libraries
 from src.train import card, checkpoint, handover, room, scoring
 from src.train.checks import LiveChecks
 from src.train.child import CANNOT_WRITE, OUT_OF_MEMORY

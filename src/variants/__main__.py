@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from src import cli
-from src.config import Config, Shape
-from src.errors import ConfigError
-from src.values import RANGES
+from src.config.schema import Config, Shape
+from src.config.values import RANGES
+from src.files.errors import ConfigError
 from src.variants import counts
 from src.variants.match import matching_rank
 from src.variants.scaling import effective_scale

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from src.config import LoraSettings, VariantConfig
+from src.config.schema import LoraSettings, VariantConfig
 from src.variants.counts import Linear
 from src.variants.quantization import linear_layers
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from src.config import LoraSettings, VariantConfig
-from src.errors import ConfigError
-from src.values import RANGES
+from src.config.schema import LoraSettings, VariantConfig
+from src.config.values import RANGES
+from src.files.errors import ConfigError
 from src.variants.counts import Linear, trainable_parameters
 
 

@@ -8,10 +8,19 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from src.config import Config, DatasetConfig, LoraSettings, ModelConfig, PackConfig, TrainConfig, VariantConfig, variant_name
-from src.durable import END, seal_text
+from src.config.schema import (
+    Config,
+    DatasetConfig,
+    LoraSettings,
+    ModelConfig,
+    PackConfig,
+    TrainConfig,
+    VariantConfig,
+    variant_name,
+)
 from src.eval.assay import Assay, assay
 from src.eval.frame import gather, run_ids
+from src.files.durable import END, seal_text
 from src.records import RunFolder, identity, run_id
 from src.train.metrics_log import MetricsLog
 

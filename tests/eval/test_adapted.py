@@ -14,9 +14,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from src import models
-from src.errors import ConfigError
 from src.eval import adapted, commands
 from src.eval.adapted import SETTINGS, WEIGHTS, find, open_source
+from src.files.errors import ConfigError
 from src.records import RunFolder
 from tests.conftest import Run
 

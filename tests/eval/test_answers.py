@@ -8,9 +8,8 @@ import pytest
 from sacrebleu import sentence_bleu, sentence_chrf
 from sklearn.metrics import f1_score
 
-from src.config import DatasetConfig
-from src.datasets import Example
-from src.errors import ConfigError
+from src.config.schema import DatasetConfig
+from src.data.datasets import Example
 from src.eval.answers import (
     UNPARSED,
     bleu,
@@ -27,6 +26,7 @@ from src.eval.answers import (
     parse_label,
     refuse_unanswerable,
 )
+from src.files.errors import ConfigError
 
 SENTIMENT = ["negative", "neutral", "positive"]
 

@@ -12,7 +12,7 @@ from src.eval.assay import at_fixed_rates
 from src.eval.audit import CONFOUND, NOTE, Line
 from src.eval.page import sections
 from src.eval.report import report
-from src.eval.text import few
+from src.files.text import few
 from tests.eval import synthetic
 from tests.eval.synthetic import DORA, FROZEN, QLORA, RSLORA, assayed, flagged
 

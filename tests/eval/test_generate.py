@@ -18,7 +18,7 @@ QUICK = ["forgetting.tokens=0", "lora.r=4", "train.lr=0.05", "eval.max_new_token
 
 @pytest.mark.parametrize("variant", ["lora", "dora"])
 def test_greedy_answers_are_the_runs_own_predictions(run: Run, variant: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from src import datasets
+    from src.data import datasets
 
     record, _ = run(*QUICK, f"variant={variant}", "train.steps=6")
     source = find({"run": record.run_id})

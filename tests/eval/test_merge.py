@@ -13,13 +13,13 @@ from peft import PeftModel
 from peft.utils.integrations import dequantize_module_weight
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src.config import CONF_FOLDER
-from src.durable import unseal
+from src.config.schema import CONF_FOLDER
 from src.eval import adapted, commands
 from src.eval.adapted import find
 from src.eval.fidelity import gap
 from src.eval.merging import merged_weight
 from src.eval.score import Solo
+from src.files.durable import unseal
 from src.records import RunFolder
 from src.variants import quantization
 from tests.conftest import Run
@@ -140,8 +140,8 @@ def test_a_merge_that_fails_halfway_leaves_nothing(run: Run, folder: Path, monke
 
 def test_the_gap_of_models_that_are_far_apart(run: Run) -> None:
     """Against the definitions, token by token."""
-    from src.batches import collate, tokenise
-    from src.datasets import Example
+    from src.data.batches import collate, tokenise
+    from src.data.datasets import Example
 
     record, _ = run(*QUICK)
     source = find({"run": record.run_id})

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from src import models
-from src.batches import Batch, tokenise
 from src.cli import compose
-from src.config import ModelConfig
-from src.datasets import Example
+from src.config.schema import ModelConfig
+from src.data.batches import Batch, tokenise
+from src.data.datasets import Example
 from src.device import Numerics
 from src.eval.score import Scorer, Solo, TargetLoss, per_token
 

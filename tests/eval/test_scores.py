@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from src import datasets
 from src.cli import compose
-from src.durable import unseal
+from src.data import datasets
 from src.eval.commands import main
+from src.files.durable import unseal
 from tests.conftest import Run
 
 SETTINGS = ["dataset=jsonl", "dataset.path=rows.jsonl", "dataset.labels=[yes,no]", "variant.base_precision=fp32", "train.lr=0.01"]

@@ -18,7 +18,7 @@ from benchmarks import cases, measure
 from benchmarks.step import Case, config_of
 from experiments.cost_on_a_gpu import report
 from experiments.cost_on_a_gpu.measure import GROUPS, TINY
-from src.errors import ConfigError
+from src.files.errors import ConfigError
 from src.variants import counts
 
 ABOUT = {"gpu": "none", "python": "3", "torch": "2", "commit": "abc"}

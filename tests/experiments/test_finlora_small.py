@@ -14,7 +14,7 @@ import pytest
 
 from experiments.finlora_small import report, run
 from src.cli import compose
-from src.errors import ConfigError
+from src.files.errors import ConfigError
 from src.records import RUNS
 from src.variants.scaling import effective_scale
 from tests.eval import synthetic

@@ -21,8 +21,8 @@ from experiments.four_bits import formats, measure, report
 from experiments.four_bits import runs as runs_of
 from src import models
 from src.cli import compose
-from src.config import VariantConfig
-from src.errors import ConfigError
+from src.config.schema import VariantConfig
+from src.files.errors import ConfigError
 from src.records import RunFolder, identity, run_id, write_sweep
 from src.variants import counts, quantization
 

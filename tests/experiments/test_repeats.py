@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.variants_at_their_best import repeats, report, results
-from src.errors import ConfigError
+from src.files.errors import ConfigError
 from tests.experiments.test_variants_at_their_best import Losses, level, runs_of
 
 FIRST: Losses = {

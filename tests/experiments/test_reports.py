@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import ConfigError
+from src.files.errors import ConfigError
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 STUDIES = sorted(file.parent.name for file in FOLDER.glob("*/report.py"))

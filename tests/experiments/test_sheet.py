@@ -14,7 +14,7 @@ import pytest
 from experiments import sheet
 from experiments.finlora_small import report as finlora
 from experiments.variants_at_their_best import results as variants
-from src.errors import ConfigError
+from src.files.errors import ConfigError
 from tests.conftest import CODE
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from experiments import tuned
-from src.errors import ConfigError
+from src.files.errors import ConfigError
 from src.records import RUNS
 from src.train.plan import Job
 from tests.conftest import TINY

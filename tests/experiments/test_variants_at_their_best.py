@@ -17,9 +17,9 @@ from scipy import stats
 
 from experiments.variants_at_their_best import cost, differences, figures, peft, report, results, run, tables
 from experiments.variants_at_their_best.questions import Study, study
-from src.errors import ConfigError
 from src.eval.assay import assay
 from src.eval.frame import gather, run_ids
+from src.files.errors import ConfigError
 from src.records import RUNS, RunFolder, write_sweep
 from src.train.peft_engine import PeftEngine
 from tests.conftest import TINY, Run, TrainPack

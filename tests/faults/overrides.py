@@ -9,8 +9,8 @@ from hypothesis.strategies import SearchStrategy
 
 from src.admission import GROUPS
 from src.cli import known_keys
-from src.config import CONF_FOLDER, Shape
-from src.values import CHOICES, RANGES
+from src.config.schema import CONF_FOLDER, Shape
+from src.config.values import CHOICES, RANGES
 
 # What a test's folder holds beside a good rows.jsonl.
 PATHS = (

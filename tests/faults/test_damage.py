@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from src.durable import Damaged
-from src.errors import ConfigError
 from src.eval.frame import gather
 from src.eval.logs import curves
 from src.eval.pair import compare_pair
+from src.files.durable import Damaged
+from src.files.errors import ConfigError
 from src.records import RUNS, RunFolder, read_sweep, write_sweep
 from src.train import checkpoint
 from src.train.display import Display

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from src.config import named_variants
+from src.config.schema import named_variants
 from src.records import RunFolder
 from src.train.packed.engine import PackedEngine
 from tests.conftest import Run, TrainPack

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.durable import dump_json, seal_text, write_atomically
 from src.eval import __main__ as eval_command
+from src.files.durable import dump_json, seal_text, write_atomically
 from src.records import RUNS
 from src.train.plan import Job
 from tests.eval import synthetic

@@ -10,10 +10,10 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, settings
 
 from src.cli import compose
-from src.config import Config
+from src.config.schema import Config
+from src.config.values import check
 from src.records import ENDED, run_id
 from src.train.plan import Job
-from src.values import check
 from tests.conftest import written
 from tests.faults import entry
 from tests.faults.overrides import KNOWN, NAMES, budget_lines, lines

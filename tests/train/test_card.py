@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from src import embedded, models
 from src.cli import compose
-from src.config import Config
+from src.config.schema import Config
 from src.train import card
 from src.train.result import Outcome, result
 from tests.conftest import Run
@@ -113,7 +113,7 @@ def test_names_that_are_markup_stay_text(monkeypatch: pytest.MonkeyPatch) -> Non
     config.dataset.name = "a | b\n# <script>alert(1)</script> [x](javascript:y)"
     config.model.source, config.model.path = "path", '/home/me/private/"; import os\n---\nbase: x'
     monkeypatch.setenv("MY_TOKEN", "correct-horse-battery-9")
-    from src import credentials
+    from src.files import credentials
 
     credentials.known.cache_clear()
     config.lora.target_modules = ["correct-horse-battery-9"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.durable import CannotWrite, Damaged
+from src.files.durable import CannotWrite, Damaged
 from src.train import checkpoint
 from src.train.checkpoint import Progress, Stand, together
 from src.train.metrics_log import Mark

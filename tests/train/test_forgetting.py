@@ -11,8 +11,8 @@ import torch
 
 from src import models
 from src.cli import compose
-from src.config import Config
-from src.errors import ConfigError
+from src.config.schema import Config
+from src.files.errors import ConfigError
 from src.records import RunFolder, run_id
 from src.train import packs, plan
 from src.train.plan import Job

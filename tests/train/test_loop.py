@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from src.cli import compose
-from src.config import Config
+from src.config.schema import Config
 from src.device import Numerics
 from src.train import loop
 from src.train.checkpoint import Progress

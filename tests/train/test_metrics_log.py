@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.durable import CannotWrite, Damaged
+from src.files.durable import CannotWrite, Damaged
 from src.train.metrics_log import START, Mark, MetricsLog
 
 

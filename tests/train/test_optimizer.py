@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from src.cli import compose
-from src.config import TrainConfig
-from src.errors import ConfigError
+from src.config.schema import TrainConfig
+from src.files.errors import ConfigError
 from src.train import optimizer
 from tests.conftest import TINY, Run
 

@@ -18,10 +18,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.batches import Item
 from src.cli import compose, known_keys
-from src.config import Config
-from src.datasets import Example
+from src.config.schema import Config
+from src.config.values import value_at
+from src.data.batches import Item
+from src.data.datasets import Example
 from src.records import RunFolder, run_id
 from src.train import checkpoint
 from src.train.memory import Machine, Memory, free_memory, length, tokens_of
@@ -30,7 +31,6 @@ from src.train.packed.feed import Feed
 from src.train.packed.members import member
 from src.train.packs import Pack, _ends, _fit, agreement, group, split
 from src.train.plan import Job
-from src.values import value_at
 from tests.conftest import TINY
 
 # Written out once more: what runs of one pack may differ in, each with the reason that the engine can hold both.

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from src.cli import compose
-from src.config import Config
+from src.config.schema import Config
 from src.train import room
 from src.train.memory import Tokens
 from src.train.run import Run

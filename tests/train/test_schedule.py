@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from src.config import TrainConfig
+from src.config.schema import TrainConfig
 from src.train.schedule import learning_rate
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from src.durable import CannotWrite
+from src.files.durable import CannotWrite
 from src.train import locks as module
 from src.train.locks import turn
 from src.train.worker import Pack

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from src import models, tracking
 from src.cli import compose
-from src.errors import ConfigError
 from src.eval import adapted
+from src.files.errors import ConfigError
 from src.records import RunFolder, run_id
 from src.train import checkpoint, worker
 from src.train.checks import LiveChecks

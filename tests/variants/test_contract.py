@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from src import models
-from src.batches import Batch, Item, collate, rows_at, tokenise
 from src.cli import compose
-from src.config import CONF_FOLDER, Config
-from src.datasets import Example
+from src.config.schema import CONF_FOLDER, Config
+from src.data.batches import Batch, Item, collate, rows_at, tokenise
+from src.data.datasets import Example
 from src.device import Numerics
 from src.fingerprint import fingerprint, frozen_tensors
 from src.losses import target_losses

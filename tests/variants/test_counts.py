@@ -12,9 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from src.config import ALL_LINEAR, CONF_FOLDER, LoraSettings, Shape, VariantConfig
-from src.errors import ConfigError
-from src.values import CHOICES
+from src.config.schema import ALL_LINEAR, CONF_FOLDER, LoraSettings, Shape, VariantConfig
+from src.config.values import CHOICES
+from src.files.errors import ConfigError
 from src.variants import counts
 from src.variants.counts import Linear
 

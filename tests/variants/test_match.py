@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from src.cli import compose
-from src.config import Config
-from src.errors import ConfigError
+from src.config.schema import Config
+from src.files.errors import ConfigError
 from src.variants import counts
 from src.variants.__main__ import shape_of
 from src.variants.match import Match, matching_rank

@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
-from src.errors import ConfigError
-from src.values import CHOICES
+from src.config.values import CHOICES
+from src.files.errors import ConfigError
 from src.variants.scaling import RULES, effective_scale
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from src import cli
-from src.config import CONF_FOLDER
-from src.values import CHOICES
+from src.config.schema import CONF_FOLDER
+from src.config.values import CHOICES
 from src.variants import __main__ as command
 
 ROOT = CONF_FOLDER.parent

@@ -19,7 +19,7 @@ from typing import Any
 import plotly.offline
 
 from src.eval.page import sections
-from src.eval.text import clean
+from src.files.text import clean
 
 HERE = Path(__file__).parent
 SCRIPTS = ("tables.js", "filters.js", "panels.js", "axes.js", "figures.js", "page.js")  # one scope, in this order

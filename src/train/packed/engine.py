@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from src import models
-from src.batches import Item
-from src.config import Config
+from src.config.schema import Config
+from src.data.batches import Item
 from src.device import Numerics
 from src.train.engine import Step
 from src.train.packed import exchange, head, kernels, optimizer

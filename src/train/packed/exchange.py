@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from src.config import Config, LoraSettings, VariantConfig
+from src.config.schema import Config, LoraSettings, VariantConfig
 from src.train.packed.model import PackedModel
 from src.variants.adapters import lora_config
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from src.batches import Item, micro_batches
-from src.train.layout import MULTIPLE, choose, share, up
+from src.data.batches import Item, micro_batches
+from src.data.layout import MULTIPLE, choose, share, up
 from src.train.packed.members import Member
 
 SURVEYED = 128  # steps that are looked at to choose a layout

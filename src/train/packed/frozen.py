@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.errors import ConfigError
+from src.files.errors import ConfigError
 from src.train.packed import int8
 from src.train.packed.kernels import dequantise_four_bit
 

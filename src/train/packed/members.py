@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from src.config import Config, LoraSettings, TrainConfig
-from src.errors import ConfigError
+from src.config.schema import Config, LoraSettings, TrainConfig
+from src.files.errors import ConfigError
 from src.variants.scaling import effective_scale
 
 # Ranks up to an edge share a bucket; above the last one, ranks within a factor of 4 do.

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from src.batches import IGNORE, Batch
-from src.config import ALL_LINEAR, Config
+from src.config.schema import ALL_LINEAR, Config
+from src.data.batches import IGNORE, Batch
 from src.device import Numerics
-from src.errors import ConfigError
 from src.eval.score import ROWS_AT_ONCE
+from src.files.errors import ConfigError
 from src.models import FAMILIES
 from src.train.packed import head
 from src.train.packed.buffers import Blocks, Bucket, Kind, buckets_of

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from src.config import Config
+from src.config.schema import Config
 from src.device import Numerics
-from src.errors import ConfigError
+from src.files.errors import ConfigError
 from src.train.packed import kernels
 
 # Compiling takes 4 to 8 s where the compiler's processes are up, and takes a third to a half off each step on an H100; less work

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from src import cli, credentials
+from src import cli
+from src.files import credentials
 
 Refused = Callable[..., str]
 

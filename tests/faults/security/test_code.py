@@ -15,7 +15,7 @@ import pytest
 
 from src import admission, models
 from src.cli import compose
-from src.config import CONF_FOLDER, ModelConfig
+from src.config.schema import CONF_FOLDER, ModelConfig
 from src.eval.frame import gather, run_ids
 from src.eval.logs import curves
 from src.records import RUNS, run_id

@@ -20,11 +20,11 @@ import pytest
 
 from src import admission, bounds
 from src.cli import compose
-from src.errors import ConfigError
+from src.config.values import check
 from src.eval.__main__ import main as evaluate
 from src.eval.writers import csv_text
+from src.files.errors import ConfigError
 from src.records import RUNS, RunFolder, run_id
-from src.values import check
 from tests.conftest import ENVIRONMENT, TINY, Run
 from tests.eval.synthetic import forge
 

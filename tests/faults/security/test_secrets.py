@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from src import credentials
 from src.cli import compose
-from src.credentials import REDACTED, found, in_arguments, redact
-from src.errors import ConfigError
 from src.eval.__main__ import main as evaluate
+from src.files import credentials
+from src.files.credentials import REDACTED, found, in_arguments, redact
+from src.files.errors import ConfigError
 from tests.conftest import ENVIRONMENT, TINY, TrainPack
 from tests.faults.security.conftest import Refused
 

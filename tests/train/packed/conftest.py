@@ -14,16 +14,16 @@ import torch
 import yaml
 
 from src import models
-from src.batches import Item
 from src.cli import compose
-from src.config import Config
-from src.datasets import Example
+from src.config.schema import Config
+from src.config.values import check
+from src.data.batches import Item
+from src.data.datasets import Example
 from src.device import Numerics
 from src.train.packed.engine import PackedEngine
 from src.train.packed.frozen import Int8
 from src.train.packed.members import member, slot_order
 from src.train.peft_engine import PeftEngine
-from src.values import check
 from src.variants import adapters, quantization
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from src.batches import Item
+from src.data.batches import Item
 from src.eval.score import Scorer
 from src.train.packed.decode import LOOK, SLOTS, GreedyDecoder, prompt_mask
 from src.train.packed.engine import PackedEngine

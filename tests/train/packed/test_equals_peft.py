@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from src.batches import collate, rows_at
-from src.config import Config
+from src.config.schema import Config
+from src.data.batches import collate, rows_at
 from src.losses import target_losses
 from src.train.packed.exchange import DRAWN_AT_ONCE, fill, named
 from src.train.peft_engine import PeftEngine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.batches import IGNORE, Item, collate, rows_at
+from src.data.batches import IGNORE, Item, collate, rows_at
 from src.train.packed.feed import Feed, Inputs, share
 from src.train.packed.members import Member, member
 from src.train.packed.model import rows_apart

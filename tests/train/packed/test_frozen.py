@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from src.config import VariantConfig
+from src.config.schema import VariantConfig
 from src.train.packed.frozen import FourBit
 from src.train.packed.layer import FrozenLinear, StepContext
 from src.variants import quantization

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from src.batches import Item
-from src.config import Config
+from src.config.schema import Config
+from src.data.batches import Item
 from src.device import Numerics
 from src.train.packed.engine import PackedEngine
 from src.train.packed.feed import Feed

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from src.batches import IGNORE, collate, rows_at
-from src.config import Config
+from src.config.schema import Config
+from src.data.batches import IGNORE, collate, rows_at
 from src.train.packed.buffers import Blocks, Bucket, Kind, buckets_of
 from src.train.packed.exchange import NAMES, named
 from src.train.packed.magnitude import RowNorms, apply_gain

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.config import Config
-from src.errors import ConfigError
+from src.config.schema import Config
+from src.files.errors import ConfigError
 from src.train.packed.buffers import Blocks, Kind, buckets_of
 from src.train.packed.members import Member, member, slot_order
 from tests.train.packed.conftest import config_of

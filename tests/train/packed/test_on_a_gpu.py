@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from src import models
-from src.config import Config, VariantConfig
+from src.config.schema import Config, VariantConfig
 from src.device import Numerics
 from src.train.packed import head, kernels, optimizer
 from src.train.packed.decode import GreedyDecoder

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.config import Config
+from src.config.schema import Config
 from src.train import checkpoint
 from src.train.checkpoint import Progress, Stand
 from tests.train.packed.conftest import EVEN, FP32, FP64, ITEMS, Tensors, config_of, pack_of, trace

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from src.config import TrainConfig
-from src.datasets import Example
-from src.errors import ConfigError
+from src.config.schema import TrainConfig
+from src.data.datasets import Example
+from src.files.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,13 +18,13 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src import inputs
-from src.config import ForgettingConfig
-from src.datasets import Example
-from src.errors import ConfigError
+from src.config.schema import ForgettingConfig
+from src.data import inputs
+from src.data.datasets import Example
+from src.files.errors import ConfigError
 
 if TYPE_CHECKING:
-    from src.batches import Item
+    from src.data.batches import Item
 
 SUBPACKAGES = ("cluster", "ensemble", "metrics", "model_selection", "preprocessing")
 WINDOW = 256  # tokens that are read together, at most
@@ -117,7 +117,7 @@ def windows(prose: Prose, tokenizer: Any, tokens: int, width: int) -> list[Item]
     Raises:
         ConfigError: no token is left to score.
     """
-    from src.batches import Item
+    from src.data.batches import Item
 
     text = prose.text[: tokens * CHARACTERS_PER_TOKEN]
     ids = tokenizer(text, add_special_tokens=False).input_ids[:tokens]

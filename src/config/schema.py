@@ -1,6 +1,6 @@
 """The typed schema of everything in conf/, and the names of the variants in it.
 
-Defaults stand here once; a YAML in conf/ holds only what differs from them. ``src/values.py`` says which values are possible.
+Defaults stand here once; a YAML in conf/ holds only what differs. ``values.py`` beside this says which values are possible.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import II, OmegaConf
 
-CONF_FOLDER = Path(__file__).resolve().parent.parent / "conf"
+CONF_FOLDER = Path(__file__).resolve().parents[2] / "conf"
 ALL_LINEAR = "all-linear"
 FOUR_BIT = ("nf4", "fp4")  # one layout, two tables of 16 values
 QUANTISED = ("int8", *FOUR_BIT)
@@ -73,7 +73,7 @@ class DatasetConfig:
     name: str = ""
     source: str = "jsonl"  # cldr_names | jsonl | hub | task: from ``path`` where it is set, else from the hub
     version: int | None = None  # of a named dataset: raised when its rows, its prompt or its judging change
-    format: str = "pairs"  # how a row is read: src/formats.py
+    format: str = "pairs"  # how a row is read: src/data/formats.py
     answer: str = "text"  # how an answer is judged: text | label | number | choice | tags | overlap | bleu
     path: str | None = None  # training rows; without val_path/test_path the file is split by prompt
     val_path: str | None = None

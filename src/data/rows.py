@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from src import inputs
-from src.errors import ConfigError
+from src.data import inputs
+from src.files.errors import ConfigError
 
 LFS = b"version https://git-lfs.github.com/spec/v1"
 

@@ -1,6 +1,6 @@
 """Examples: a prompt and a target, in three splits that share no prompt. No torch and no tokens here.
 
-The order in which training rows are used depends on data_seed alone; see src/batches.py.
+The order in which training rows are used depends on data_seed alone; see src/data/batches.py.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from src import inputs, rows
-from src.cldr_names import cldr_rows
-from src.config import DatasetConfig
-from src.errors import ConfigError
-from src.formats import FORMATS, POOLED, Messages, normalised
+from src.config.schema import DatasetConfig
+from src.data import inputs, rows
+from src.data.cldr_names import cldr_rows
+from src.data.formats import FORMATS, POOLED, Messages, normalised
+from src.files.errors import ConfigError
 
 
 @dataclass(frozen=True)
