@@ -22,11 +22,11 @@ from typing import Any
 
 from benchmarks import measure
 from benchmarks.step import Case, measured
-from src import device
-from src.cli import one_line
+from src.command.cli import one_line
 from src.files.durable import write_atomically
 from src.files.errors import ConfigError
 from src.files.terminal import quiet_libraries
+from src.model import device
 
 Row = dict[str, Any]
 CASE = ("model", "variant", "engine", "runs", "rows", "length", "r", "options", "steps")

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from benchmarks import measure
-from src import device, models
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import Config
 from src.data.batches import Item
 from src.data.datasets import Example
 from src.files.terminal import quiet_libraries
+from src.model import device, models
 from src.train.packed.engine import PackedEngine
 from src.train.packed.speed import EAGER_STEPS
 from src.train.peft_engine import PeftEngine

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Sequence
 from statistics import fmean
 
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import Config
 from src.files.errors import ConfigError
 from src.records import RunFolder, run_id

@@ -20,7 +20,7 @@ class PackedLauncher(Launcher):
         self.hydra_context = hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from src.cli import compose_jobs
+        from src.command.cli import compose_jobs
         from src.train.launch import run_jobs
 
         run_jobs(compose_jobs(self.hydra_context.config_loader, self.config, job_overrides))
@@ -37,7 +37,7 @@ class GridSweeper(BasicSweeper):
     """The grid of a multirun in one batch, without Hydra's multirun.yaml and its second composition of each job."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        from src import admission, bounds
+        from src.command import admission, bounds
 
         assert self.hydra_context is not None and self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import Config
 from src.records import RunFolder, run_id
 

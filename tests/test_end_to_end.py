@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from src import embedded
 from src.data.batches import tokenise
 from src.data.datasets import Example
+from src.model import embedded
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

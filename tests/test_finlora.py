@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.finlora_small.configs import FOLDER, METHODS, configs
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import Config
 from src.eval.assay import assay
 from src.eval.frame import gather

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from src import models
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import Config
+from src.model import models
 from src.variants import quantization
 
 CPU = torch.device("cpu")

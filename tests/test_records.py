@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.cli import compose
+from src.command.cli import compose
 from src.files.durable import Damaged, dump_json
 from src.records import RESULT, RunFolder, provenance, read_lines, read_sweep, run_id, write_sweep
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.cli import compose
+from src.command.cli import compose
 from src.records import RunFolder, run_id
 from tests.conftest import TINY, Run
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import CONF_FOLDER, DatasetConfig
 from src.data import datasets as ours
 from src.data.datasets import Splits, load, refuse_impossible

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from src import tracking
-from src.cli import compose
+from src.command.cli import compose
 from src.records import RunFolder
 from src.tracking import Mirror
 from src.train.metrics_log import MetricsLog

@@ -17,9 +17,8 @@ import torch
 from benchmarks import cases
 from benchmarks.step import Case
 from experiments import folders
-from src import cli
-from src.eval import words
-from src.eval.words import Key
+from src.command import cli, words
+from src.command.words import Key
 from src.files.errors import ConfigError
 
 HERE = Path(__file__).resolve().parent

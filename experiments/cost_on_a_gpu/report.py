@@ -13,10 +13,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from experiments import markdown, sheet
-from src import cli
-from src.eval import words
+from src.command import cli, words
+from src.command.words import Key
 from src.eval.styles import style
-from src.eval.words import Key
 from src.files.errors import ConfigError
 
 HERE = Path(__file__).resolve().parent

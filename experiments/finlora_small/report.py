@@ -23,11 +23,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from experiments import sheet
 from experiments.finlora_small.run import FORMS, RATES, REPORT, TASKS, TUNE
-from src import cli
-from src.eval import words
+from src.command import cli, words
+from src.command.words import Key
 from src.eval.statistics import holm, mean_interval, paired
 from src.eval.styles import line, style
-from src.eval.words import Key
 from src.files.durable import write_atomically
 from src.files.errors import ConfigError
 from src.files.text import few

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from experiments import tuned
-from src import cli
+from src.command import cli
 from src.files.errors import ConfigError
 from src.train.launch import RunsFailed
 

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import folders, sheet
-from src import cli
-from src.eval import words
-from src.eval.words import Key
+from src.command import cli, words
+from src.command.words import Key
 from src.files.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def embedded_matrices(layers: int | None) -> Iterator[tuple[str, str, str, torch
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
-    from src import embedded
+    from src.model import embedded
 
     for tensor in GGUFReader(str(embedded.gguf_file())).tensors:
         block, _, rest = tensor.name.removeprefix("blk.").partition(".")
@@ -98,9 +97,9 @@ def bits(path: Path, small: bool) -> None:
     """Bytes of the tensors that quantised layers hold, as ``src.variants.quantization`` places them."""
     import torch
 
-    from src import models
-    from src.cli import compose
+    from src.command.cli import compose
     from src.config.schema import VariantConfig
+    from src.model import models
     from src.variants import quantization
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

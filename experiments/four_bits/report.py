@@ -20,11 +20,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from experiments import markdown, sheet
-from src import cli
-from src.eval import words
+from src.command import cli, words
+from src.command.words import Key
 from src.eval.statistics import Interval, holm, mean_interval, paired
 from src.eval.styles import OTHER, style
-from src.eval.words import Key
 from src.files.errors import ConfigError
 
 HERE = Path(__file__).resolve().parent

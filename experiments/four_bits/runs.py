@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from src.cli import compose
+from src.command.cli import compose
 from src.eval.audit import HELD, said
 from src.eval.frame import flatten
 from src.files.errors import ConfigError

@@ -31,15 +31,16 @@ from typing import Any
 
 from experiments import folders
 from experiments.magnitude_direction.runs import LOSSES, RESULTS, Plan, train_full, train_pack
-from src import cli, device, models, records
-from src.cli import compose
+from src import records
+from src.command import cli, words
+from src.command.cli import compose
+from src.command.words import Key
 from src.config.schema import Config
-from src.device import reset_peak
-from src.eval import words
-from src.eval.words import Key
 from src.files.durable import dump_json, write_atomically
 from src.files.errors import ConfigError
 from src.files.terminal import quiet_libraries
+from src.model import device, models
+from src.model.device import reset_peak
 
 HERE = Path(__file__).resolve().parent
 SHARES = (2 / 300, 10 / 300, 38 / 300, 0.25, 0.5, 0.75, 262 / 300, 1.0)

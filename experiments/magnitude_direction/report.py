@@ -28,10 +28,9 @@ from experiments.magnitude_direction.correlation import (
     random_direction,
     spearman,
 )
-from src import cli
-from src.eval import words
+from src.command import cli, words
+from src.command.words import Key
 from src.eval.statistics import mean_interval
-from src.eval.words import Key
 from src.files.durable import write_atomically
 from src.files.errors import ConfigError
 from src.files.text import few

@@ -16,12 +16,12 @@ import torch
 
 from experiments import sheet
 from experiments.magnitude_direction.decomposition import Change, of_pack, of_weights
-from src import device, models
 from src.config.schema import Config
 from src.data import batches, datasets
 from src.data.batches import Item
-from src.device import Numerics
-from src.eval.score import Scorer, per_token
+from src.measure.scorer import Scorer, per_token
+from src.model import device, models
+from src.model.device import Numerics
 from src.train.engine import Step
 from src.train.packed.engine import PackedEngine
 from src.train.packed.members import member, slot_order

@@ -39,13 +39,15 @@ import torch
 from experiments import folders, sheet
 from experiments.rank_stability.norms import Norms, Spread
 from experiments.rank_stability.plan import DEFAULTS, KEYS, VARIANTS, Planned, config_of, planned, read_rates
-from src import cli, device, models, records
+from src import records
+from src.command import cli
+from src.command.words import read
 from src.config.schema import Config
 from src.data import batches, datasets
-from src.eval.score import Scorer, per_token
-from src.eval.words import read
 from src.files.durable import dump_json, write_atomically
 from src.files.terminal import quiet_libraries
+from src.measure.scorer import Scorer, per_token
+from src.model import device, models
 from src.train import room
 from src.train.memory import Tokens
 from src.train.packed.engine import PackedEngine

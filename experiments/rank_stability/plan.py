@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments import sheet
-from src import cli
+from src.command import cli
+from src.command.words import Key, Read, number, one_of, whole
 from src.config.schema import Config
-from src.eval.words import Key, Read, number, one_of, whole
 from src.files.errors import ConfigError
 
 VARIANTS = ("lora", "rslora")  # alpha/r and alpha/sqrt r

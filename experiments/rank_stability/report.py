@@ -34,10 +34,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from experiments import markdown, sheet
-from src import cli
+from src.command import cli
+from src.command.words import Key, read
 from src.eval.statistics import Interval, mean_interval
 from src.eval.styles import style
-from src.eval.words import Key, read
 from src.files.durable import write_atomically
 from src.files.errors import ConfigError
 

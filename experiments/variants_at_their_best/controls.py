@@ -9,8 +9,8 @@ import sys
 
 from experiments import tuned
 from experiments.variants_at_their_best.run import REPORT, SHARED, TUNE
-from src import cli
-from src.cli import compose
+from src.command import cli
+from src.command.cli import compose
 from src.train.launch import RunsFailed
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)

@@ -17,14 +17,14 @@ from typing import Any
 from benchmarks import measure
 from experiments import folders, tuned
 from experiments.variants_at_their_best.run import cells
-from src import cli, device, models
-from src.cli import compose
+from src.command import cli, words
+from src.command.cli import compose
+from src.command.words import Key
 from src.config.schema import Config
 from src.data import batches, datasets
-from src.eval import words
-from src.eval.words import Key
 from src.files.durable import dump_json, write_atomically
 from src.files.terminal import quiet_libraries
+from src.model import device, models
 from src.train.peft_engine import PeftEngine
 from src.variants import adapters, quantization
 

@@ -16,11 +16,10 @@ from experiments import sheet
 from experiments.variants_at_their_best import cost, figures, results
 from experiments.variants_at_their_best.questions import study
 from experiments.variants_at_their_best.tables import tables
-from src import cli
-from src.eval import words
+from src.command import cli, words
+from src.command.words import Key
 from src.eval.figures import png
 from src.eval.frame import MISSING
-from src.eval.words import Key
 from src.files.durable import write_atomically
 from src.files.errors import ConfigError
 from src.records import RUNS

@@ -20,7 +20,7 @@ import pandas as pd
 
 from experiments import sheet
 from experiments.variants_at_their_best.run import cells
-from src.cli import compose
+from src.command.cli import compose
 from src.eval.audit import HELD, OWN, differing
 from src.eval.frame import METRIC, MISSING, NUMBERS, TEXTS, Gathered, flatten, gather, run_ids
 from src.eval.notes import named

@@ -15,7 +15,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from experiments import tuned
-from src import cli
+from src.command import cli
 from src.config.schema import CONF_FOLDER
 from src.files.durable import write_atomically
 from src.train.launch import RunsFailed

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.cli import suggest
-from src.eval import commands
+from src.command import commands
+from src.command.cli import suggest
 from src.eval.frame import Gathered, gather, known_sweeps, run_ids
 from src.eval.pair import compare_pair
 from src.files.durable import Damaged, write_atomically

@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from src import embedded, models
-from src.cli import compose, suggest
+from src.command import words
+from src.command.cli import compose, suggest
+from src.command.words import Key
 from src.config.schema import ALL_LINEAR, CONF_FOLDER, QUANTISED, Config, ModelConfig, variant_name
 from src.config.values import CHOICES, MODULE_NAME, refuse_outside
 from src.data import datasets, inputs
-from src.eval import serving, words
-from src.eval.words import Key
+from src.eval import serving
 from src.files.errors import ConfigError
-from src.models import NO_CODE
+from src.model import embedded, models
+from src.model.models import NO_CODE
 from src.records import RESULT, RUNS, RunFolder
 
 if TYPE_CHECKING:
-    from src.device import Numerics
+    from src.model.device import Numerics
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 KEYS = {
@@ -213,7 +214,7 @@ def load_base(source: Source, exact: bool = False) -> tuple[Any, Any, Numerics]:
     """(base model in 16 bits or more, tokenizer, formats). ``exact``: the same weights, and all products, in fp32."""
     import torch
 
-    from src import device
+    from src.model import device
 
     numerics = device.choose(source.config)
     network, tokenizer = models.load(source.config.model, numerics.base, numerics.device)
@@ -291,8 +292,8 @@ def load_strictly(network: Any, file: Path) -> None:
 
 def _refuse_other_base(source: Source, network: Any, numerics: Numerics) -> None:
     """Raise ConfigError where the base is not what the run's record says, which can be told on the same kind of device."""
-    from src import device
-    from src.fingerprint import fingerprint, frozen_tensors
+    from src.model import device
+    from src.model.fingerprint import fingerprint, frozen_tensors
 
     if source.record is None:
         return

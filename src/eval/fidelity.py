@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from src.data.batches import IGNORE, Batch, Item, collate
-from src.eval.score import Solo
+from src.measure.scorer import Solo
 
 TOKENS_AT_ONCE = 2048  # with padding: two models' logits of this many tokens are held together
 

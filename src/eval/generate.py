@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from src.command import words
+from src.command.words import Key
 from src.data import datasets
-from src.eval import adapted, serving, words
+from src.eval import adapted, serving
 from src.eval.adapted import Source
-from src.eval.words import Key
 from src.files.errors import ConfigError
 from src.files.terminal import quiet_libraries
 

@@ -6,16 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from src import models
+from src.command import words
+from src.command.words import Key
 from src.config.schema import QUANTISED
 from src.data import datasets, inputs, prose
-from src.eval import adapted, serving, words
+from src.eval import adapted, serving
 from src.eval.adapted import Source
-from src.eval.words import Key
 from src.files.durable import dump_json, replacing, seal_text
 from src.files.errors import ConfigError
 from src.files.terminal import quiet_libraries
-from src.models import NO_CODE
+from src.model import models
+from src.model.models import NO_CODE
 
 USAGE = f"""\
 usage: python -m src.eval merge run=ID out=DIR [onto=original|dequantised] [dtype=bf16] [examples=64] [latency=true]
@@ -111,10 +112,10 @@ def merge(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from src import device
     from src.data import batches
     from src.eval import fidelity, latency, merging
-    from src.eval.score import Solo
+    from src.measure.scorer import Solo
+    from src.model import device
 
     dtype = torch.float32 if given.get("dtype") == "fp32" else torch.bfloat16
     opened = adapted.open_source(source)
@@ -157,7 +158,7 @@ def merge(
 def _control(source: Source, onto: str, items: list[Any]) -> dict[str, Any]:
     """The gap of the same merge where nothing is rounded: what is left is onto's doing, not the rounding's."""
     from src.eval import fidelity, merging
-    from src.eval.score import Solo
+    from src.measure.scorer import Solo
 
     opened = adapted.open_source(source, exact=True)
     plain, _, numerics = adapted.load_base(source, exact=True)

@@ -8,9 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from src.eval import adapted, words
+from src.command import words
+from src.command.words import Key
+from src.eval import adapted
 from src.eval.adapted import Source
-from src.eval.words import Key
 from src.files.errors import ConfigError
 
 USAGE = """\

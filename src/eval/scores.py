@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from src import cli
+from src.command import cli, words
+from src.command.words import Key
 from src.config.schema import Config, EvalConfig
 from src.data import datasets
-from src.eval import adapted, words
+from src.eval import adapted
 from src.eval.adapted import Source
-from src.eval.words import Key
 from src.files.durable import dump_json, seal_text, write_atomically
 from src.files.errors import ConfigError
 from src.files.terminal import quiet_libraries, spinner
@@ -105,10 +105,10 @@ def score(
     """(what was measured and on what, a row for each example). ``base``: with the adapter switched off."""
     from contextlib import nullcontext
 
-    from src import device
     from src.data import batches
-    from src.eval.measure import measure
-    from src.eval.score import Scorer, Solo
+    from src.measure.measure import measure
+    from src.measure.scorer import Scorer, Solo
+    from src.model import device
 
     opened = adapted.open_source(source)
     tokenizer, dataset = opened.tokenizer, config.dataset

@@ -9,7 +9,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from src import admission, cli
+from src.command import admission, cli
 from src.config.schema import CONF_FOLDER
 
 _composed: list[tuple[DictConfig, Any]] = []

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from src.config.schema import Config
-from src.fingerprint import fingerprint, frozen_tensors
+from src.model.fingerprint import fingerprint, frozen_tensors
 from src.train.engine import Engine
 from src.variants.quantization import BITS, quantised_layers
 from src.variants.scaling import effective_scale

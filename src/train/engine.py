@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from src.config.schema import Config
-from src.device import Numerics
-from src.eval.score import Scored
+from src.measure.scorer import Scored
+from src.model.device import Numerics
 
 
 @dataclass(frozen=True)

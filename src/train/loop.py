@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from src import device
 from src.config.schema import Config
+from src.model import device
 from src.train.checkpoint import Progress
 from src.train.engine import Engine, Step
 from src.train.stop import Interrupted

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from src import models
 from src.config.schema import FOUR_BIT, Config, DatasetConfig, packs
 from src.data import datasets, layout
 from src.data.datasets import Example
+from src.model import models
 from src.train.plan import Job
 from src.variants import counts
 from src.variants.counts import Linear

@@ -15,9 +15,9 @@ from torch import nn
 
 from src.config.schema import Config
 from src.data.batches import Batch, Item, collate, micro_batches
-from src.device import Numerics
-from src.eval.score import Solo
-from src.losses import target_losses
+from src.measure.scorer import Solo
+from src.model.device import Numerics
+from src.model.losses import target_losses
 from src.train import optimizer
 from src.train.engine import Step
 from src.train.schedule import learning_rate

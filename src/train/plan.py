@@ -14,13 +14,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from src import embedded, models
 from src.config.schema import Config
 from src.config.values import resolve
 from src.data import datasets, prose
-from src.eval import answers
 from src.files.errors import ConfigError
 from src.files.terminal import spinner
+from src.measure import answers
+from src.model import embedded, models
 from src.records import RunFolder, run_id, write_sweep
 from src.train import checkpoint
 from src.train.child import environment
@@ -126,7 +126,7 @@ def prepare(jobs: Sequence[Job]) -> None:
         return
     print("converting the embedded SmolLM2-135M once (about half a minute)", file=sys.stderr)
     with spinner("converting"):
-        done = subprocess.run([sys.executable, "-m", "src.embedded"], env=environment(), capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "src.model.embedded"], env=environment(), capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ConfigError(f"model=smollm2_135m: the conversion failed: {last}")

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from src.device import is_out_of_memory
 from src.files.credentials import redact
 from src.files.durable import Damaged, write_atomically
 from src.files.errors import ConfigError
+from src.model.device import is_out_of_memory
 from src.records import ENDED, RunFolder
 from src.tracking import Mirror
 from src.train import checkpoint

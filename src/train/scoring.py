@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from src.data.batches import Item
-from src.eval.measure import measure
-from src.eval.score import Scored, Scorer, per_token
+from src.measure.measure import measure
+from src.measure.scorer import Scored, Scorer, per_token
 from src.train.events import Events
 from src.train.run import Run
 

@@ -22,14 +22,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from src import cli, device, models, tracking
+from src import tracking
+from src.command import cli
 from src.config.schema import FOUR_BIT, Config, packs
 from src.data import batches, datasets, prose
 from src.data.batches import Item
-from src.device import Numerics
-from src.eval.score import Scorer, per_token
 from src.files.durable import CannotWrite, replacing
 from src.files.terminal import quiet_libraries
+from src.measure.scorer import Scorer, per_token
+from src.model import device, models
+from src.model.device import Numerics
 from src.train import card, checkpoint, handover, room, scoring
 from src.train.checks import LiveChecks
 from src.train.child import CANNOT_WRITE, OUT_OF_MEMORY

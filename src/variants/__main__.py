@@ -11,7 +11,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from src import cli
+from src.command import cli
 from src.config.schema import Config, Shape
 from src.config.values import RANGES
 from src.files.errors import ConfigError
@@ -66,7 +66,7 @@ def shape_of(config: Config) -> Shape:
     Raises:
         ConfigError: they are not known without loading the model.
     """
-    from src import models
+    from src.model import models
 
     if config.model.source == "path":
         models.refuse_impossible(config.model)

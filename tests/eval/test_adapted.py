@@ -13,10 +13,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from src import models
-from src.eval import adapted, commands
+from src.command import commands
+from src.eval import adapted
 from src.eval.adapted import SETTINGS, WEIGHTS, find, open_source
 from src.files.errors import ConfigError
+from src.model import models
 from src.records import RunFolder
 from tests.conftest import Run
 
@@ -133,7 +134,7 @@ def test_a_run_that_is_not_whole_is_refused(run: Run) -> None:
 
 
 def test_a_base_that_is_no_longer_the_same_is_refused(run: Run, folder: Path) -> None:
-    from src.cli import compose
+    from src.command.cli import compose
 
     network, tokenizer = models.load(compose(["model=tiny"]).model, torch.float32, torch.device("cpu"))
     network.save_pretrained("base")

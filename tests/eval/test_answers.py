@@ -10,7 +10,8 @@ from sklearn.metrics import f1_score
 
 from src.config.schema import DatasetConfig
 from src.data.datasets import Example
-from src.eval.answers import (
+from src.files.errors import ConfigError
+from src.measure.answers import (
     UNPARSED,
     bleu,
     chosen,
@@ -26,7 +27,6 @@ from src.eval.answers import (
     parse_label,
     refuse_unanswerable,
 )
-from src.files.errors import ConfigError
 
 SENTIMENT = ["negative", "neutral", "positive"]
 

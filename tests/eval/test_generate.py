@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.eval import commands
+from src.command import commands
 from src.eval.adapted import find
 from src.eval.generate import generate, shown, uses_chat
 from src.records import RunFolder

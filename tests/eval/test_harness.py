@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from src import models
-from src.cli import compose
-from src.eval import commands, harness
+from src.command import commands
+from src.command.cli import compose
+from src.eval import harness
 from src.eval.adapted import find
+from src.model import models
 from tests.conftest import Run
 
 QUICK = ["forgetting.tokens=0", "eval.generate=false", "lora.r=4", "train.lr=0.05", "model=path", "model.path=base"]

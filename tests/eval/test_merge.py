@@ -13,13 +13,14 @@ from peft import PeftModel
 from peft.utils.integrations import dequantize_module_weight
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from src.command import commands
 from src.config.schema import CONF_FOLDER
-from src.eval import adapted, commands
+from src.eval import adapted
 from src.eval.adapted import find
 from src.eval.fidelity import gap
 from src.eval.merging import merged_weight
-from src.eval.score import Solo
 from src.files.durable import unseal
+from src.measure.scorer import Solo
 from src.records import RunFolder
 from src.variants import quantization
 from tests.conftest import Run
@@ -183,8 +184,8 @@ def test_any_adapter_folder_merges_and_is_measured_on_prose(run: Run, capsys: py
 def test_an_adapter_of_the_embeddings_is_no_part_of_a_merge(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from peft import LoraConfig, get_peft_model
 
-    from src import models
-    from src.cli import compose
+    from src.command.cli import compose
+    from src.model import models
 
     network, _ = models.load(compose(["model=tiny"]).model, torch.float32, torch.device("cpu"))
     peft = get_peft_model(network, LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM"))

@@ -10,9 +10,9 @@ import huggingface_hub
 import pytest
 import torch
 
-from src import models
-from src.cli import compose
-from src.eval import commands
+from src.command import commands
+from src.command.cli import compose
+from src.model import models
 from tests.conftest import Run
 
 QUICK = ["forgetting.tokens=0", "eval.generate=false", "lora.r=4"]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from src import models
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import ModelConfig
 from src.data.batches import Batch, tokenise
 from src.data.datasets import Example
-from src.device import Numerics
-from src.eval.score import Scorer, Solo, TargetLoss, per_token
+from src.measure.scorer import Scorer, Solo, TargetLoss, per_token
+from src.model import models
+from src.model.device import Numerics
 
 CPU = torch.device("cpu")
 MODEL, TOKENIZER = models.load(compose(["model=tiny"]).model, torch.float64, CPU)

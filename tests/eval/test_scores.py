@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from src.cli import compose
+from src.command.cli import compose
+from src.command.commands import main
 from src.data import datasets
-from src.eval.commands import main
 from src.files.durable import unseal
 from tests.conftest import Run
 

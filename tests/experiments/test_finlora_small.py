@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from experiments.finlora_small import report, run
-from src.cli import compose
+from src.command.cli import compose
 from src.files.errors import ConfigError
 from src.records import RUNS
 from src.variants.scaling import effective_scale

@@ -19,10 +19,10 @@ from benchmarks.step import Case, config_of
 from experiments.cost_on_a_gpu.measure import SINGLE
 from experiments.four_bits import formats, measure, report
 from experiments.four_bits import runs as runs_of
-from src import models
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import VariantConfig
 from src.files.errors import ConfigError
+from src.model import models
 from src.records import RunFolder, identity, run_id, write_sweep
 from src.variants import counts, quantization
 

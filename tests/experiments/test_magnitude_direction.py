@@ -21,12 +21,12 @@ import torch
 from experiments.magnitude_direction import correlation, measure, report
 from experiments.magnitude_direction.decomposition import direction_change, magnitude_change, of_pack, of_weights
 from experiments.magnitude_direction.runs import Plan, train_full
-from src import models
-from src.cli import compose
+from src.command.cli import compose
 from src.data.batches import Item
 from src.data.datasets import Example
-from src.device import Numerics
 from src.files.errors import ConfigError
+from src.model import models
+from src.model.device import Numerics
 from src.train.packed.engine import PackedEngine
 from src.train.peft_engine import PeftEngine
 from src.variants import quantization

@@ -18,10 +18,11 @@ import torch
 from experiments.rank_stability import measure, plan, report
 from experiments.rank_stability.norms import Norms, product_norms
 from experiments.rank_stability.plan import DEFAULTS, Planned
-from src import cli, device, models
+from src.command import cli
 from src.data import batches, datasets
 from src.files.errors import ConfigError
-from src.losses import target_losses
+from src.model import device, models
+from src.model.losses import target_losses
 from src.train.packed.engine import PackedEngine
 from src.train.packed.members import member, slot_order
 from src.variants import adapters

@@ -23,7 +23,7 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 
-from src import cli
+from src.command import cli
 from src.data import cldr_names, datasets
 from src.eval import __main__ as eval_command
 from src.train import __main__ as train_command

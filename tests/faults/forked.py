@@ -151,7 +151,7 @@ def _to_its_end(main: Any) -> None:
     import threading
     import traceback
 
-    from src import cli
+    from src.command import cli
 
     code: Any = 1
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, settings
 
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import Config
 from src.config.values import check
 from src.records import ENDED, run_id

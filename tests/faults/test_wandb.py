@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from src import tracking, wandb_run
-from src.cli import compose
+from src.command.cli import compose
 from src.offline_file import closed_with
 from src.records import RunFolder, run_id
 from src.tracking import Mirror

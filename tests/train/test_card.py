@@ -12,9 +12,9 @@ import yaml
 from huggingface_hub import ModelCard
 from peft import PeftModel
 
-from src import embedded, models
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import Config
+from src.model import embedded, models
 from src.train import card
 from src.train.result import Outcome, result
 from tests.conftest import Run

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from src import models
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import Config
 from src.files.errors import ConfigError
+from src.model import models
 from src.records import RunFolder, run_id
 from src.train import packs, plan
 from src.train.plan import Job

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from src.cli import compose
+from src.command.cli import compose
 from src.records import run_id
 from src.train import child, launch
 from src.train.display import Display

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import Config
-from src.device import Numerics
+from src.model.device import Numerics
 from src.train import loop
 from src.train.checkpoint import Progress
 from src.train.engine import Step

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import TrainConfig
 from src.files.errors import ConfigError
 from src.train import optimizer

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.cli import compose, known_keys
+from src.command.cli import compose, known_keys
 from src.config.schema import Config
 from src.config.values import value_at
 from src.data.batches import Item
@@ -400,6 +400,6 @@ def test_planning_imports_nothing_heavy() -> None:
     import sys
 
     heavy = ("torch", "transformers", "peft", "wandb", "pandas")
-    code = f"import sys, src.train.launch, src.cli; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, src.train.launch, src.command.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
     assert json.loads(done.stdout) == []

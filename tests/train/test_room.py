@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import Config
 from src.train import room
 from src.train.memory import Tokens

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src import models
-from src.cli import compose
+from src.command.cli import compose
+from src.model import models
 from src.train import worker
 from src.train.events import Events
 from tests.conftest import TINY, Run, TrainPack, written

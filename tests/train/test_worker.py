@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import models, tracking
-from src.cli import compose
+from src import tracking
+from src.command.cli import compose
 from src.eval import adapted
 from src.files.errors import ConfigError
+from src.model import models
 from src.records import RunFolder, run_id
 from src.train import checkpoint, worker
 from src.train.checks import LiveChecks
@@ -554,7 +555,7 @@ def test_full_training_that_moves_nothing_is_not_live(run: Run, monkeypatch: pyt
 
 
 def test_a_test_loss_that_is_not_finite_is_diverged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.eval.measure.per_token", lambda losses: math.inf)
+    monkeypatch.setattr("src.measure.measure.per_token", lambda losses: math.inf)
     record, result = run()
     assert (result["status"], result["reason"]) == ("diverged", "the test loss was not finite")
     assert "test/loss" not in result["metrics"] and not record.predictions.exists()

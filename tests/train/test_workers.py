@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from src.cli import compose
+from src.command.cli import compose
 from src.records import RUNS, RunFolder, run_id
 from src.train import child, handover
 from src.train.launch import launch

@@ -17,14 +17,14 @@ from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import load_file
 from torch import nn
 
-from src import models
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import CONF_FOLDER, Config
 from src.data.batches import Batch, Item, collate, rows_at, tokenise
 from src.data.datasets import Example
-from src.device import Numerics
-from src.fingerprint import fingerprint, frozen_tensors
-from src.losses import target_losses
+from src.model import models
+from src.model.device import Numerics
+from src.model.fingerprint import fingerprint, frozen_tensors
+from src.model.losses import target_losses
 from src.train.checks import LiveChecks
 from src.train.packed.engine import PackedEngine
 from src.train.peft_engine import PeftEngine

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import Config
 from src.files.errors import ConfigError
 from src.variants import counts

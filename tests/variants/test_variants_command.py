@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src import cli
+from src.command import cli
 from src.config.schema import CONF_FOLDER
 from src.config.values import CHOICES
 from src.variants import __main__ as command

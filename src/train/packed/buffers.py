@@ -17,7 +17,7 @@ import torch
 from src.train.packed.members import Member
 
 PARTS = ("A", "B", "m")
-# Modules of a decoder layer, in every family of src.models.FAMILIES, that are called on one and the same tensor.
+# Modules of a decoder layer, in every family of src.model.models.FAMILIES, that are called on one and the same tensor.
 SAME_INPUT = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
 
 

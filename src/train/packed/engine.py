@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from src import models
 from src.config.schema import Config
 from src.data.batches import Item
-from src.device import Numerics
+from src.model import models
+from src.model.device import Numerics
 from src.train.engine import Step
 from src.train.packed import exchange, head, kernels, optimizer
 from src.train.packed.dropout import step_keys

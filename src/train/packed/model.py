@@ -11,10 +11,10 @@ import torch
 
 from src.config.schema import ALL_LINEAR, Config
 from src.data.batches import IGNORE, Batch
-from src.device import Numerics
-from src.eval.score import ROWS_AT_ONCE
 from src.files.errors import ConfigError
-from src.models import FAMILIES
+from src.measure.scorer import ROWS_AT_ONCE
+from src.model.device import Numerics
+from src.model.models import FAMILIES
 from src.train.packed import head
 from src.train.packed.buffers import Blocks, Bucket, Kind, buckets_of
 from src.train.packed.decode import SLOTS, GreedyDecoder, KeyValues

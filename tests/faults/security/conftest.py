@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from src import cli
+from src.command import cli
 from src.files import credentials
 
 Refused = Callable[..., str]

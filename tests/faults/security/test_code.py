@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from src import admission, models
-from src.cli import compose
+from src.command import admission
+from src.command.cli import compose
 from src.config.schema import CONF_FOLDER, ModelConfig
 from src.eval.frame import gather, run_ids
 from src.eval.logs import curves
+from src.model import models
 from src.records import RUNS, run_id
 from tests.conftest import TINY, Run
 from tests.faults.security.conftest import Refused

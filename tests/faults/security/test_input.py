@@ -18,8 +18,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from src import admission, bounds
-from src.cli import compose
+from src.command import admission, bounds
+from src.command.cli import compose
 from src.config.values import check
 from src.eval.__main__ import main as evaluate
 from src.eval.writers import csv_text

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from src.cli import compose
+from src.command.cli import compose
 from src.eval.__main__ import main as evaluate
 from src.files import credentials
 from src.files.credentials import REDACTED, found, in_arguments, redact
@@ -161,7 +161,7 @@ def hits(folder: Path, secrets: list[str]) -> list[str]:
 def test_no_secret_in_what_a_run_writes(
     train_pack: TrainPack, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from src import models
+    from src.model import models
 
     secrets = [*OWN, SECRETS["GitHub"]]
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 import yaml
 
-from src import models
-from src.cli import compose
+from src.command.cli import compose
 from src.config.schema import Config
 from src.config.values import check
 from src.data.batches import Item
 from src.data.datasets import Example
-from src.device import Numerics
+from src.model import models
+from src.model.device import Numerics
 from src.train.packed.engine import PackedEngine
 from src.train.packed.frozen import Int8
 from src.train.packed.members import member, slot_order

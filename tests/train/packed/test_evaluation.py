@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from src.config.schema import Config
 from src.data.batches import Item
-from src.eval.score import Scorer, Solo
+from src.measure.scorer import Scorer, Solo
 from src.train.packed.engine import PackedEngine
 from tests.train.packed.conftest import EOS, FP32, PAD, base_of, config_of, moved, pack_of, rows
 

@@ -11,7 +11,7 @@ import torch
 
 from src.config.schema import Config
 from src.data.batches import Item
-from src.device import Numerics
+from src.model.device import Numerics
 from src.train.packed.engine import PackedEngine
 from src.train.packed.feed import Feed
 from tests.train.packed.conftest import EVEN, FP32, PAD, Tensors, config_of, in_slots, moved, pack_of, rows, trace

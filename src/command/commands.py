@@ -6,8 +6,8 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from src import cli
-from src.admission import refuse_secrets
+from src.command import cli
+from src.command.admission import refuse_secrets
 from src.files.credentials import redact, redacting
 from src.files.errors import ConfigError
 from src.files.text import clean
@@ -49,7 +49,7 @@ def conducted(command: Callable[[], None], words: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        from src.device import is_out_of_memory  # imports torch, which whatever raised this has done by now
+        from src.model.device import is_out_of_memory  # imports torch, which whatever raised this has done by now
 
         if not is_out_of_memory(error):
             raise  # a defect of ours, which a traceback shows

@@ -1,4 +1,4 @@
-"""Scores of models on examples: log-loss of each target, greedy generation. src/eval/answers.py judges what was generated."""
+"""Scores of models on examples: log-loss of each target, greedy generation. src/measure/answers.py judges what was generated."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from src.data.batches import Batch, Item, collate
-from src.device import Numerics
-from src.losses import target_losses
+from src.model.device import Numerics
+from src.model.losses import target_losses
 
 Advance = Callable[[int], None]
 

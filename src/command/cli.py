@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from src import admission, bounds
+from src.command import admission, bounds
 from src.config.schema import CONF_FOLDER, Config
 from src.config.values import resolve
 from src.files.credentials import redacting

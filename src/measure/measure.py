@@ -10,8 +10,8 @@ from typing import Any
 from src.config.schema import DatasetConfig, EvalConfig
 from src.data.batches import Item, tokenise
 from src.data.datasets import Example
-from src.eval import answers
-from src.eval.score import Advance, Scorer, per_token
+from src.measure import answers
+from src.measure.scorer import Advance, Scorer, per_token
 
 Row = dict[str, Any]  # of predictions.jsonl
 Progress = Callable[[str, int], Advance]  # (what is done, rows in all) -> a function that counts rows
