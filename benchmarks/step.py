@@ -19,11 +19,11 @@ from src.command.cli import compose
 from src.config.schema import Config
 from src.data.batches import Item
 from src.data.datasets import Example
+from src.engine.packed.engine import PackedEngine
+from src.engine.packed.speed import EAGER_STEPS
+from src.engine.peft import PeftEngine
 from src.files.terminal import quiet_libraries
 from src.model import device, models
-from src.train.packed.engine import PackedEngine
-from src.train.packed.speed import EAGER_STEPS
-from src.train.peft_engine import PeftEngine
 from src.variants import adapters, counts, quantization
 
 

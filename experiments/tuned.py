@@ -13,7 +13,7 @@ from statistics import fmean
 from src.command.cli import compose
 from src.config.schema import Config
 from src.files.errors import ConfigError
-from src.records import RunFolder, run_id
+from src.record.records import RunFolder, run_id
 from src.train.launch import launch
 from src.train.plan import admit, prepare
 

@@ -15,7 +15,7 @@ import pytest
 
 from src.command.cli import compose
 from src.config.schema import Config
-from src.records import RunFolder, run_id
+from src.record.records import RunFolder, run_id
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["WANDB_MODE"] = "offline"

@@ -10,7 +10,7 @@ from src.command.cli import compose, compose_jobs, register_schema
 from src.config.schema import CONF_FOLDER
 from src.config.values import resolve
 from src.files.errors import ConfigError
-from src.records import run_id
+from src.record.records import run_id
 
 
 def names(group: str) -> list[str]:

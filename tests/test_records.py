@@ -10,7 +10,7 @@ import pytest
 
 from src.command.cli import compose
 from src.files.durable import Damaged, dump_json
-from src.records import RESULT, RunFolder, provenance, read_lines, read_sweep, run_id, write_sweep
+from src.record.records import RESULT, RunFolder, provenance, read_lines, read_sweep, run_id, write_sweep
 
 
 def test_a_config_survives_its_file() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from src.command.cli import compose
-from src.records import RunFolder, run_id
+from src.record.records import RunFolder, run_id
 from tests.conftest import TINY, Run
 
 VARIANTS, RANKS, SEEDS = ("lora", "rslora", "dora", "qlora"), (4, 8, 16, 256), (0, 1)

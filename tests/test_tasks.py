@@ -16,7 +16,7 @@ from src.data import datasets as ours
 from src.data.datasets import Splits, load, refuse_impossible
 from src.data.formats import FORMATS
 from src.files.errors import ConfigError
-from src.records import run_id
+from src.record.records import run_id
 
 NAMED = sorted(path.stem for path in (CONF_FOLDER / "dataset").glob("*.yaml") if "source: task" in path.read_text())
 REAL = os.environ.get("LORA_ASSAY_DATA")

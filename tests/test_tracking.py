@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from src import tracking
 from src.command.cli import compose
-from src.records import RunFolder
-from src.tracking import Mirror
-from src.train.metrics_log import MetricsLog
+from src.record.metrics_log import MetricsLog
+from src.record.records import RunFolder
+from src.record.wandb import mirror as tracking
+from src.record.wandb.mirror import Mirror
 from tests.conftest import TINY, Run, TrainPack
 
 
@@ -83,8 +83,8 @@ def test_each_run_of_a_pack_has_a_mirror_of_its_own(train_pack: TrainPack) -> No
 
 
 def test_a_diverged_run_is_no_success_in_wandb(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from src.train.engine import Step
-    from src.train.peft_engine import PeftEngine
+    from src.engine.peft import PeftEngine
+    from src.engine.protocol import Step
 
     monkeypatch.setattr(PeftEngine, "step", lambda *_: Step([float("nan")], [1.0], [0.1], [8]))
     record, result = mirrored(run, "seed=5", "engine=peft")
@@ -115,7 +115,7 @@ def test_a_mirror_that_breaks_on_the_way_is_made_again_once(
             raise OSError("disk full")
 
     begun = []
-    monkeypatch.setattr("src.wandb_run.start", lambda *_: begun.append(1) or Broken())
+    monkeypatch.setattr("src.record.wandb.run.start", lambda *_: begun.append(1) or Broken())
     for tracked in ("disabled", "wandb_offline"):
         record = RunFolder("id")
         record.path.mkdir(parents=True, exist_ok=True)
@@ -152,8 +152,8 @@ class Held:
 @pytest.fixture
 def held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Held:
     held = Held(folder, threading.Event())
-    monkeypatch.setattr("src.wandb_run.start", held.start)
-    monkeypatch.setattr("src.tracking.closed_with", lambda _: {1})
+    monkeypatch.setattr("src.record.wandb.run.start", held.start)
+    monkeypatch.setattr("src.record.wandb.mirror.closed_with", lambda _: {1})
     return held
 
 
@@ -192,10 +192,10 @@ def test_online_without_a_key_falls_back_to_offline_and_says_so_once(
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(folder / "none"))
-    monkeypatch.setattr("src.tracking._online", True)
+    monkeypatch.setattr("src.record.wandb.mirror._online", True)
     modes = []
     held.begin.set()
-    monkeypatch.setattr("src.wandb_run.start", lambda config, run_id, folder, mode, say: modes.append(mode) or held)
+    monkeypatch.setattr("src.record.wandb.run.start", lambda config, run_id, folder, mode, say: modes.append(mode) or held)
     for _ in range(2):
         mirror = Mirror(compose([*TINY, "tracking=wandb_online"]), "id", folder)
         mirror.log({"step": 1})

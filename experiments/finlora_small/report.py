@@ -30,7 +30,7 @@ from src.eval.styles import line, style
 from src.files.durable import write_atomically
 from src.files.errors import ConfigError
 from src.files.text import few
-from src.records import RUNS, RunFolder
+from src.record.records import RUNS, RunFolder
 
 HERE = Path(__file__).resolve().parent
 METRICS = {

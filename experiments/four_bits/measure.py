@@ -160,7 +160,7 @@ def memory(path: Path, seconds: float, reuse: Sequence[Path], small: bool) -> No
 def training(path: Path, sweep: str) -> None:
     from experiments.four_bits.runs import refuse_foreign
     from src.eval.frame import gather
-    from src.records import read_sweep
+    from src.record.records import read_sweep
 
     ids = read_sweep(sweep)
     if ids is None:

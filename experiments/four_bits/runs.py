@@ -9,7 +9,7 @@ from src.command.cli import compose
 from src.eval.audit import HELD, said
 from src.eval.frame import flatten
 from src.files.errors import ConfigError
-from src.records import RUNS, default_of, identity, with_defaults
+from src.record.records import RUNS, default_of, identity, with_defaults
 
 SETTINGS = ("lora.r=16", "train.steps=300", "train.batch_size=16", "eval.generate=false")
 BASES = ("bf16", "int8", "nf4", "fp4")

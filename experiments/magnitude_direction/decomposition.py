@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import torch
 
-from src.train.packed.engine import PackedEngine
+from src.engine.packed.engine import PackedEngine
 
 TINY = 1e-30  # in place of the norm of a row that is all zeros, which has no direction
 

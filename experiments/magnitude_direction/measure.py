@@ -31,7 +31,6 @@ from typing import Any
 
 from experiments import folders
 from experiments.magnitude_direction.runs import LOSSES, RESULTS, Plan, train_full, train_pack
-from src import records
 from src.command import cli, words
 from src.command.cli import compose
 from src.command.words import Key
@@ -41,6 +40,7 @@ from src.files.errors import ConfigError
 from src.files.terminal import quiet_libraries
 from src.model import device, models
 from src.model.device import reset_peak
+from src.record import records
 
 HERE = Path(__file__).resolve().parent
 SHARES = (2 / 300, 10 / 300, 38 / 300, 0.25, 0.5, 0.75, 262 / 300, 1.0)

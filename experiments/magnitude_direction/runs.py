@@ -19,14 +19,14 @@ from experiments.magnitude_direction.decomposition import Change, of_pack, of_we
 from src.config.schema import Config
 from src.data import batches, datasets
 from src.data.batches import Item
+from src.engine.packed.engine import PackedEngine
+from src.engine.packed.members import member, slot_order
+from src.engine.packed.speed import prepare_to_compile
+from src.engine.peft import PeftEngine
+from src.engine.protocol import Step
 from src.measure.scorer import Scorer, per_token
 from src.model import device, models
 from src.model.device import Numerics
-from src.train.engine import Step
-from src.train.packed.engine import PackedEngine
-from src.train.packed.members import member, slot_order
-from src.train.packed.speed import prepare_to_compile
-from src.train.peft_engine import PeftEngine
 from src.variants import quantization
 
 RESULTS, LOSSES = "results.csv", "losses.csv"

@@ -39,21 +39,21 @@ import torch
 from experiments import folders, sheet
 from experiments.rank_stability.norms import Norms, Spread
 from experiments.rank_stability.plan import DEFAULTS, KEYS, VARIANTS, Planned, config_of, planned, read_rates
-from src import records
 from src.command import cli
 from src.command.words import read
 from src.config.schema import Config
 from src.data import batches, datasets
+from src.engine.packed.engine import PackedEngine
+from src.engine.packed.feed import Feed
+from src.engine.packed.members import member, slot_order
+from src.engine.packed.speed import prepare_to_compile
 from src.files.durable import dump_json, write_atomically
 from src.files.terminal import quiet_libraries
 from src.measure.scorer import Scorer, per_token
 from src.model import device, models
+from src.record import records
 from src.train import room
 from src.train.memory import Tokens
-from src.train.packed.engine import PackedEngine
-from src.train.packed.feed import Feed
-from src.train.packed.members import member, slot_order
-from src.train.packed.speed import prepare_to_compile
 from src.variants import adapters, counts, quantization
 
 EVERY = 10  # steps between two training losses

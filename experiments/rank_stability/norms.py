@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from src.data.batches import Batch
-from src.train.packed.buffers import Bucket
-from src.train.packed.model import PackedModel
+from src.engine.packed.buffers import Bucket
+from src.engine.packed.model import PackedModel
 
 Spread = dict[str, list[float]]  # of "all" and of each kind of module, a number for each run
 

@@ -22,10 +22,10 @@ from src.command.cli import compose
 from src.command.words import Key
 from src.config.schema import Config
 from src.data import batches, datasets
+from src.engine.peft import PeftEngine
 from src.files.durable import dump_json, write_atomically
 from src.files.terminal import quiet_libraries
 from src.model import device, models
-from src.train.peft_engine import PeftEngine
 from src.variants import adapters, quantization
 
 WARM_UP, TIMED = 5, 30  # steps

@@ -22,7 +22,7 @@ from src.eval.figures import png
 from src.eval.frame import MISSING
 from src.files.durable import write_atomically
 from src.files.errors import ConfigError
-from src.records import RUNS
+from src.record.records import RUNS
 
 HERE = Path(__file__).resolve().parent
 RECORDS, UNFINISHED, MORE = "records", "unfinished", "more"

@@ -27,7 +27,7 @@ from src.eval.notes import named
 from src.files.durable import Damaged
 from src.files.errors import ConfigError
 from src.files.text import few
-from src.records import RUNS, RunFolder, read_sweep
+from src.record.records import RUNS, RunFolder, read_sweep
 
 STUDY = "variants_at_their_best"
 CONTROLS = ("frozen", "full")

@@ -16,11 +16,11 @@ FAILED = 1
 INTERRUPTED = 130
 # The word, and the module that does it: USAGE, and run(words). A module is imported when its word is given.
 COMMANDS = {
-    "score": "src.eval.scores",
-    "generate": "src.eval.generate",
-    "merge": "src.eval.merge",
-    "push": "src.eval.push",
-    "harness": "src.eval.harness",
+    "score": "src.adapter.score",
+    "generate": "src.adapter.generate",
+    "merge": "src.adapter.merge",
+    "push": "src.adapter.push",
+    "harness": "src.adapter.harness",
 }
 
 

@@ -19,7 +19,7 @@ from src.eval.pair import compare_pair
 from src.files.durable import Damaged, write_atomically
 from src.files.errors import ConfigError
 from src.files.text import clean
-from src.records import RUNS, read_sweep
+from src.record.records import RUNS, read_sweep
 
 if TYPE_CHECKING:
     from rich.table import Table

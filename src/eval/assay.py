@@ -21,7 +21,7 @@ from src.eval.frame import AFTER, BEFORE, CHANGE, Gathered
 from src.eval.notes import named
 from src.eval.selection import REPORT, TUNING, Condition, Seed, Selection, row_conditions, select
 from src.files.text import few
-from src.records import RUNS
+from src.record.records import RUNS
 
 READ_AT_MOST = 2000  # runs whose predictions and logged losses are read
 

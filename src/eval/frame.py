@@ -21,7 +21,7 @@ from yaml import YAMLError
 
 from src.config.schema import variant_name
 from src.files.durable import Damaged, unseal
-from src.records import PROVENANCE, RESULT, RUNS, RunFolder, id_of, identity, run_id, with_defaults
+from src.record.records import PROVENANCE, RESULT, RUNS, RunFolder, id_of, identity, run_id, with_defaults
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ import pandas as pd
 
 from src.eval.frame import METRICS_BELOW, number
 from src.files.durable import Damaged
-from src.records import RUNS, RunFolder, read_lines
+from src.record.records import RUNS, RunFolder, read_lines
 
 CURVES = ("train/loss", "val/loss")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from src.files.errors import ConfigError
-from src.records import RUNS, RunFolder
+from src.record.records import RUNS, RunFolder
 
 
 def compare_pair(one: str, other: str) -> None:

@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from src.files.durable import CannotWrite
-from src.records import ENDED, provenance
-from src.train import checkpoint, child
+from src.record import checkpoint
+from src.record.records import ENDED, provenance
+from src.record.result import Outcome
+from src.record.result import result as record
+from src.train import child
 from src.train.child import Event, Workers
 from src.train.display import Display, notice
 from src.train.locks import Claims
 from src.train.memory import oom_kills
 from src.train.packs import Pack
 from src.train.plan import Job
-from src.train.result import Outcome
-from src.train.result import result as record
 
 EARLIER = ("started", "commit", "dirty", "python", "packages", "host", "device")  # what is kept of an earlier attempt
 

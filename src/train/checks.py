@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from src.config.schema import Config
+from src.engine.protocol import Engine
 from src.model.fingerprint import fingerprint, frozen_tensors
-from src.train.engine import Engine
 from src.variants.quantization import BITS, quantised_layers
 from src.variants.scaling import effective_scale
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from src.records import ENDED
+from src.record.records import ENDED
 from src.train.attempt import Attempt
 from src.train.child import Workers
 from src.train.display import Display, describe, notice

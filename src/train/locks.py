@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TextIO
 
 from src.files.durable import writing
-from src.records import RunFolder
+from src.record.records import RunFolder
 
 LOOK = 0.05  # seconds between two looks whether the turn is ours
 SAY = 30.0  # and between two signs of life

@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from src.config.schema import Config
+from src.engine.protocol import Engine, Step
 from src.model import device
-from src.train.checkpoint import Progress
-from src.train.engine import Engine, Step
+from src.record.checkpoint import Progress
 from src.train.stop import Interrupted
 
 # Where train.checkpoint_every does not say: once a minute, or as rarely as keeps the writing to a fiftieth of the time.

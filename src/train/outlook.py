@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from src.records import RUNS, RunFolder
+from src.record.records import RUNS, RunFolder
 from src.train.memory import Machine, Memory
 from src.train.packs import Pack, steps_of
 

@@ -16,7 +16,7 @@ from functools import cache
 from itertools import accumulate, pairwise
 
 from src.config.schema import Config, packs
-from src.train import checkpoint
+from src.record import checkpoint
 from src.train.memory import Memory
 from src.train.plan import Job
 

@@ -21,8 +21,8 @@ from src.files.errors import ConfigError
 from src.files.terminal import spinner
 from src.measure import answers
 from src.model import embedded, models
-from src.records import RunFolder, run_id, write_sweep
-from src.train import checkpoint
+from src.record import checkpoint
+from src.record.records import RunFolder, run_id, write_sweep
 from src.train.child import environment
 from src.variants.counts import linears, targets
 

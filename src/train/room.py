@@ -10,8 +10,8 @@ from typing import Protocol, TypeVar
 import torch
 
 from src.config.schema import Config
+from src.engine.packed.members import member, slot_order
 from src.train.memory import Tokens, estimate, free_memory
-from src.train.packed.members import member, slot_order
 from src.variants.counts import Linear
 
 

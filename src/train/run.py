@@ -15,13 +15,13 @@ from src.files.credentials import redact
 from src.files.durable import Damaged, write_atomically
 from src.files.errors import ConfigError
 from src.model.device import is_out_of_memory
-from src.records import ENDED, RunFolder
-from src.tracking import Mirror
-from src.train import checkpoint
-from src.train.checkpoint import Progress, Stand
+from src.record import checkpoint
+from src.record.checkpoint import Progress, Stand
+from src.record.metrics_log import MetricsLog
+from src.record.records import ENDED, RunFolder
+from src.record.result import Outcome, result
+from src.record.wandb.mirror import Mirror
 from src.train.loop import Divergence
-from src.train.metrics_log import MetricsLog
-from src.train.result import Outcome, result
 
 RUN = "run"  # what a checkpoint rests on beside base weights and tokens
 

@@ -22,25 +22,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from src import tracking
+from src.adapter import card
 from src.command import cli
 from src.config.schema import FOUR_BIT, Config, packs
 from src.data import batches, datasets, prose
 from src.data.batches import Item
+from src.engine.peft import PeftEngine
+from src.engine.protocol import Engine
 from src.files.durable import CannotWrite, replacing
 from src.files.terminal import quiet_libraries
 from src.measure.scorer import Scorer, per_token
 from src.model import device, models
 from src.model.device import Numerics
-from src.train import card, checkpoint, handover, room, scoring
+from src.record import checkpoint
+from src.record.wandb import mirror as tracking
+from src.train import handover, room, scoring
 from src.train.checks import LiveChecks
 from src.train.child import CANNOT_WRITE, OUT_OF_MEMORY
-from src.train.engine import Engine
 from src.train.events import Events
 from src.train.locks import turn
 from src.train.loop import Divergence, Hooks, steps_of, train
 from src.train.memory import Tokens, tokens_of
-from src.train.peft_engine import PeftEngine
 from src.train.run import Run
 from src.train.stop import Stop
 from src.variants import adapters, counts, quantization
@@ -65,7 +67,7 @@ class Pack:
         self.events.phase(f"loading {self.config.model.name}")
         self.numerics = numerics = device.choose(self.config)
         if packs(self.config):
-            from src.train.packed.speed import prepare_to_compile
+            from src.engine.packed.speed import prepare_to_compile
 
             prepare_to_compile(self.config, numerics)
         network, self.tokenizer = models.load(self.config.model, numerics.base, numerics.device)
@@ -158,7 +160,7 @@ class Pack:
         """The engine of these runs: the packed one wherever there is an adapter, unless PEFT's is asked for."""
         config, items, pad = self.config, self.items["train"], self.tokenizer.pad_token_id
         if packs(self.config):
-            from src.train.packed.engine import PackedEngine
+            from src.engine.packed.engine import PackedEngine
 
             self.events.phase("building the pack")
             return PackedEngine(network, [run.config for run in self.runs], items, pad, steps, numerics)
@@ -357,7 +359,7 @@ def _begun_ahead(descriptor: int) -> list[str]:
     """Import what takes its time and wait for the command line; what is printed from then on goes where it says."""
     import peft  # noqa: F401
 
-    import src.train.packed.engine  # noqa: F401
+    import src.engine.packed.engine  # noqa: F401
 
     with socket.socket(fileno=descriptor) as channel:
         received = handover.receive(channel)

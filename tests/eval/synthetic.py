@@ -21,8 +21,8 @@ from src.config.schema import (
 from src.eval.assay import Assay, assay
 from src.eval.frame import gather, run_ids
 from src.files.durable import END, seal_text
-from src.records import RunFolder, identity, run_id
-from src.train.metrics_log import MetricsLog
+from src.record.metrics_log import MetricsLog
+from src.record.records import RunFolder, identity, run_id
 
 Make = Callable[..., str]
 Grid = Callable[..., list[str]]

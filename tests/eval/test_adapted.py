@@ -13,12 +13,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from src.adapter import adapted
+from src.adapter.adapted import SETTINGS, WEIGHTS, find, open_source
 from src.command import commands
-from src.eval import adapted
-from src.eval.adapted import SETTINGS, WEIGHTS, find, open_source
 from src.files.errors import ConfigError
 from src.model import models
-from src.records import RunFolder
+from src.record.records import RunFolder
 from tests.conftest import Run
 
 QUICK = ["forgetting.tokens=0", "eval.generate=false", "lora.r=4", "train.lr=0.05"]

@@ -14,7 +14,7 @@ import pytest
 from src.eval import columns, figures, logs, writers
 from src.eval.comparison import Comparison, compare
 from src.eval.frame import gather, run_ids
-from src.records import RUNS, RunFolder
+from src.record.records import RUNS, RunFolder
 from tests.eval.synthetic import DIVERGED, DORA, FROZEN, forge, record_again
 
 HOSTILE = "<script>x</script> =cmd() a|b \\input{x}\nsecond line\x1b[31m 100% $y$ #1 & _z_ [l](http://h)"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from src.eval.__main__ import main
-from src.records import RUNS, write_sweep
+from src.record.records import RUNS, write_sweep
 from tests.conftest import shown_on
 from tests.eval.synthetic import DORA, RSLORA
 

@@ -13,7 +13,7 @@ from src.eval.__main__ import main
 from src.eval.assay import assay
 from src.eval.frame import gather, known_sweeps, run_ids
 from src.files.durable import dump_json
-from src.records import RUNS
+from src.record.records import RUNS
 from tests.eval.synthetic import DORA, FROZEN, FULL, QLORA, RSLORA, forge
 
 DEEP = 10_000

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from src.adapter.adapted import find
+from src.adapter.generate import generate, shown, uses_chat
 from src.command import commands
-from src.eval.adapted import find
-from src.eval.generate import generate, shown, uses_chat
-from src.records import RunFolder
+from src.record.records import RunFolder
 from tests.conftest import Run
 
 QUICK = ["forgetting.tokens=0", "lora.r=4", "train.lr=0.05", "eval.max_new_tokens=8"]

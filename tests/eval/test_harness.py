@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from src.adapter import harness
+from src.adapter.adapted import find
 from src.command import commands
 from src.command.cli import compose
-from src.eval import harness
-from src.eval.adapted import find
 from src.model import models
 from tests.conftest import Run
 

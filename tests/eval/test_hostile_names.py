@@ -21,7 +21,7 @@ from src.eval.__main__ import main
 from src.eval.findings import method
 from src.eval.frame import gather, run_ids
 from src.eval.writers import TEX_BEGIN
-from src.records import RUNS, write_sweep
+from src.record.records import RUNS, write_sweep
 from tests.eval import synthetic
 from tests.eval.page_reports import HOSTILE
 from tests.eval.synthetic import DORA, QLORA, RSLORA, assayed

@@ -13,15 +13,15 @@ from peft import PeftModel
 from peft.utils.integrations import dequantize_module_weight
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from src.adapter import adapted
+from src.adapter.adapted import find
+from src.adapter.fidelity import gap
+from src.adapter.fold import merged_weight
 from src.command import commands
 from src.config.schema import CONF_FOLDER
-from src.eval import adapted
-from src.eval.adapted import find
-from src.eval.fidelity import gap
-from src.eval.merging import merged_weight
 from src.files.durable import unseal
 from src.measure.scorer import Solo
-from src.records import RunFolder
+from src.record.records import RunFolder
 from src.variants import quantization
 from tests.conftest import Run
 
@@ -134,7 +134,7 @@ def test_a_merge_that_fails_halfway_leaves_nothing(run: Run, folder: Path, monke
         assert any(path.name.startswith(".merged.") for path in folder.iterdir())  # the weights are written by now
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("src.eval.fidelity.gap", stop)
+    monkeypatch.setattr("src.adapter.fidelity.gap", stop)
     assert commands.main("merge", [f"run={record.run_id}", "out=merged"]) == 130
     assert sorted(path.name for path in folder.iterdir()) == before
 

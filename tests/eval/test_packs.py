@@ -12,7 +12,7 @@ import pytest
 from src.eval import columns, figures, writers
 from src.eval.comparison import Comparison, compare
 from src.eval.frame import gather, run_ids
-from src.records import RUNS
+from src.record.records import RUNS
 from tests.eval.synthetic import DORA, FROZEN, QLORA, forge
 
 NEW = ("pack_tokens_per_second", "estimated_memory_bytes", "hold_dequantised", "halved_from")

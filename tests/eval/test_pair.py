@@ -11,7 +11,7 @@ from scipy import stats
 
 from src.eval.__main__ import main
 from src.eval.logs import curves, items
-from src.records import RUNS, RunFolder
+from src.record.records import RUNS, RunFolder
 from tests.eval.synthetic import RSLORA, assayed, record_again
 
 Row = dict[str, Any]

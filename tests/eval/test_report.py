@@ -20,7 +20,7 @@ from src.eval.assay import Assay, at_fixed_rates
 from src.eval.columns import cells
 from src.eval.page.render import page
 from src.eval.report import report
-from src.records import write_sweep
+from src.record.records import write_sweep
 from tests.eval import page_reports, synthetic
 from tests.eval.synthetic import DORA, FROZEN, RSLORA, assayed
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from src.eval.serving import advice, refusals
+from src.adapter.serving import advice, refusals
 
 PLAIN: dict[str, Any] = {
     "r": 8,

@@ -15,7 +15,7 @@ import pytest
 from experiments.finlora_small import report, run
 from src.command.cli import compose
 from src.files.errors import ConfigError
-from src.records import RUNS
+from src.record.records import RUNS
 from src.variants.scaling import effective_scale
 from tests.eval import synthetic
 

@@ -23,7 +23,7 @@ from src.command.cli import compose
 from src.config.schema import VariantConfig
 from src.files.errors import ConfigError
 from src.model import models
-from src.records import RunFolder, identity, run_id, write_sweep
+from src.record.records import RunFolder, identity, run_id, write_sweep
 from src.variants import counts, quantization
 
 CPU = torch.device("cpu")

@@ -24,11 +24,11 @@ from experiments.magnitude_direction.runs import Plan, train_full
 from src.command.cli import compose
 from src.data.batches import Item
 from src.data.datasets import Example
+from src.engine.packed.engine import PackedEngine
+from src.engine.peft import PeftEngine
 from src.files.errors import ConfigError
 from src.model import models
 from src.model.device import Numerics
-from src.train.packed.engine import PackedEngine
-from src.train.peft_engine import PeftEngine
 from src.variants import quantization
 from tests.conftest import ENVIRONMENT, TINY
 

@@ -20,11 +20,11 @@ from experiments.rank_stability.norms import Norms, product_norms
 from experiments.rank_stability.plan import DEFAULTS, Planned
 from src.command import cli
 from src.data import batches, datasets
+from src.engine.packed.engine import PackedEngine
+from src.engine.packed.members import member, slot_order
 from src.files.errors import ConfigError
 from src.model import device, models
 from src.model.losses import target_losses
-from src.train.packed.engine import PackedEngine
-from src.train.packed.members import member, slot_order
 from src.variants import adapters
 
 SMALL: dict[str, Any] = DEFAULTS | {"model": "tiny", "steps": 4, "rows": 4, "schedule": "constant"}

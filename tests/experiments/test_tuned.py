@@ -10,7 +10,7 @@ import pytest
 
 from experiments import tuned
 from src.files.errors import ConfigError
-from src.records import RUNS
+from src.record.records import RUNS
 from src.train.plan import Job
 from tests.conftest import TINY
 

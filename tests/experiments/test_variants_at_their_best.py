@@ -17,11 +17,11 @@ from scipy import stats
 
 from experiments.variants_at_their_best import cost, differences, figures, peft, report, results, run, tables
 from experiments.variants_at_their_best.questions import Study, study
+from src.engine.peft import PeftEngine
 from src.eval.assay import assay
 from src.eval.frame import gather, run_ids
 from src.files.errors import ConfigError
-from src.records import RUNS, RunFolder, write_sweep
-from src.train.peft_engine import PeftEngine
+from src.record.records import RUNS, RunFolder, write_sweep
 from tests.conftest import TINY, Run, TrainPack
 from tests.eval import synthetic
 from tests.eval.synthetic import DIVERGED, DORA, FROZEN, FULL, RSLORA

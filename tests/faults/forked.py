@@ -209,11 +209,11 @@ def _serve(shim_path: str) -> None:
     import safetensors.torch  # noqa: F401
     import transformers  # noqa: F401
 
+    import src.engine.packed.engine
     import src.eval.__main__
     import src.eval.assay
     import src.train.__main__
     import src.train.launch
-    import src.train.packed.engine
     import src.train.worker  # noqa: F401
 
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -21,8 +21,8 @@ from src.eval.logs import curves
 from src.eval.pair import compare_pair
 from src.files.durable import Damaged
 from src.files.errors import ConfigError
-from src.records import RUNS, RunFolder, read_sweep, write_sweep
-from src.train import checkpoint
+from src.record import checkpoint
+from src.record.records import RUNS, RunFolder, read_sweep, write_sweep
 from src.train.display import Display
 from src.train.launch import Launch
 from src.train.memory import Memory

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from src.config.schema import named_variants
-from src.records import RunFolder
-from src.train.packed.engine import PackedEngine
+from src.engine.packed.engine import PackedEngine
+from src.record.records import RunFolder
 from tests.conftest import Run, TrainPack
 from tests.train.test_worker import adapter, lines
 
@@ -95,7 +95,7 @@ def told_taken(trained: Any) -> list[str]:
 
 
 def test_full_training_that_diverges_is_no_number(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from src.train.peft_engine import PeftEngine
+    from src.engine.peft import PeftEngine
 
     step = PeftEngine.step
 

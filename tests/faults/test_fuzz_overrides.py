@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from src.command.cli import compose
 from src.config.schema import Config
 from src.config.values import check
-from src.records import ENDED, run_id
+from src.record.records import ENDED, run_id
 from src.train.plan import Job
 from tests.conftest import written
 from tests.faults import entry

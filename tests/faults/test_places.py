@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from src.records import RunFolder
+from src.record.records import RunFolder
 from tests.conftest import ENVIRONMENT
 from tests.faults.forked import Done, server
 from tests.faults.shim import Mode

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from src.records import RunFolder
+from src.record.records import RunFolder
 from src.train.locks import Claims
 from tests.conftest import CODE
 from tests.faults import sweep

@@ -16,11 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
-from src import tracking, wandb_run
 from src.command.cli import compose
-from src.offline_file import closed_with
-from src.records import RunFolder, run_id
-from src.tracking import Mirror
+from src.record.records import RunFolder, run_id
+from src.record.wandb import mirror as tracking
+from src.record.wandb import run as wandb_run
+from src.record.wandb.file import closed_with
+from src.record.wandb.mirror import Mirror
 from src.train.run import Run as TrainedRun
 from tests.conftest import ENVIRONMENT, TINY, Run, written
 from tests.faults.wandb_server import address, nobody, server

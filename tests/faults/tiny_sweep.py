@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from src.eval.frame import gather
-from src.records import RunFolder
+from src.record.records import RunFolder
 from tests.conftest import TINY
 from tests.faults.forked import server
 from tests.faults.shim import scratch

@@ -12,11 +12,11 @@ import yaml
 from huggingface_hub import ModelCard
 from peft import PeftModel
 
+from src.adapter import card
 from src.command.cli import compose
 from src.config.schema import Config
 from src.model import embedded, models
-from src.train import card
-from src.train.result import Outcome, result
+from src.record.result import Outcome, result
 from tests.conftest import Run
 
 QUICK = ["forgetting.tokens=64", "lora.r=4", "train.lr=0.01"]

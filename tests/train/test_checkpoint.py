@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from src.files.durable import CannotWrite, Damaged
-from src.train import checkpoint
-from src.train.checkpoint import Progress, Stand, together
-from src.train.metrics_log import Mark
+from src.record import checkpoint
+from src.record.checkpoint import Progress, Stand, together
+from src.record.metrics_log import Mark
 
 
 def tensors(step: int) -> dict[str, torch.Tensor]:

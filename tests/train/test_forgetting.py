@@ -13,7 +13,7 @@ from src.command.cli import compose
 from src.config.schema import Config
 from src.files.errors import ConfigError
 from src.model import models
-from src.records import RunFolder, run_id
+from src.record.records import RunFolder, run_id
 from src.train import packs, plan
 from src.train.plan import Job
 from src.train.scoring import Forgetting

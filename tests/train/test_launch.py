@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from src.command.cli import compose
-from src.records import run_id
+from src.record.records import run_id
 from src.train import child, launch
 from src.train.display import Display
 from src.train.launch import RunsFailed

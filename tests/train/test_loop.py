@@ -14,10 +14,10 @@ import torch
 
 from src.command.cli import compose
 from src.config.schema import Config
+from src.engine.protocol import Step
 from src.model.device import Numerics
+from src.record.checkpoint import Progress
 from src.train import loop
-from src.train.checkpoint import Progress
-from src.train.engine import Step
 from src.train.loop import Divergence, Hooks, steps_of
 from src.train.stop import Interrupted
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from src.files.durable import CannotWrite, Damaged
-from src.train.metrics_log import START, Mark, MetricsLog
+from src.record.metrics_log import START, Mark, MetricsLog
 
 
 def logged(path: Path, *steps: int) -> MetricsLog:

@@ -10,8 +10,8 @@ from torch import nn
 
 from src.command.cli import compose
 from src.config.schema import TrainConfig
+from src.engine import peft_optimizer as optimizer
 from src.files.errors import ConfigError
-from src.train import optimizer
 from tests.conftest import TINY, Run
 
 EIGHT_BITS = ["adamw_bnb_8bit", "paged_adamw_8bit"]

@@ -23,12 +23,12 @@ from src.config.schema import Config
 from src.config.values import value_at
 from src.data.batches import Item
 from src.data.datasets import Example
-from src.records import RunFolder, run_id
-from src.train import checkpoint
+from src.engine.packed.feed import Feed
+from src.engine.packed.members import member
+from src.record import checkpoint
+from src.record.records import RunFolder, run_id
 from src.train.memory import Machine, Memory, free_memory, length, tokens_of
 from src.train.outlook import outlook
-from src.train.packed.feed import Feed
-from src.train.packed.members import member
 from src.train.packs import Pack, _ends, _fit, agreement, group, split
 from src.train.plan import Job
 from tests.conftest import TINY

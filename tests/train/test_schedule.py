@@ -9,7 +9,7 @@ import torch
 from transformers import get_scheduler
 
 from src.config.schema import TrainConfig
-from src.train.schedule import learning_rate
+from src.engine.schedule import learning_rate
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("linear", "linear"), ("cosine", "cosine"), ("constant", "constant_with_warmup")])

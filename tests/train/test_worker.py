@@ -12,18 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import tracking
+from src.adapter import adapted
 from src.command.cli import compose
-from src.eval import adapted
+from src.engine.packed.engine import PackedEngine
+from src.engine.peft import PeftEngine
+from src.engine.protocol import Step
 from src.files.errors import ConfigError
 from src.model import models
-from src.records import RunFolder, run_id
-from src.train import checkpoint, worker
+from src.record import checkpoint
+from src.record.records import RunFolder, run_id
+from src.record.wandb import mirror as tracking
+from src.train import worker
 from src.train.checks import LiveChecks
 from src.train.child import OUT_OF_MEMORY
-from src.train.engine import Step
-from src.train.packed.engine import PackedEngine
-from src.train.peft_engine import PeftEngine
 from src.train.run import Run as OneRun
 from src.train.stop import Interrupted, Stop
 from tests.conftest import TINY, Run, Trained, TrainPack, written

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from src.command.cli import compose
-from src.records import RUNS, RunFolder, run_id
+from src.record.records import RUNS, RunFolder, run_id
 from src.train import child, handover
 from src.train.launch import launch
 from src.train.memory import Machine, Memory

@@ -21,13 +21,13 @@ from src.command.cli import compose
 from src.config.schema import CONF_FOLDER, Config
 from src.data.batches import Batch, Item, collate, rows_at, tokenise
 from src.data.datasets import Example
+from src.engine.packed.engine import PackedEngine
+from src.engine.peft import PeftEngine
 from src.model import models
 from src.model.device import Numerics
 from src.model.fingerprint import fingerprint, frozen_tensors
 from src.model.losses import target_losses
 from src.train.checks import LiveChecks
-from src.train.packed.engine import PackedEngine
-from src.train.peft_engine import PeftEngine
 from src.variants import adapters, counts, quantization
 
 VARIANTS = sorted(path.stem for path in (CONF_FOLDER / "variant").glob("*.yaml"))

@@ -19,7 +19,7 @@ from src.config.schema import CONF_FOLDER, ModelConfig
 from src.eval.frame import gather, run_ids
 from src.eval.logs import curves
 from src.model import models
-from src.records import RUNS, run_id
+from src.record.records import RUNS, run_id
 from tests.conftest import TINY, Run
 from tests.faults.security.conftest import Refused
 

@@ -24,7 +24,7 @@ from src.config.values import check
 from src.eval.__main__ import main as evaluate
 from src.eval.writers import csv_text
 from src.files.errors import ConfigError
-from src.records import RUNS, RunFolder, run_id
+from src.record.records import RUNS, RunFolder, run_id
 from tests.conftest import ENVIRONMENT, TINY, Run
 from tests.eval.synthetic import forge
 

@@ -18,12 +18,12 @@ from src.config.schema import Config
 from src.config.values import check
 from src.data.batches import Item
 from src.data.datasets import Example
+from src.engine.packed.engine import PackedEngine
+from src.engine.packed.frozen import Int8
+from src.engine.packed.members import member, slot_order
+from src.engine.peft import PeftEngine
 from src.model import models
 from src.model.device import Numerics
-from src.train.packed.engine import PackedEngine
-from src.train.packed.frozen import Int8
-from src.train.packed.members import member, slot_order
-from src.train.peft_engine import PeftEngine
 from src.variants import adapters, quantization
 
 CPU = torch.device("cpu")

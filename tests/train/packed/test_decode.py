@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from src.data.batches import Item
+from src.engine.packed.decode import LOOK, SLOTS, GreedyDecoder, prompt_mask
+from src.engine.packed.engine import PackedEngine
 from src.measure.scorer import Scorer
-from src.train.packed.decode import LOOK, SLOTS, GreedyDecoder, prompt_mask
-from src.train.packed.engine import PackedEngine
 from tests.train.packed.conftest import EOS, PAD, config_of, moved, pack_of, rows
 
 ITEMS: list[Item] = rows(11, (1, 14), (1, 6), seed=5)

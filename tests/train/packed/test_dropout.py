@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from src.train.packed.dropout import drop, layer_key, mix, step_keys
+from src.engine.packed.dropout import drop, layer_key, mix, step_keys
 from tests.train.packed.conftest import config_of, pack_of, rows, train
 
 ROWS, POSITIONS, FEATURES = 8, 64, 256  # 131072 entries a run

@@ -8,9 +8,9 @@ from peft import get_peft_model
 
 from src.config.schema import Config
 from src.data.batches import collate, rows_at
+from src.engine.packed.exchange import DRAWN_AT_ONCE, fill, named
+from src.engine.peft import PeftEngine
 from src.model.losses import target_losses
-from src.train.packed.exchange import DRAWN_AT_ONCE, fill, named
-from src.train.peft_engine import PeftEngine
 from src.variants.adapters import lora_config
 from tests.train.packed.conftest import (
     BF16,

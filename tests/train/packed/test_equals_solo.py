@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from src.train.packed.engine import BUFFERS, PackedEngine
+from src.engine.packed.engine import BUFFERS, PackedEngine
 from tests.train.packed.conftest import FP64, Trace, config_of, in_slots, pack_of, trace, train
 
 pytestmark = pytest.mark.usefixtures("exact_norms")

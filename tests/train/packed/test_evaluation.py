@@ -10,8 +10,8 @@ from peft import PeftModel
 
 from src.config.schema import Config
 from src.data.batches import Item
+from src.engine.packed.engine import PackedEngine
 from src.measure.scorer import Scorer, Solo
-from src.train.packed.engine import PackedEngine
 from tests.train.packed.conftest import EOS, FP32, PAD, base_of, config_of, moved, pack_of, rows
 
 ITEMS: list[Item] = rows(11, (1, 14), (1, 6), seed=5)

@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from src.config.schema import Config
-from src.train.packed.engine import PackedEngine
+from src.engine.packed.engine import PackedEngine
 from src.variants.adapters import _keep_int8_scales
 from tests.train.packed.conftest import BF16, EVEN, FP32, base_of, config_of, moved, pack_of, peft_of
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from src.data.batches import IGNORE, Item, collate, rows_at
-from src.train.packed.feed import Feed, Inputs, share
-from src.train.packed.members import Member, member
-from src.train.packed.model import rows_apart
+from src.engine.packed.feed import Feed, Inputs, share
+from src.engine.packed.members import Member, member
+from src.engine.packed.model import rows_apart
 from tests.train.packed.conftest import CPU, PAD, config_of, rows
 
 STEPS = 12

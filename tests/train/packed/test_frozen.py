@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from src.config.schema import VariantConfig
-from src.train.packed.frozen import FourBit
-from src.train.packed.layer import FrozenLinear, StepContext
+from src.engine.packed.frozen import FourBit
+from src.engine.packed.layer import FrozenLinear, StepContext
 from src.variants import quantization
 from tests.train.packed.conftest import CPU
 

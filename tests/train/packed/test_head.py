@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from src.train.packed import head
+from src.engine.packed import head
 
 ROWS, D, VOCABULARY = 10, 6, 37
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from bitsandbytes.autograd._functions import MatMul8bitLt
 
-from src.train.packed import frozen, int8
-from src.train.packed.frozen import Int8
+from src.engine.packed import frozen, int8
+from src.engine.packed.frozen import Int8
 
 RUNS, TOKENS, IN, OUT = 3, 20, 64, 48
 

@@ -11,9 +11,9 @@ import torch
 
 from src.config.schema import Config
 from src.data.batches import Item
+from src.engine.packed.engine import PackedEngine
+from src.engine.packed.feed import Feed
 from src.model.device import Numerics
-from src.train.packed.engine import PackedEngine
-from src.train.packed.feed import Feed
 from tests.train.packed.conftest import EVEN, FP32, PAD, Tensors, config_of, in_slots, moved, pack_of, rows, trace
 
 STEPS = 8

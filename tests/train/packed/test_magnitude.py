@@ -11,10 +11,10 @@ from torch.func import functional_call
 
 from src.config.schema import Config
 from src.data.batches import IGNORE, collate, rows_at
-from src.train.packed.buffers import Blocks, Bucket, Kind, buckets_of
-from src.train.packed.exchange import NAMES, named
-from src.train.packed.magnitude import RowNorms, apply_gain
-from src.train.packed.members import member
+from src.engine.packed.buffers import Blocks, Bucket, Kind, buckets_of
+from src.engine.packed.exchange import NAMES, named
+from src.engine.packed.magnitude import RowNorms, apply_gain
+from src.engine.packed.members import member
 from tests.train.packed.conftest import CPU, FP64, ITEMS, PAD, Tensors, base_of, config_of, in_slots, moved, pack_of
 
 BLOCKS = Blocks(("model.layers.0", "model.layers.1"), (Kind("mlp.up_proj", 12, 10), Kind("mlp.down_proj", 10, 12)))

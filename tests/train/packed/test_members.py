@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from src.config.schema import Config
+from src.engine.packed.buffers import Blocks, Kind, buckets_of
+from src.engine.packed.members import Member, member, slot_order
 from src.files.errors import ConfigError
-from src.train.packed.buffers import Blocks, Kind, buckets_of
-from src.train.packed.members import Member, member, slot_order
 from tests.train.packed.conftest import config_of
 
 

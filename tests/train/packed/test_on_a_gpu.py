@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from src.config.schema import Config, VariantConfig
+from src.engine.packed import head, kernels, optimizer
+from src.engine.packed.decode import GreedyDecoder
+from src.engine.packed.dropout import drop, layer_key, step_keys
+from src.engine.packed.feed import Feed
+from src.engine.packed.frozen import FourBit
 from src.model import models
 from src.model.device import Numerics
-from src.train.packed import head, kernels, optimizer
-from src.train.packed.decode import GreedyDecoder
-from src.train.packed.dropout import drop, layer_key, step_keys
-from src.train.packed.feed import Feed
-from src.train.packed.frozen import FourBit
 from src.variants import quantization
 from tests.train.packed.conftest import PAD, config_of, in_slots, moved, pack_of, peft_of, rows, trace
 from tests.train.packed.test_decode import NO_TOKEN, left_padded, token_within

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from src.train.packed import optimizer
-from src.train.packed.exchange import named
+from src.engine.packed import optimizer
+from src.engine.packed.exchange import named
 from tests.train.packed.conftest import FP64, config_of, in_slots, pack_of
 
 pytestmark = pytest.mark.usefixtures("exact_norms")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from src.config.schema import Config
-from src.train import checkpoint
-from src.train.checkpoint import Progress, Stand
+from src.record import checkpoint
+from src.record.checkpoint import Progress, Stand
 from tests.train.packed.conftest import EVEN, FP32, FP64, ITEMS, Tensors, config_of, pack_of, trace
 
 STEPS, BREAK = 12, 5

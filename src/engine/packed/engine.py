@@ -12,16 +12,16 @@ import torch
 
 from src.config.schema import Config
 from src.data.batches import Item
+from src.engine.packed import exchange, head, kernels, optimizer
+from src.engine.packed.dropout import step_keys
+from src.engine.packed.feed import Feed, Inputs
+from src.engine.packed.members import member, slot_order
+from src.engine.packed.model import PackedModel, rows_apart
+from src.engine.packed.speed import Graphs, Speed, choose_speed
+from src.engine.protocol import Step
+from src.engine.schedule import learning_rate
 from src.model import models
 from src.model.device import Numerics
-from src.train.engine import Step
-from src.train.packed import exchange, head, kernels, optimizer
-from src.train.packed.dropout import step_keys
-from src.train.packed.feed import Feed, Inputs
-from src.train.packed.members import member, slot_order
-from src.train.packed.model import PackedModel, rows_apart
-from src.train.packed.speed import Graphs, Speed, choose_speed
-from src.train.schedule import learning_rate
 from src.variants import counts
 
 BUFFERS = {"parameter": "values", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}

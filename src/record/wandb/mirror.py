@@ -15,10 +15,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from src import wandb_run
 from src.config.schema import Config
-from src.offline_file import closed_with
-from src.records import RunFolder
+from src.record.records import RunFolder
+from src.record.wandb import run as wandb_run
+from src.record.wandb.file import closed_with
 
 # Its service writes the end of that file just after it has said that a run is finished.
 WRITE_SECONDS = 5.0

@@ -15,12 +15,12 @@ from torch import nn
 
 from src.config.schema import Config
 from src.data.batches import Batch, Item, collate, micro_batches
+from src.engine import peft_optimizer as optimizer
+from src.engine.protocol import Step
+from src.engine.schedule import learning_rate
 from src.measure.scorer import Solo
 from src.model.device import Numerics
 from src.model.losses import target_losses
-from src.train import optimizer
-from src.train.engine import Step
-from src.train.schedule import learning_rate
 
 
 class PeftEngine:

@@ -11,17 +11,17 @@ import torch
 
 from src.config.schema import ALL_LINEAR, Config
 from src.data.batches import IGNORE, Batch
+from src.engine.packed import head
+from src.engine.packed.buffers import Blocks, Bucket, Kind, buckets_of
+from src.engine.packed.decode import SLOTS, GreedyDecoder, KeyValues
+from src.engine.packed.frozen import Frozen, Plain, frozen, join
+from src.engine.packed.layer import FrozenLinear, PackedBlock, PackedLinear, StepContext
+from src.engine.packed.magnitude import RowNorms
+from src.engine.packed.members import Member
 from src.files.errors import ConfigError
 from src.measure.scorer import ROWS_AT_ONCE
 from src.model.device import Numerics
 from src.model.models import FAMILIES
-from src.train.packed import head
-from src.train.packed.buffers import Blocks, Bucket, Kind, buckets_of
-from src.train.packed.decode import SLOTS, GreedyDecoder, KeyValues
-from src.train.packed.frozen import Frozen, Plain, frozen, join
-from src.train.packed.layer import FrozenLinear, PackedBlock, PackedLinear, StepContext
-from src.train.packed.magnitude import RowNorms
-from src.train.packed.members import Member
 from src.variants.quantization import linear_layers
 
 QUANTISED_LAYERS = ("Linear4bit", "Linear8bitLt")

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from src.adapter import serving
 from src.command import words
 from src.command.cli import compose, suggest
 from src.command.words import Key
 from src.config.schema import ALL_LINEAR, CONF_FOLDER, QUANTISED, Config, ModelConfig, variant_name
 from src.config.values import CHOICES, MODULE_NAME, refuse_outside
 from src.data import datasets, inputs
-from src.eval import serving
 from src.files.errors import ConfigError
 from src.model import embedded, models
 from src.model.models import NO_CODE
-from src.records import RESULT, RUNS, RunFolder
+from src.record.records import RESULT, RUNS, RunFolder
 
 if TYPE_CHECKING:
     from src.model.device import Numerics

@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from src.adapter import adapted
+from src.adapter.adapted import Source
 from src.command import words
 from src.command.words import Key
-from src.eval import adapted
-from src.eval.adapted import Source
 from src.files.errors import ConfigError
 
 USAGE = """\
@@ -76,7 +76,7 @@ def prepare(source: Source, folder: Path, base: str | None) -> None:
         settings = source.settings | {"base_model_name_or_path": base}
         (folder / adapted.SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     if base is not None or not is_ours(folder / CARD):
-        from src.train import card
+        from src.adapter import card
 
         result = source.record.result() if source.record else None
         assert result is not None

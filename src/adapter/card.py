@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from src.adapter import serving
 from src.config.schema import FOUR_BIT, QUANTISED, Config
 from src.data.datasets import from_hub
-from src.eval import serving
 from src.files.credentials import redact
 from src.files.durable import write_atomically
 from src.files.text import clean

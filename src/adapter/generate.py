@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from src.adapter import adapted, serving
+from src.adapter.adapted import Source
 from src.command import words
 from src.command.words import Key
 from src.data import datasets
-from src.eval import adapted, serving
-from src.eval.adapted import Source
 from src.files.errors import ConfigError
 from src.files.terminal import quiet_libraries
 

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from src.adapter import adapted
+from src.adapter.adapted import Source
 from src.command import words
 from src.command.cli import suggest
 from src.command.words import Key
-from src.eval import adapted
-from src.eval.adapted import Source
 from src.files.durable import dump_json, write_atomically
 from src.files.errors import ConfigError
 from src.files.terminal import quiet_libraries

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from src.adapter import adapted
+from src.adapter.adapted import Source
 from src.command import cli, words
 from src.command.words import Key
 from src.config.schema import Config, EvalConfig
 from src.data import datasets
-from src.eval import adapted
-from src.eval.adapted import Source
 from src.files.durable import dump_json, seal_text, write_atomically
 from src.files.errors import ConfigError
 from src.files.terminal import quiet_libraries, spinner

@@ -15,7 +15,7 @@ import torch
 
 from src.data.batches import Item, micro_batches
 from src.data.layout import MULTIPLE, choose, share, up
-from src.train.packed.members import Member
+from src.engine.packed.members import Member
 
 SURVEYED = 128  # steps that are looked at to choose a layout
 

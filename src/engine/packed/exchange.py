@@ -13,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from src.config.schema import Config, LoraSettings, VariantConfig
-from src.train.packed.model import PackedModel
+from src.engine.packed.model import PackedModel
 from src.variants.adapters import lora_config
 
 NAMES = {"A": "lora_A.default.weight", "B": "lora_B.default.weight", "m": "lora_magnitude_vector.default.weight"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from src.config.schema import Config
-from src.records import identity
+from src.record.records import identity
 from src.variants.scaling import effective_scale
 
 # Known only once measured; null in the result until then.

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from src.adapter import adapted, serving
+from src.adapter.adapted import Source
 from src.command import words
 from src.command.words import Key
 from src.config.schema import QUANTISED
 from src.data import datasets, inputs, prose
-from src.eval import adapted, serving
-from src.eval.adapted import Source
 from src.files.durable import dump_json, replacing, seal_text
 from src.files.errors import ConfigError
 from src.files.terminal import quiet_libraries
@@ -112,8 +112,9 @@ def merge(
     import torch
     from transformers import AutoModelForCausalLM
 
+    from src.adapter import fidelity, latency
+    from src.adapter import fold as merging
     from src.data import batches
-    from src.eval import fidelity, latency, merging
     from src.measure.scorer import Solo
     from src.model import device
 
@@ -157,7 +158,8 @@ def merge(
 
 def _control(source: Source, onto: str, items: list[Any]) -> dict[str, Any]:
     """The gap of the same merge where nothing is rounded: what is left is onto's doing, not the rounding's."""
-    from src.eval import fidelity, merging
+    from src.adapter import fidelity
+    from src.adapter import fold as merging
     from src.measure.scorer import Solo
 
     opened = adapted.open_source(source, exact=True)
@@ -178,7 +180,7 @@ def _prompt(tokenizer: Any, device: Any) -> Any:
     """A prompt of fixed length, whatever the tokenizer; what it says does not matter for its time."""
     import torch
 
-    from src.eval.latency import PROMPT_TOKENS
+    from src.adapter.latency import PROMPT_TOKENS
 
     ids = tokenizer("The quick brown fox jumps over the lazy dog. " * PROMPT_TOKENS, add_special_tokens=False).input_ids
     return torch.tensor([ids[:PROMPT_TOKENS]], device=device)

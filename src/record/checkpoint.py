@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.files.durable import Damaged, digest, remove, remove_temporary, replacing, writing
-from src.train.metrics_log import START, Mark
+from src.record.metrics_log import START, Mark
 
 if TYPE_CHECKING:
     import torch
