@@ -14,8 +14,8 @@ from src.command.cli import compose
 from src.config.schema import Config
 from src.files.errors import ConfigError
 from src.record.records import RunFolder, run_id
-from src.train.launch import launch
-from src.train.plan import admit, prepare
+from src.sweep.launch import launch
+from src.sweep.plan import admit, prepare
 
 
 def train(

@@ -1,4 +1,4 @@
-"""Hydra's door to src/train/launch: all jobs of a multirun arrive together, and none starts before all are checked."""
+"""Hydra's door to src/sweep/launch: all jobs of a multirun arrive together, and none starts before all are checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PackedLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from src.command.cli import compose_jobs
-        from src.train.launch import run_jobs
+        from src.sweep.launch import run_jobs
 
         run_jobs(compose_jobs(self.hydra_context.config_loader, self.config, job_overrides))
         return [_returned(overrides) for overrides in job_overrides]

@@ -61,8 +61,8 @@ def run(folder: Path) -> Run:
     """Train the tiny model with these overrides in this process; (its folder, its result)."""
 
     def go(*overrides: str, config: Config | None = None) -> tuple[RunFolder, dict[str, Any]]:
+        from src.sweep.events import Events
         from src.train import worker  # torch is imported only by the tests that train
-        from src.train.events import Events
 
         record = written(config or compose([*TINY, *overrides]))
         assert worker.run([record.path], Events(None)) == 0
@@ -95,8 +95,8 @@ def train_pack(folder: Path) -> TrainPack:
     """Train runs of the tiny model, each with its own overrides, as one worker does, in this process."""
 
     def go(*runs: Sequence[str], halved_from: int | None = None) -> Trained:
+        from src.sweep.events import Events
         from src.train import worker
-        from src.train.events import Events
 
         records = [written(compose([*TINY, *overrides])) for overrides in runs]
         with open("events.jsonl", "w+b") as file:

@@ -187,7 +187,7 @@ def test_nothing_heavy_is_imported_by_a_refusal() -> None:
     import sys
 
     heavy = ("torch", "transformers", "peft", "wandb", "pandas")
-    code = f"import sys, src.train.plan, src.command.cli; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, src.sweep.plan, src.command.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(CONF_FOLDER).parent, check=True)
     assert done.stdout.strip() == "[]"
 

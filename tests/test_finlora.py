@@ -11,9 +11,9 @@ import pytest
 
 from experiments.finlora_small.configs import FOLDER, METHODS, configs
 from src.command.cli import compose
+from src.compare.assay import assay
+from src.compare.frame import gather
 from src.config.schema import Config
-from src.eval.assay import assay
-from src.eval.frame import gather
 from src.variants.scaling import effective_scale
 from tests.conftest import Run
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from experiments import markdown, sheet
 from src.command import cli, words
 from src.command.words import Key
-from src.eval.styles import style
+from src.compare.styles import style
 from src.files.errors import ConfigError
 
 HERE = Path(__file__).resolve().parent

@@ -25,8 +25,8 @@ from experiments import sheet
 from experiments.finlora_small.run import FORMS, RATES, REPORT, TASKS, TUNE
 from src.command import cli, words
 from src.command.words import Key
-from src.eval.statistics import holm, mean_interval, paired
-from src.eval.styles import line, style
+from src.compare.statistics import holm, mean_interval, paired
+from src.compare.styles import line, style
 from src.files.durable import write_atomically
 from src.files.errors import ConfigError
 from src.files.text import few

@@ -10,7 +10,7 @@ import sys
 from experiments import tuned
 from src.command import cli
 from src.files.errors import ConfigError
-from src.train.launch import RunsFailed
+from src.sweep.launch import RunsFailed
 
 # The published form, and the one at the effective scale 2. LoRA and DoRA have it anyway, and rsLoRA at r = 8 with
 # alpha 2 sqrt(8) is LoRA with alpha 16, to the bit, so it is not trained once more.

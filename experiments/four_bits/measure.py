@@ -159,7 +159,7 @@ def memory(path: Path, seconds: float, reuse: Sequence[Path], small: bool) -> No
 
 def training(path: Path, sweep: str) -> None:
     from experiments.four_bits.runs import refuse_foreign
-    from src.eval.frame import gather
+    from src.compare.frame import gather
     from src.record.records import read_sweep
 
     ids = read_sweep(sweep)

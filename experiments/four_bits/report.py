@@ -22,8 +22,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from experiments import markdown, sheet
 from src.command import cli, words
 from src.command.words import Key
-from src.eval.statistics import Interval, holm, mean_interval, paired
-from src.eval.styles import OTHER, style
+from src.compare.statistics import Interval, holm, mean_interval, paired
+from src.compare.styles import OTHER, style
 from src.files.errors import ConfigError
 
 HERE = Path(__file__).resolve().parent

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from src.command.cli import compose
-from src.eval.audit import HELD, said
-from src.eval.frame import flatten
+from src.compare.audit import HELD, said
+from src.compare.frame import flatten
 from src.files.errors import ConfigError
 from src.record.records import RUNS, default_of, identity, with_defaults
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from src.eval.statistics import mean_interval
+from src.compare.statistics import mean_interval
 
 FloatArray = npt.NDArray[np.float64]
 Coefficient = Callable[[FloatArray, FloatArray], FloatArray]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.magnitude_direction.correlation import Found, random_direction
-from src.eval.styles import style
+from src.compare.styles import style
 
 SETTINGS: dict[Any, Any] = {
     "figure.dpi": 150, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,

@@ -30,7 +30,7 @@ from experiments.magnitude_direction.correlation import (
 )
 from src.command import cli, words
 from src.command.words import Key
-from src.eval.statistics import mean_interval
+from src.compare.statistics import mean_interval
 from src.files.durable import write_atomically
 from src.files.errors import ConfigError
 from src.files.text import few

@@ -52,8 +52,8 @@ from src.files.terminal import quiet_libraries
 from src.measure.scorer import Scorer, per_token
 from src.model import device, models
 from src.record import records
-from src.train import room
-from src.train.memory import Tokens
+from src.sweep import room
+from src.sweep.memory import Tokens
 from src.variants import adapters, counts, quantization
 
 EVERY = 10  # steps between two training losses

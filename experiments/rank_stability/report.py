@@ -36,8 +36,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from experiments import markdown, sheet
 from src.command import cli
 from src.command.words import Key, read
-from src.eval.statistics import Interval, mean_interval
-from src.eval.styles import style
+from src.compare.statistics import Interval, mean_interval
+from src.compare.styles import style
 from src.files.durable import write_atomically
 from src.files.errors import ConfigError
 

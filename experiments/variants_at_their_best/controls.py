@@ -11,7 +11,7 @@ from experiments import tuned
 from experiments.variants_at_their_best.run import REPORT, SHARED, TUNE
 from src.command import cli
 from src.command.cli import compose
-from src.train.launch import RunsFailed
+from src.sweep.launch import RunsFailed
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 SPARE = (3e-6, 3e-3)  # where the best is the lowest or the highest

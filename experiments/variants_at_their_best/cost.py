@@ -17,8 +17,8 @@ from experiments import sheet
 from experiments.markdown import table
 from experiments.variants_at_their_best.questions import Study, name, named
 from experiments.variants_at_their_best.results import CONTROLS
-from src.eval.columns import rate
-from src.eval.notes import named as labelled
+from src.compare.columns import rate
+from src.compare.notes import named as labelled
 from src.files.errors import ConfigError
 from src.files.text import few
 

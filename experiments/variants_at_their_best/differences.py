@@ -8,8 +8,8 @@ from statistics import fmean
 
 from experiments.markdown import table
 from experiments.variants_at_their_best.questions import NAMES, REFERENCE, Cell, Study, wider_p
-from src.eval.columns import decimals, p_value, short, signed, with_interval
-from src.eval.contrasts import Contrast, View
+from src.compare.columns import decimals, p_value, short, signed, with_interval
+from src.compare.contrasts import Contrast, View
 
 Row = dict[str, str]
 Named = tuple[str, Contrast]  # a row's first cell, and the difference that it shows

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from experiments.variants_at_their_best.questions import MARGIN, NAMES, REFERENCE, Cell, Study
-from src.eval.statistics import Interval, mean_interval
-from src.eval.styles import line, style
+from src.compare.statistics import Interval, mean_interval
+from src.compare.styles import line, style
 from src.files.text import few
 
 GREY, BAND = "#555555", "#EFEFEF"

@@ -15,11 +15,11 @@ import pandas as pd
 
 from experiments.variants_at_their_best.results import CONTROLS, gathered
 from experiments.variants_at_their_best.run import TUNE, cells
-from src.eval.assay import Assay, assay, at_fixed_rates
-from src.eval.contrasts import Contrast, Values, View, by_seed, contrast
-from src.eval.frame import MISSING
-from src.eval.selection import Condition
-from src.eval.statistics import holm
+from src.compare.assay import Assay, assay, at_fixed_rates
+from src.compare.contrasts import Contrast, Values, View, by_seed, contrast
+from src.compare.frame import MISSING
+from src.compare.selection import Condition
+from src.compare.statistics import holm
 from src.files.text import few
 
 METRIC, REFERENCE, MARGIN = "test/loss", "lora", 0.01  # nats
@@ -143,7 +143,7 @@ class Study:
         return View("full", [contrast(self.rows[cell], self.rows[full], self.values, MARGIN) for cell in cells_], [])
 
     def at_one_rate(self, found: list[Contrast]) -> pd.DataFrame:
-        """These differences with one rate for both, as ``src.eval.assay.at_fixed_rates`` has them."""
+        """These differences with one rate for both, as ``src.compare.assay.at_fixed_rates`` has them."""
         return at_fixed_rates(replace(self.result, views=[View("at one rate", found, [])]))
 
     def _family(self, name: str, pairs: Sequence[tuple[Cell, Cell]]) -> View:

@@ -20,7 +20,7 @@ from experiments.variants_at_their_best.cost import adapters, duration, under_wa
 from experiments.variants_at_their_best.differences import difference
 from experiments.variants_at_their_best.questions import METRIC, NAMES, Study, name, study
 from src.command import cli
-from src.eval.columns import decimals, signed
+from src.compare.columns import decimals, signed
 from src.files.durable import write_atomically
 from src.files.errors import ConfigError
 from src.files.text import few

@@ -18,8 +18,8 @@ from experiments.variants_at_their_best.questions import study
 from experiments.variants_at_their_best.tables import tables
 from src.command import cli, words
 from src.command.words import Key
-from src.eval.figures import png
-from src.eval.frame import MISSING
+from src.compare.figures import png
+from src.compare.frame import MISSING
 from src.files.durable import write_atomically
 from src.files.errors import ConfigError
 from src.record.records import RUNS

@@ -21,9 +21,9 @@ import pandas as pd
 from experiments import sheet
 from experiments.variants_at_their_best.run import cells
 from src.command.cli import compose
-from src.eval.audit import HELD, OWN, differing
-from src.eval.frame import METRIC, MISSING, NUMBERS, TEXTS, Gathered, flatten, gather, run_ids
-from src.eval.notes import named
+from src.compare.audit import HELD, OWN, differing
+from src.compare.frame import METRIC, MISSING, NUMBERS, TEXTS, Gathered, flatten, gather, run_ids
+from src.compare.notes import named
 from src.files.durable import Damaged
 from src.files.errors import ConfigError
 from src.files.text import few

@@ -18,7 +18,7 @@ from experiments import tuned
 from src.command import cli
 from src.config.schema import CONF_FOLDER
 from src.files.durable import write_atomically
-from src.train.launch import RunsFailed
+from src.sweep.launch import RunsFailed
 
 EXPERIMENT = CONF_FOLDER / "experiment" / "variants_at_their_best.yaml"
 SPARE = (8e-5, 1.25e-1)

@@ -11,10 +11,10 @@ from experiments.variants_at_their_best import cost, differences
 from experiments.variants_at_their_best.cost import Peft
 from experiments.variants_at_their_best.questions import MARGIN, METRIC, NAMES, Cell, Study, name, named
 from src.command.cli import compose
-from src.eval.columns import count, decimals, interval, short, with_interval
-from src.eval.comparison import column
-from src.eval.frame import AFTER, BEFORE
-from src.eval.notes import ENOUGH_SEEDS
+from src.compare.columns import count, decimals, interval, short, with_interval
+from src.compare.comparison import column
+from src.compare.frame import AFTER, BEFORE
+from src.compare.notes import ENOUGH_SEEDS
 from src.files.text import few
 from src.model.models import find_shape
 from src.variants.counts import linears

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from src.command import commands
 from src.command.cli import suggest
-from src.eval.frame import Gathered, gather, known_sweeps, run_ids
-from src.eval.pair import compare_pair
+from src.compare.frame import Gathered, gather, known_sweeps, run_ids
+from src.compare.pair import compare_pair
 from src.files.durable import Damaged, write_atomically
 from src.files.errors import ConfigError
 from src.files.text import clean
@@ -24,8 +24,8 @@ from src.record.records import RUNS, read_sweep
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from src.eval.columns import Cells
-    from src.eval.comparison import Comparison
+    from src.compare.columns import Cells
+    from src.compare.comparison import Comparison
 
 REPORTS = Path("reports")
 EVERYTHING = "all"
@@ -180,11 +180,11 @@ def report(found: Gathered, arguments: Arguments) -> None:
     Raises:
         ConfigError: ``strict``, and compared rows differ in more than the variant. Then nothing is written.
     """
-    from src.eval import figures, logs, writers
-    from src.eval.assay import READ_AT_MOST, assay, at_fixed_rates
-    from src.eval.findings import method
-    from src.eval.page.render import page
-    from src.eval.report import report as as_dict
+    from src.compare import figures, logs, writers
+    from src.compare.assay import READ_AT_MOST, assay, at_fixed_rates
+    from src.compare.findings import method
+    from src.compare.page.render import page
+    from src.compare.report import report as as_dict
 
     result = assay(found, arguments.metric, arguments.reference, arguments.tune, arguments.margin)
     if arguments.strict and not result.audit.clean:
@@ -219,7 +219,7 @@ def show(comparison: Comparison) -> None:
     """Print the table, its caption and notes: as wide as the terminal, and never cut where there is none."""
     from rich.console import Console
 
-    from src.eval.columns import cells
+    from src.compare.columns import cells
 
     shown = cells(comparison)
     names = list(range(shown.naming))

@@ -22,7 +22,7 @@ def compose(node: DictConfig) -> None:
 
 
 def main() -> int:
-    from src.train.launch import RunsFailed, run_jobs
+    from src.sweep.launch import RunsFailed, run_jobs
 
     sweep = [option for option in sys.argv[1:] if option in ("-m", "--multirun")]
     # argparse, inside Hydra, takes -m only before the overrides.

@@ -36,13 +36,14 @@ from src.model import device, models
 from src.model.device import Numerics
 from src.record import checkpoint
 from src.record.wandb import mirror as tracking
-from src.train import handover, room, scoring
+from src.sweep import handover, room
+from src.sweep.child import CANNOT_WRITE, OUT_OF_MEMORY
+from src.sweep.events import Events
+from src.sweep.locks import turn
+from src.sweep.memory import Tokens, tokens_of
+from src.train import final as scoring
 from src.train.checks import LiveChecks
-from src.train.child import CANNOT_WRITE, OUT_OF_MEMORY
-from src.train.events import Events
-from src.train.locks import turn
 from src.train.loop import Divergence, Hooks, steps_of, train
-from src.train.memory import Tokens, tokens_of
 from src.train.run import Run
 from src.train.stop import Stop
 from src.variants import adapters, counts, quantization

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from src.compare.assay import Assay, assay
+from src.compare.frame import gather, run_ids
 from src.config.schema import (
     Config,
     DatasetConfig,
@@ -18,8 +20,6 @@ from src.config.schema import (
     VariantConfig,
     variant_name,
 )
-from src.eval.assay import Assay, assay
-from src.eval.frame import gather, run_ids
 from src.files.durable import END, seal_text
 from src.record.metrics_log import MetricsLog
 from src.record.records import RunFolder, identity, run_id

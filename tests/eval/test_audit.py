@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from src.compare.assay import at_fixed_rates
+from src.compare.audit import CONFOUND, NOTE, Line
+from src.compare.page import sections
+from src.compare.report import report
 from src.eval.__main__ import main
-from src.eval.assay import at_fixed_rates
-from src.eval.audit import CONFOUND, NOTE, Line
-from src.eval.page import sections
-from src.eval.report import report
 from src.files.text import few
 from tests.eval import synthetic
 from tests.eval.synthetic import DORA, FROZEN, QLORA, RSLORA, assayed, flagged

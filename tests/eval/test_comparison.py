@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from src.eval import columns, figures, logs, writers
-from src.eval.comparison import Comparison, compare
-from src.eval.frame import gather, run_ids
+from src.compare import columns, figures, logs, writers
+from src.compare.comparison import Comparison, compare
+from src.compare.frame import gather, run_ids
 from src.record.records import RUNS, RunFolder
 from tests.eval.synthetic import DIVERGED, DORA, FROZEN, forge, record_again
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from src.eval.assay import Assay
-from src.eval.contrasts import Contrast, lower_is_better, margin_of
-from src.eval.statistics import Paired, paired
+from src.compare.assay import Assay
+from src.compare.contrasts import Contrast, lower_is_better, margin_of
+from src.compare.statistics import Paired, paired
 from tests.eval.synthetic import DORA, FROZEN, QLORA, RSLORA, assayed, flagged
 
 LORA_LOSSES = [1.90, 1.95, 1.88, 1.93, 1.97, 1.91, 1.89, 1.94]

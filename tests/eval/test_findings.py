@@ -8,8 +8,8 @@ import re
 import pytest
 from scipy import stats
 
-from src.eval.assay import Assay, at_fixed_rates
-from src.eval.findings import findings, method
+from src.compare.assay import Assay, at_fixed_rates
+from src.compare.findings import findings, method
 from tests.eval import synthetic
 from tests.eval.synthetic import DORA, FROZEN, RSLORA, assayed
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from src.eval.flags import EXPLANATIONS, by_flag
+from src.compare.flags import EXPLANATIONS, by_flag
 from tests.eval import synthetic
 from tests.eval.synthetic import DORA, FROZEN, QLORA, RSLORA, assayed, flagged
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from src.compare.assay import assay
+from src.compare.frame import gather, known_sweeps, run_ids
 from src.eval.__main__ import main
-from src.eval.assay import assay
-from src.eval.frame import gather, known_sweeps, run_ids
 from src.files.durable import dump_json
 from src.record.records import RUNS
 from tests.eval.synthetic import DORA, FROZEN, FULL, QLORA, RSLORA, forge

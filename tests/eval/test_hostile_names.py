@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from src.eval import writers
+from src.compare import writers
+from src.compare.findings import method
+from src.compare.frame import gather, run_ids
+from src.compare.writers import TEX_BEGIN
 from src.eval.__main__ import main
-from src.eval.findings import method
-from src.eval.frame import gather, run_ids
-from src.eval.writers import TEX_BEGIN
 from src.record.records import RUNS, write_sweep
 from tests.eval import synthetic
 from tests.eval.page_reports import HOSTILE

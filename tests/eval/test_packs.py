@@ -9,9 +9,9 @@ import math
 
 import pytest
 
-from src.eval import columns, figures, writers
-from src.eval.comparison import Comparison, compare
-from src.eval.frame import gather, run_ids
+from src.compare import columns, figures, writers
+from src.compare.comparison import Comparison, compare
+from src.compare.frame import gather, run_ids
 from src.record.records import RUNS
 from tests.eval.synthetic import DORA, FROZEN, QLORA, forge
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from src.eval.page.render import embedded_json, page
+from src.compare.page.render import embedded_json, page
 from tests.eval.page_reports import HOSTILE, SCRIPT, arm, hostile, report, small
 
 

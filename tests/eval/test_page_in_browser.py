@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from src.eval.page.render import page
+from src.compare.page.render import page
 from tests.eval.page_reports import IMAGE, SCRIPT, arm, hostile, report, small
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from src.compare.logs import curves, items
 from src.eval.__main__ import main
-from src.eval.logs import curves, items
 from src.record.records import RUNS, RunFolder
 from tests.eval.synthetic import RSLORA, assayed, record_again
 

@@ -14,12 +14,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from src.eval import logs, writers
+from src.compare import logs, writers
+from src.compare.assay import Assay, at_fixed_rates
+from src.compare.columns import cells
+from src.compare.page.render import page
+from src.compare.report import report
 from src.eval.__main__ import main
-from src.eval.assay import Assay, at_fixed_rates
-from src.eval.columns import cells
-from src.eval.page.render import page
-from src.eval.report import report
 from src.record.records import write_sweep
 from tests.eval import page_reports, synthetic
 from tests.eval.synthetic import DORA, FROZEN, RSLORA, assayed

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from src.eval.selection import split_seeds
+from src.compare.selection import split_seeds
 from tests.eval.synthetic import DIVERGED, FROZEN, FULL, RSLORA, assayed, flagged
 
 LOW, MIDDLE, HIGH = 3e-4, 1e-3, 3e-3

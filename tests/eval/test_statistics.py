@@ -15,8 +15,8 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import DescrStatsW
 
-from src.eval import statistics
-from src.eval.statistics import (
+from src.compare import statistics
+from src.compare.statistics import (
     bootstrap,
     detectable_effect,
     holm,
@@ -34,7 +34,7 @@ DIFFERENCES = [0.031, -0.012, 0.044, 0.025, 0.008, 0.051, -0.003, 0.019]
 
 
 def test_importing_costs_neither_scipy_nor_statsmodels() -> None:
-    code = "import src.eval.statistics, sys; sys.exit(bool({'scipy', 'statsmodels', 'pandas'} & set(sys.modules)))"
+    code = "import src.compare.statistics, sys; sys.exit(bool({'scipy', 'statsmodels', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from src.eval.report import SYMBOLS
-from src.eval.styles import DARK, OTHER, STYLES, style
+from src.compare.report import SYMBOLS
+from src.compare.styles import DARK, OTHER, STYLES, style
 
 ROOT = Path(__file__).resolve().parents[2]
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}

@@ -11,7 +11,7 @@ import pytest
 from experiments import tuned
 from src.files.errors import ConfigError
 from src.record.records import RUNS
-from src.train.plan import Job
+from src.sweep.plan import Job
 from tests.conftest import TINY
 
 # Validation loss of (rank, rate, seed): at r=4 rate 2 is the best on average though not at seed 0; at r=8 it diverges.

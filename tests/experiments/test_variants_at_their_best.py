@@ -17,9 +17,9 @@ from scipy import stats
 
 from experiments.variants_at_their_best import cost, differences, figures, peft, report, results, run, tables
 from experiments.variants_at_their_best.questions import Study, study
+from src.compare.assay import assay
+from src.compare.frame import gather, run_ids
 from src.engine.peft import PeftEngine
-from src.eval.assay import assay
-from src.eval.frame import gather, run_ids
 from src.files.errors import ConfigError
 from src.record.records import RUNS, RunFolder, write_sweep
 from tests.conftest import TINY, Run, TrainPack

@@ -1,6 +1,6 @@
 """The commands as a shell starts them, but in this process: what they said, how they ended, and what they would train.
 
-Everything up to the first worker is the real thing. What lies behind the checks (src/train/launch: conversion of the
+Everything up to the first worker is the real thing. What lies behind the checks (src/sweep/launch: conversion of the
 embedded model, training) is replaced, so that a line that is accepted costs no more than one that is refused.
 """
 
@@ -26,9 +26,9 @@ from hydra.core.global_hydra import GlobalHydra
 from src.command import cli
 from src.data import cldr_names, datasets
 from src.eval import __main__ as eval_command
+from src.sweep import launch
+from src.sweep.plan import Job
 from src.train import __main__ as train_command
-from src.train import launch
-from src.train.plan import Job
 from src.variants import __main__ as variants_command
 
 LONGEST_LINE = 600  # characters: more is no clear line

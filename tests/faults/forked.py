@@ -180,7 +180,7 @@ def _command(order: dict[str, Any], shim: Any) -> None:
     time.tzset()
     os.chdir(order["cwd"])
     sys.argv = [order["module"], *order["arguments"]]
-    from src.train import child
+    from src.sweep import child
 
     child.subprocess = _Forking  # type: ignore[attr-defined]
     shim.attach(order["state"].encode())
@@ -194,7 +194,7 @@ def _command(order: dict[str, Any], shim: Any) -> None:
 
 
 class _Forking:
-    """What ``src.train.child`` sees as ``subprocess``."""
+    """What ``src.sweep.child`` sees as ``subprocess``."""
 
     Popen = ForkedWorker
     PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
@@ -209,11 +209,11 @@ def _serve(shim_path: str) -> None:
     import safetensors.torch  # noqa: F401
     import transformers  # noqa: F401
 
+    import src.compare.assay
     import src.engine.packed.engine
     import src.eval.__main__
-    import src.eval.assay
+    import src.sweep.launch
     import src.train.__main__
-    import src.train.launch
     import src.train.worker  # noqa: F401
 
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -135,7 +135,7 @@ def test_a_budget_beyond_all_numbers() -> None:
 
 
 def test_a_defect_of_ours_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    from src.train import launch
+    from src.sweep import launch
 
     def broken(nodes: object) -> None:
         raise KeyError("ours")

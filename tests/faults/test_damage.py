@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-from src.eval.frame import gather
-from src.eval.logs import curves
-from src.eval.pair import compare_pair
+from src.compare.frame import gather
+from src.compare.logs import curves
+from src.compare.pair import compare_pair
 from src.files.durable import Damaged
 from src.files.errors import ConfigError
 from src.record import checkpoint
 from src.record.records import RUNS, RunFolder, read_sweep, write_sweep
-from src.train.display import Display
-from src.train.launch import Launch
-from src.train.memory import Memory
-from src.train.plan import Job
+from src.sweep.display import Display
+from src.sweep.launch import Launch
+from src.sweep.memory import Memory
+from src.sweep.plan import Job
 from tests.faults.forked import server
 from tests.faults.shim import Mode, scratch
 from tests.faults.tiny_sweep import SWEEP, goes_on, undisturbed

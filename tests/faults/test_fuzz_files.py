@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from src.eval import __main__ as eval_command
 from src.files.durable import dump_json, seal_text, write_atomically
 from src.record.records import RUNS
-from src.train.plan import Job
+from src.sweep.plan import Job
 from tests.eval import synthetic
 from tests.faults import entry
 from tests.faults.files import SWEEPS, damaged, experiments, jsonl, settings_beside

@@ -13,7 +13,7 @@ from src.command.cli import compose
 from src.config.schema import Config
 from src.config.values import check
 from src.record.records import ENDED, run_id
-from src.train.plan import Job
+from src.sweep.plan import Job
 from tests.conftest import written
 from tests.faults import entry
 from tests.faults.overrides import KNOWN, NAMES, budget_lines, lines
@@ -54,8 +54,8 @@ def bounded(config: Config) -> Config:
 
 def train_to_a_record(config: Config) -> None:
     """What a config needs that no check before the start can know, such as a chat template, the record may name instead."""
+    from src.sweep.events import Events
     from src.train import worker
-    from src.train.events import Events
 
     record = written(config)
     worker.run([record.path], Events(None))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from src.record.records import RunFolder
-from src.train.locks import Claims
+from src.sweep.locks import Claims
 from tests.conftest import CODE
 from tests.faults import sweep
 from tests.faults.commands import Command, left, wait_until_none_is_left

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from src.eval.frame import gather
+from src.compare.frame import gather
 from src.record.records import RunFolder
 from tests.conftest import TINY
 from tests.faults.forked import server

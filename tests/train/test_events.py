@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from src.train.events import Events
+from src.sweep.events import Events
 
 
 @pytest.fixture

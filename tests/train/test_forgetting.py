@@ -14,9 +14,9 @@ from src.config.schema import Config
 from src.files.errors import ConfigError
 from src.model import models
 from src.record.records import RunFolder, run_id
-from src.train import packs, plan
-from src.train.plan import Job
-from src.train.scoring import Forgetting
+from src.sweep import packs, plan
+from src.sweep.plan import Job
+from src.train.final import Forgetting
 from tests.conftest import TINY, Run, TrainPack, written
 from tests.train.test_worker import interrupt, poison, told
 

@@ -23,13 +23,13 @@ import pytest
 
 from src.command.cli import compose
 from src.record.records import run_id
-from src.train import child, launch
-from src.train.display import Display
-from src.train.launch import RunsFailed
-from src.train.locks import Claims
-from src.train.memory import Machine, Memory
-from src.train.packs import group
-from src.train.plan import Job
+from src.sweep import child, launch
+from src.sweep.display import Display
+from src.sweep.launch import RunsFailed
+from src.sweep.locks import Claims
+from src.sweep.memory import Machine, Memory
+from src.sweep.packs import group
+from src.sweep.plan import Job
 from tests.conftest import CODE, TINY, shown_on
 
 WORKER = """
@@ -247,7 +247,7 @@ def test_out_of_memory_halves_the_pack_and_limits_later_ones(
     how: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kills = iter(range(100))
-    monkeypatch.setattr("src.train.attempt.oom_kills", lambda: next(kills) if how == "kill" else None)
+    monkeypatch.setattr("src.sweep.attempt.oom_kills", lambda: next(kills) if how == "kill" else None)
     jobs = ranks(*range(1, 13))
     other = compose([*TINY, "variant=qlora"])
     later = [replace(other, seed=seed, data_seed=seed) for seed in range(8)]
@@ -340,7 +340,7 @@ def is_alive(process: int) -> bool:
 
 def test_one_run_that_the_kernel_killed_for_memory_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     kills = iter(range(10))
-    monkeypatch.setattr("src.train.attempt.oom_kills", lambda: next(kills))
+    monkeypatch.setattr("src.sweep.attempt.oom_kills", lambda: next(kills))
     (job,) = ranks(1)
     play(signal=signal.SIGKILL)
     with pytest.raises(RunsFailed):

@@ -89,8 +89,8 @@ def test_the_packed_engine_refuses_it_in_one_line() -> None:
 
 
 def test_tables_name_the_optimizer_and_the_audit_flags_a_difference(run: Run) -> None:
-    from src.eval.assay import assay
-    from src.eval.frame import gather
+    from src.compare.assay import assay
+    from src.compare.frame import gather
 
     eight = run("variant=rslora", "engine=peft", "train.optimizer=adamw_bnb_8bit")[0]
     plain = run("variant=lora", "engine=peft")[0]

@@ -27,10 +27,10 @@ from src.engine.packed.feed import Feed
 from src.engine.packed.members import member
 from src.record import checkpoint
 from src.record.records import RunFolder, run_id
-from src.train.memory import Machine, Memory, free_memory, length, tokens_of
-from src.train.outlook import outlook
-from src.train.packs import Pack, _ends, _fit, agreement, group, split
-from src.train.plan import Job
+from src.sweep.memory import Machine, Memory, free_memory, length, tokens_of
+from src.sweep.outlook import outlook
+from src.sweep.packs import Pack, _ends, _fit, agreement, group, split
+from src.sweep.plan import Job
 from tests.conftest import TINY
 
 # Written out once more: what runs of one pack may differ in, each with the reason that the engine can hold both.
@@ -231,7 +231,7 @@ def test_where_hundreds_of_counts_are_too_few_the_parts_of_most_are_not_made(mon
         made.append(count)
         return _ends(until, count)
 
-    monkeypatch.setattr("src.train.packs._ends", ends)
+    monkeypatch.setattr("src.sweep.packs._ends", ends)
     assert [list(pack.jobs) for pack in _fit(jobs, memory, None)] == parts
     assert made[-1] == count == 430
     assert len(made) <= len(jobs) + 1  # each failure shows a job that no earlier one has shown
@@ -400,6 +400,6 @@ def test_planning_imports_nothing_heavy() -> None:
     import sys
 
     heavy = ("torch", "transformers", "peft", "wandb", "pandas")
-    code = f"import sys, src.train.launch, src.command.cli; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, src.sweep.launch, src.command.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
     assert json.loads(done.stdout) == []

@@ -15,8 +15,8 @@ import torch
 
 from src.command.cli import compose
 from src.config.schema import Config
-from src.train import room
-from src.train.memory import Tokens
+from src.sweep import room
+from src.sweep.memory import Tokens
 from src.train.run import Run
 from src.variants import counts
 from tests.conftest import TINY, written

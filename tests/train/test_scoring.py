@@ -10,8 +10,8 @@ import torch
 
 from src.command.cli import compose
 from src.model import models
+from src.sweep.events import Events
 from src.train import worker
-from src.train.events import Events
 from tests.conftest import TINY, Run, TrainPack, written
 
 

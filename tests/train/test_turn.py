@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from src.files.durable import CannotWrite
-from src.train import locks as module
-from src.train.locks import turn
+from src.sweep import locks as module
+from src.sweep.locks import turn
 from src.train.worker import Pack
 from tests.conftest import TrainPack
 
@@ -44,7 +44,7 @@ def test_who_is_asked_to_stop_waits_no_longer(tmp_path: Path) -> None:
 def test_a_process_that_is_killed_leaves_its_turn(tmp_path: Path) -> None:
     lock = tmp_path / ".turn"
     code = (
-        "import sys, time, pathlib; from src.train.locks import turn\n"
+        "import sys, time, pathlib; from src.sweep.locks import turn\n"
         "with turn(pathlib.Path(sys.argv[1]), print, bool): print('mine', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, env=os.environ) as other:

@@ -22,9 +22,9 @@ from src.model import models
 from src.record import checkpoint
 from src.record.records import RunFolder, run_id
 from src.record.wandb import mirror as tracking
+from src.sweep.child import OUT_OF_MEMORY
 from src.train import worker
 from src.train.checks import LiveChecks
-from src.train.child import OUT_OF_MEMORY
 from src.train.run import Run as OneRun
 from src.train.stop import Interrupted, Stop
 from tests.conftest import TINY, Run, Trained, TrainPack, written
@@ -291,7 +291,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_that_it_met(
             def interrupted(*_: object) -> None:
                 raise Interrupted
 
-            patch.setattr("src.train.scoring.test", interrupted)
+            patch.setattr("src.train.final.test", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_pack(*runs)
     at = 2 if phase == "training" else 4
@@ -303,7 +303,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_that_it_met(
 
 
 def test_runs_for_which_there_is_no_room_are_left_untouched(train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.train.room._free", lambda device: 0)
+    monkeypatch.setattr("src.sweep.room._free", lambda device: 0)
     trained = train_pack([*QUICK, "lora.r=32"], [*QUICK, "lora.r=4"])
     larger, smaller = trained.records
     assert [result and result["status"] for result in trained.results] == [None, "ok"]

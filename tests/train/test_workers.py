@@ -16,10 +16,10 @@ import pytest
 
 from src.command.cli import compose
 from src.record.records import RUNS, RunFolder, run_id
-from src.train import child, handover
-from src.train.launch import launch
-from src.train.memory import Machine, Memory
-from src.train.plan import Job, prepare
+from src.sweep import child, handover
+from src.sweep.launch import launch
+from src.sweep.memory import Machine, Memory
+from src.sweep.plan import Job, prepare
 from tests.conftest import CODE, TINY
 
 

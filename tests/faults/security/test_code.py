@@ -15,9 +15,9 @@ import pytest
 
 from src.command import admission
 from src.command.cli import compose
+from src.compare.frame import gather, run_ids
+from src.compare.logs import curves
 from src.config.schema import CONF_FOLDER, ModelConfig
-from src.eval.frame import gather, run_ids
-from src.eval.logs import curves
 from src.model import models
 from src.record.records import RUNS, run_id
 from tests.conftest import TINY, Run

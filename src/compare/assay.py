@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from src.eval import contrasts, flags, logs, statistics
-from src.eval.audit import NOTE, Audit, Line, audit
-from src.eval.comparison import Comparison, column, compare
-from src.eval.contrasts import Contrast, View
-from src.eval.flags import Flag
-from src.eval.frame import AFTER, BEFORE, CHANGE, Gathered
-from src.eval.notes import named
-from src.eval.selection import REPORT, TUNING, Condition, Seed, Selection, row_conditions, select
+from src.compare import contrasts, flags, logs, statistics
+from src.compare.audit import NOTE, Audit, Line, audit
+from src.compare.comparison import Comparison, column, compare
+from src.compare.contrasts import Contrast, View
+from src.compare.flags import Flag
+from src.compare.frame import AFTER, BEFORE, CHANGE, Gathered
+from src.compare.notes import named
+from src.compare.selection import REPORT, TUNING, Condition, Seed, Selection, row_conditions, select
 from src.files.text import few
 from src.record.records import RUNS
 

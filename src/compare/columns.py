@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from src.eval.comparison import Comparison, column
-from src.eval.notes import own_peak
+from src.compare.comparison import Comparison, column
+from src.compare.notes import own_peak
 from src.files.text import clean
 
 ABSENT = "-"

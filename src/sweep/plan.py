@@ -23,7 +23,7 @@ from src.measure import answers
 from src.model import embedded, models
 from src.record import checkpoint
 from src.record.records import RunFolder, run_id, write_sweep
-from src.train.child import environment
+from src.sweep.child import environment
 from src.variants.counts import linears, targets
 
 

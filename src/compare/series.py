@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from src.eval.comparison import Comparison, column
-from src.eval.styles import style
+from src.compare.comparison import Comparison, column
+from src.compare.styles import style
 from src.files.text import clean
 
 LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))

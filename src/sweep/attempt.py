@@ -13,13 +13,13 @@ from src.record import checkpoint
 from src.record.records import ENDED, provenance
 from src.record.result import Outcome
 from src.record.result import result as record
-from src.train import child
-from src.train.child import Event, Workers
-from src.train.display import Display, notice
-from src.train.locks import Claims
-from src.train.memory import oom_kills
-from src.train.packs import Pack
-from src.train.plan import Job
+from src.sweep import child
+from src.sweep.child import Event, Workers
+from src.sweep.display import Display, notice
+from src.sweep.locks import Claims
+from src.sweep.memory import oom_kills
+from src.sweep.packs import Pack
+from src.sweep.plan import Job
 
 EARLIER = ("started", "commit", "dirty", "python", "packages", "host", "device")  # what is kept of an earlier attempt
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from src.eval.frame import METRICS_BELOW, number
+from src.compare.frame import METRICS_BELOW, number
 from src.files.durable import Damaged
 from src.record.records import RUNS, RunFolder, read_lines
 

@@ -14,7 +14,7 @@ from src.config.schema import FOUR_BIT, Config, DatasetConfig, packs
 from src.data import datasets, layout
 from src.data.datasets import Example
 from src.model import models
-from src.train.plan import Job
+from src.sweep.plan import Job
 from src.variants import counts
 from src.variants.counts import Linear
 

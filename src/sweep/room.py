@@ -11,7 +11,7 @@ import torch
 
 from src.config.schema import Config
 from src.engine.packed.members import member, slot_order
-from src.train.memory import Tokens, estimate, free_memory
+from src.sweep.memory import Tokens, estimate, free_memory
 from src.variants.counts import Linear
 
 

@@ -15,8 +15,8 @@ def compare_pair(one: str, other: str) -> None:
     for run in (one, other):
         if not (RUNS / run / "result.json").exists():
             raise ConfigError(f"pair: {run} has no record in {RUNS.absolute()}")
-    from src.eval import statistics
-    from src.eval.logs import items
+    from src.compare import statistics
+    from src.compare.logs import items
 
     a, b = items(one), items(other)
     for run, found in ((one, a), (other, b)):

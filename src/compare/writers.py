@@ -13,9 +13,9 @@ from textwrap import shorten
 
 import pandas as pd
 
-from src.eval.columns import ABSENT, cells
-from src.eval.comparison import Comparison
-from src.eval.notes import named
+from src.compare.columns import ABSENT, cells
+from src.compare.comparison import Comparison
+from src.compare.notes import named
 from src.files.durable import write_atomically
 from src.files.text import clean, few
 

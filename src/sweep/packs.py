@@ -17,8 +17,8 @@ from itertools import accumulate, pairwise
 
 from src.config.schema import Config, packs
 from src.record import checkpoint
-from src.train.memory import Memory
-from src.train.plan import Job
+from src.sweep.memory import Memory
+from src.sweep.plan import Job
 
 MAY_DIFFER = (
     *("model.name", "model.note", "dataset.name"),

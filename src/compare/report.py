@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from src.eval import findings
-from src.eval.assay import Assay, of_pair
-from src.eval.columns import (
+from src.compare import findings
+from src.compare.assay import Assay, of_pair
+from src.compare.columns import (
     ABSENT,
     CONDITION,
     DETECTABLE,
@@ -28,13 +28,13 @@ from src.eval.columns import (
     text,
     with_interval,
 )
-from src.eval.comparison import column
-from src.eval.contrasts import SAME_RANK, Contrast, View, lower_is_better
-from src.eval.flags import by_flag
-from src.eval.frame import MISSING
-from src.eval.notes import metric_label, subject
-from src.eval.selection import REPORT
-from src.eval.styles import DARK, STYLES
+from src.compare.comparison import column
+from src.compare.contrasts import SAME_RANK, Contrast, View, lower_is_better
+from src.compare.flags import by_flag
+from src.compare.frame import MISSING
+from src.compare.notes import metric_label, subject
+from src.compare.selection import REPORT
+from src.compare.styles import DARK, STYLES
 
 SYMBOLS = {
     "_": "line-ew", "*": "star", "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down",

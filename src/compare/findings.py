@@ -6,12 +6,12 @@ import math
 
 import pandas as pd
 
-from src.eval.assay import Assay, of_pair
-from src.eval.columns import decimals, interval, p_value, short, signed, with_interval
-from src.eval.comparison import column
-from src.eval.contrasts import ALPHA, SAME_RANK, TOLERANCE, Contrast, View, lower_is_better
-from src.eval.notes import ENOUGH_SEEDS, ended_badly, metric_label
-from src.eval.selection import CHOSEN_BY, Seed
+from src.compare.assay import Assay, of_pair
+from src.compare.columns import decimals, interval, p_value, short, signed, with_interval
+from src.compare.comparison import column
+from src.compare.contrasts import ALPHA, SAME_RANK, TOLERANCE, Contrast, View, lower_is_better
+from src.compare.notes import ENOUGH_SEEDS, ended_badly, metric_label
+from src.compare.selection import CHOSEN_BY, Seed
 from src.files.text import few
 
 MOST = 8  # contrasts that get a sentence; the tables have them all

@@ -12,14 +12,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from src.record.records import ENDED
-from src.train.attempt import Attempt
-from src.train.child import Workers
-from src.train.display import Display, describe, notice
-from src.train.locks import Claims
-from src.train.memory import Memory
-from src.train.outlook import outlook
-from src.train.packs import Pack, group
-from src.train.plan import Job, plan, prepare
+from src.sweep.attempt import Attempt
+from src.sweep.child import Workers
+from src.sweep.display import Display, describe, notice
+from src.sweep.locks import Claims
+from src.sweep.memory import Memory
+from src.sweep.outlook import outlook
+from src.sweep.packs import Pack, group
+from src.sweep.plan import Job, plan, prepare
 
 
 class RunsFailed(Exception):

@@ -18,7 +18,7 @@ from typing import Any
 
 import plotly.offline
 
-from src.eval.page import sections
+from src.compare.page import sections
 from src.files.text import clean
 
 HERE = Path(__file__).parent

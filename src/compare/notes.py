@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from src.eval.frame import MISSING
+from src.compare.frame import MISSING
 from src.files.text import few
 
 ENOUGH_SEEDS = 6  # below it an exact sign-flip test cannot reach p < 0.05 two-sided: 2 / 2**5 = 0.0625

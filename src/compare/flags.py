@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 
+from src.compare.comparison import Comparison
+from src.compare.contrasts import View
+from src.compare.frame import MISSING
+from src.compare.notes import ENOUGH_SEEDS
+from src.compare.selection import Selection
 from src.config.schema import QUANTISED
-from src.eval.comparison import Comparison
-from src.eval.contrasts import View
-from src.eval.frame import MISSING
-from src.eval.notes import ENOUGH_SEEDS
-from src.eval.selection import Selection
 
 EXPLANATIONS = {
     "best rate on the grid's edge": "A better rate may lie beyond the grid: extend it, for all variants alike.",

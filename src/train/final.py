@@ -9,7 +9,7 @@ from typing import Any
 from src.data.batches import Item
 from src.measure.measure import measure
 from src.measure.scorer import Scored, Scorer, per_token
-from src.train.events import Events
+from src.sweep.events import Events
 from src.train.run import Run
 
 BEFORE, AFTER = "forgetting/before", "forgetting/after"

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from src.train import handover
+from src.sweep import handover
 
 CODE = Path(__file__).resolve().parents[2]
 WORKER = [sys.executable, "-m", "src.train.worker"]

@@ -1,1 +1,0 @@
-"""The page a reviewer reads: one HTML file with the findings, the tables and the plots of a comparison."""
