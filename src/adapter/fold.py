@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from src.files.errors import ConfigError
-from src.variants.quantization import linear_layers
+from ..files.errors import ConfigError
+from ..variants.quantization import linear_layers
 
 NAME = "default"  # PEFT's, of the only adapter
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from src.adapter import adapted, serving
-from src.adapter.adapted import Source
-from src.command import words
-from src.command.words import Key
-from src.data import datasets
-from src.files.errors import ConfigError
-from src.files.terminal import quiet_libraries
+from ..command import words
+from ..command.words import Key
+from ..data import datasets
+from ..files.errors import ConfigError
+from ..files.terminal import quiet_libraries
+from . import adapted, serving
+from .adapted import Source
 
 USAGE = f"""\
 usage: python -m src.eval generate run=ID "prompt" ["prompt" ...] [max_new_tokens=64] [temperature=0.7] [seed=0] [chat=true]
@@ -82,7 +82,7 @@ def generate(
     import torch
     from transformers import GenerationConfig
 
-    from src.data.batches import tokenise
+    from ..data.batches import tokenise
 
     opened = adapted.open_source(source)
     tokenizer, network = opened.tokenizer, opened.network

@@ -7,16 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from src.adapter import adapted
-from src.adapter.adapted import Source
-from src.command import words
-from src.command.cli import suggest
-from src.command.words import Key
-from src.files.durable import dump_json, write_atomically
-from src.files.errors import ConfigError
-from src.files.terminal import quiet_libraries
-from src.files.text import clean
-from src.model import models
+from ..command import words
+from ..command.cli import suggest
+from ..command.words import Key
+from ..files.durable import dump_json, write_atomically
+from ..files.errors import ConfigError
+from ..files.terminal import quiet_libraries
+from ..files.text import clean
+from ..model import models
+from . import adapted
+from .adapted import Source
 
 USAGE = f"""\
 usage: python -m src.eval harness run=ID tasks=NAME,NAME [limit=N] [include=FOLDER] [batch_size=8]
@@ -97,7 +97,7 @@ def model_arguments(source: Source) -> tuple[dict[str, Any], str]:
     A 16-bit base goes by name, and its adapter by the harness's own ``peft=``. A quantised base goes as a model: since version 5
     transformers takes no ``load_in_4bit``, which the harness would pass on.
     """
-    from src.model import device
+    from ..model import device
 
     config, model = source.config, source.config.model
     if model.weights == "random":

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from src.measure.scorer import Solo
-from src.model import device
+from ..measure.scorer import Solo
+from ..model import device
 
 PROMPT_TOKENS, NEW_TOKENS, REPETITIONS = 64, 8, 5
 

@@ -6,17 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from src.adapter import adapted, serving
-from src.adapter.adapted import Source
-from src.command import words
-from src.command.words import Key
-from src.config.schema import QUANTISED
-from src.data import datasets, inputs, prose
-from src.files.durable import dump_json, replacing, seal_text
-from src.files.errors import ConfigError
-from src.files.terminal import quiet_libraries
-from src.model import models
-from src.model.models import NO_CODE
+from ..command import words
+from ..command.words import Key
+from ..config.schema import QUANTISED
+from ..data import datasets, inputs, prose
+from ..files.durable import dump_json, replacing, seal_text
+from ..files.errors import ConfigError
+from ..files.terminal import quiet_libraries
+from ..model import models
+from ..model.models import NO_CODE
+from . import adapted, serving
+from .adapted import Source
 
 USAGE = f"""\
 usage: python -m src.eval merge run=ID out=DIR [onto=original|dequantised] [dtype=bf16] [examples=64] [latency=true]
@@ -112,11 +112,10 @@ def merge(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from src.adapter import fidelity, latency
-    from src.adapter import fold as merging
-    from src.data import batches
-    from src.measure.scorer import Solo
-    from src.model import device
+    from ..data import batches
+    from ..measure.scorer import Solo
+    from ..model import device
+    from . import fidelity, fold, latency
 
     dtype = torch.float32 if given.get("dtype") == "fp32" else torch.bfloat16
     opened = adapted.open_source(source)
@@ -129,7 +128,7 @@ def merge(
         items = batches.tokenise(examples, opened.tokenizer, dataset.max_length, dataset.chat_template)
     plain, _, numerics = adapted.load_base(source)
     parameters = sum(p.numel() for p in plain.parameters())
-    merging.merge(opened.network, plain, onto == "dequantised")
+    fold.merge(opened.network, plain, onto == "dequantised")
     _save(plain.to(dtype), opened.tokenizer, source, folder)
     del plain
     # In the adapter's own format of products, so that the gap is the merge's and not theirs.
@@ -158,13 +157,12 @@ def merge(
 
 def _control(source: Source, onto: str, items: list[Any]) -> dict[str, Any]:
     """The gap of the same merge where nothing is rounded: what is left is onto's doing, not the rounding's."""
-    from src.adapter import fidelity
-    from src.adapter import fold as merging
-    from src.measure.scorer import Solo
+    from ..measure.scorer import Solo
+    from . import fidelity, fold
 
     opened = adapted.open_source(source, exact=True)
     plain, _, numerics = adapted.load_base(source, exact=True)
-    merging.merge(opened.network, plain, onto == "dequantised")
+    fold.merge(opened.network, plain, onto == "dequantised")
     found = fidelity.gap(Solo(opened.network, numerics), Solo(plain, numerics), items, opened.tokenizer.pad_token_id)
     return asdict(found) | {"loss_difference": found.loss_difference}
 
@@ -180,7 +178,7 @@ def _prompt(tokenizer: Any, device: Any) -> Any:
     """A prompt of fixed length, whatever the tokenizer; what it says does not matter for its time."""
     import torch
 
-    from src.adapter.latency import PROMPT_TOKENS
+    from .latency import PROMPT_TOKENS
 
     ids = tokenizer("The quick brown fox jumps over the lazy dog. " * PROMPT_TOKENS, add_special_tokens=False).input_ids
     return torch.tensor([ids[:PROMPT_TOKENS]], device=device)

@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from src.adapter import adapted
-from src.adapter.adapted import Source
-from src.command import words
-from src.command.words import Key
-from src.files.errors import ConfigError
+from ..command import words
+from ..command.words import Key
+from ..files.errors import ConfigError
+from . import adapted
+from .adapted import Source
 
 USAGE = """\
 usage: python -m src.eval push run=ID to=OWNER/NAME [private=true] [base=OWNER/NAME]
@@ -76,7 +76,7 @@ def prepare(source: Source, folder: Path, base: str | None) -> None:
         settings = source.settings | {"base_model_name_or_path": base}
         (folder / adapted.SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     if base is not None or not is_ours(folder / CARD):
-        from src.adapter import card
+        from . import card
 
         result = source.record.result() if source.record else None
         assert result is not None

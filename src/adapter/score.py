@@ -10,16 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from src.adapter import adapted
-from src.adapter.adapted import Source
-from src.command import cli, words
-from src.command.words import Key
-from src.config.schema import Config, EvalConfig
-from src.data import datasets
-from src.files.durable import dump_json, seal_text, write_atomically
-from src.files.errors import ConfigError
-from src.files.terminal import quiet_libraries, spinner
-from src.files.text import clean
+from ..command import cli, words
+from ..command.words import Key
+from ..config.schema import Config, EvalConfig
+from ..data import datasets
+from ..files.durable import dump_json, seal_text, write_atomically
+from ..files.errors import ConfigError
+from ..files.terminal import quiet_libraries, spinner
+from ..files.text import clean
+from . import adapted
+from .adapted import Source
 
 USAGE = f"""\
 usage: python -m src.eval score run=ID [dataset=NAME] [dataset.KEY=VALUE ...] [examples=N] [generate=false]
@@ -105,10 +105,10 @@ def score(
     """(what was measured and on what, a row for each example). ``base``: with the adapter switched off."""
     from contextlib import nullcontext
 
-    from src.data import batches
-    from src.measure.measure import measure
-    from src.measure.scorer import Scorer, Solo
-    from src.model import device
+    from ..data import batches
+    from ..measure.measure import measure
+    from ..measure.scorer import Scorer, Solo
+    from ..model import device
 
     opened = adapted.open_source(source)
     tokenizer, dataset = opened.tokenizer, config.dataset

@@ -22,11 +22,11 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from src.command import bounds
-from src.config.schema import CONF_FOLDER
-from src.config.values import refuse_texts
-from src.files import credentials
-from src.files.errors import ConfigError
+from ..config.schema import CONF_FOLDER
+from ..config.values import refuse_texts
+from ..files import credentials
+from ..files.errors import ConfigError
+from . import bounds
 
 ALLOWED = ("mode", "sweeper.params")
 # What Hydra writes into its node while it composes. Nothing there is instantiated; the overrides are checked one by one.

@@ -11,8 +11,8 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
 
-from src.config.values import RESOLVER, calls_resolver
-from src.files.errors import ConfigError
+from ..config.values import RESOLVER, calls_resolver
+from ..files.errors import ConfigError
 
 # Hydra's parser takes time in the square of a list's length, and Python's stack for each bracket.
 ARGUMENT_LENGTH, ARGUMENT_VALUES, ARGUMENT_DEPTH = 10_000, 1_000, 20

@@ -24,16 +24,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from src.command import admission, bounds
-from src.config.schema import CONF_FOLDER, Config
-from src.config.values import resolve
-from src.files.credentials import redacting
-from src.files.durable import CannotWrite
-from src.files.errors import ConfigError
+from ..config.schema import CONF_FOLDER, Config
+from ..config.values import resolve
+from ..files.credentials import redacting
+from ..files.durable import CannotWrite
+from ..files.errors import ConfigError
+from . import admission, bounds
 
 BAD_INPUT = 2
 SIGNALLED = 128  # plus the signal's number: the exit code of what a signal stopped
-OURS = ("__main__", "src", "hydra_plugins")
+OURS = ("__main__", __name__.partition(".")[0], "hydra_plugins")
 LIBRARIES = ("hydra", "omegaconf", "antlr4", "yaml")  # they read what the user wrote
 LONGEST = 500  # characters of a message; of a longer one the two ends are shown
 GOES_ON = "; what is done stays, and the same command goes on from here"

@@ -6,27 +6,27 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from src.command import cli
-from src.command.admission import refuse_secrets
-from src.files.credentials import redact, redacting
-from src.files.errors import ConfigError
-from src.files.text import clean
+from ..files.credentials import redact, redacting
+from ..files.errors import ConfigError
+from ..files.text import clean
+from . import cli
+from .admission import refuse_secrets
 
 FAILED = 1
 INTERRUPTED = 130
 # The word, and the module that does it: USAGE, and run(words). A module is imported when its word is given.
 COMMANDS = {
-    "score": "src.adapter.score",
-    "generate": "src.adapter.generate",
-    "merge": "src.adapter.merge",
-    "push": "src.adapter.push",
-    "harness": "src.adapter.harness",
+    "score": "..adapter.score",
+    "generate": "..adapter.generate",
+    "merge": "..adapter.merge",
+    "push": "..adapter.push",
+    "harness": "..adapter.harness",
 }
 
 
 def main(name: str, words: list[str]) -> int:
     """Run a command; 0 done, 1 out of memory, 2 bad input (one line on stderr each), 130 interrupted."""
-    module = importlib.import_module(COMMANDS[name])
+    module = importlib.import_module(COMMANDS[name], __package__)
     options = words[: words.index("--")] if "--" in words else words
     if "--help" in options or "-h" in options:
         print(module.USAGE, end="")
@@ -49,7 +49,7 @@ def conducted(command: Callable[[], None], words: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        from src.model.device import is_out_of_memory  # imports torch, which whatever raised this has done by now
+        from ..model.device import is_out_of_memory  # imports torch, which whatever raised this has done by now
 
         if not is_out_of_memory(error):
             raise  # a defect of ours, which a traceback shows

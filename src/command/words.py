@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from src.command.cli import suggest
-from src.files.errors import ConfigError
+from ..files.errors import ConfigError
+from .cli import suggest
 
 ASSIGNMENT = re.compile(r"([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
 Read = Callable[[str], Any]  # raises ValueError with what is needed

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from src.compare import contrasts, flags, logs, statistics
-from src.compare.audit import NOTE, Audit, Line, audit
-from src.compare.comparison import Comparison, column, compare
-from src.compare.contrasts import Contrast, View
-from src.compare.flags import Flag
-from src.compare.frame import AFTER, BEFORE, CHANGE, Gathered
-from src.compare.notes import named
-from src.compare.selection import REPORT, TUNING, Condition, Seed, Selection, row_conditions, select
-from src.files.text import few
-from src.record.records import RUNS
+from ..files.text import few
+from ..record.records import RUNS
+from . import contrasts, flags, logs, statistics
+from .audit import NOTE, Audit, Line, audit
+from .comparison import Comparison, column, compare
+from .contrasts import Contrast, View
+from .flags import Flag
+from .frame import AFTER, BEFORE, CHANGE, Gathered
+from .notes import named
+from .selection import REPORT, TUNING, Condition, Seed, Selection, row_conditions, select
 
 READ_AT_MOST = 2000  # runs whose predictions and logged losses are read
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from src.files.text import few
-from src.variants.scaling import effective_scale
+from ..files.text import few
+from ..variants.scaling import effective_scale
 
 # What a comparison is about, or chose by itself: no confound.
 OWN = ("variant.", "lora.r", "train.lr")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from src.compare.comparison import Comparison, column
-from src.compare.notes import own_peak
-from src.files.text import clean
+from ..files.text import clean
+from .comparison import Comparison, column
+from .notes import own_peak
 
 ABSENT = "-"
 DETECTABLE = "what one unadjusted paired t test of these seeds finds with 80% power"

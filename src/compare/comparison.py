@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from src.compare.frame import MISSING, UNREADABLE
-from src.compare.notes import Groups, footnotes
+from .frame import MISSING, UNREADABLE
+from .notes import Groups, footnotes
 
 VARIANT_ORDER = (
     "frozen", "full",

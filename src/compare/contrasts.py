@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from src.compare import statistics
-from src.compare.audit import differing
-from src.compare.notes import ENOUGH_SEEDS
-from src.compare.selection import Seed
+from . import statistics
+from .audit import differing
+from .notes import ENOUGH_SEEDS
+from .selection import Seed
 
 SAME_RANK, SAME_PARAMETERS = "same rank", "same trainable parameters"
 TOLERANCE = 0.05  # relative: trainable parameters that differ by less count as the same

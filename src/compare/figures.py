@@ -22,9 +22,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from src.compare.comparison import Comparison, column
-from src.compare.notes import from_to, metric_label, seed_count, subject
-from src.compare.series import LINES, Series, safe, series
+from .comparison import Comparison, column
+from .notes import from_to, metric_label, seed_count, subject
+from .series import LINES, Series, safe, series
 
 SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "lora-assay",

@@ -6,13 +6,13 @@ import math
 
 import pandas as pd
 
-from src.compare.assay import Assay, of_pair
-from src.compare.columns import decimals, interval, p_value, short, signed, with_interval
-from src.compare.comparison import column
-from src.compare.contrasts import ALPHA, SAME_RANK, TOLERANCE, Contrast, View, lower_is_better
-from src.compare.notes import ENOUGH_SEEDS, ended_badly, metric_label
-from src.compare.selection import CHOSEN_BY, Seed
-from src.files.text import few
+from ..files.text import few
+from .assay import Assay, of_pair
+from .columns import decimals, interval, p_value, short, signed, with_interval
+from .comparison import column
+from .contrasts import ALPHA, SAME_RANK, TOLERANCE, Contrast, View, lower_is_better
+from .notes import ENOUGH_SEEDS, ended_badly, metric_label
+from .selection import CHOSEN_BY, Seed
 
 MOST = 8  # contrasts that get a sentence; the tables have them all
 

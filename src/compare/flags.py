@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from src.compare.comparison import Comparison
-from src.compare.contrasts import View
-from src.compare.frame import MISSING
-from src.compare.notes import ENOUGH_SEEDS
-from src.compare.selection import Selection
-from src.config.schema import QUANTISED
+from ..config.schema import QUANTISED
+from .comparison import Comparison
+from .contrasts import View
+from .frame import MISSING
+from .notes import ENOUGH_SEEDS
+from .selection import Selection
 
 EXPLANATIONS = {
     "best rate on the grid's edge": "A better rate may lie beyond the grid: extend it, for all variants alike.",

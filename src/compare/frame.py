@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from src.config.schema import variant_name
-from src.files.durable import Damaged, unseal
-from src.record.records import PROVENANCE, RESULT, RUNS, RunFolder, id_of, identity, run_id, with_defaults
+from ..config.schema import variant_name
+from ..files.durable import Damaged, unseal
+from ..record.records import PROVENANCE, RESULT, RUNS, RunFolder, id_of, identity, run_id, with_defaults
 
 if TYPE_CHECKING:
     import pandas as pd

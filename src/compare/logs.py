@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from src.compare.frame import METRICS_BELOW, number
-from src.files.durable import Damaged
-from src.record.records import RUNS, RunFolder, read_lines
+from ..files.durable import Damaged
+from ..record.records import RUNS, RunFolder, read_lines
+from .frame import METRICS_BELOW, number
 
 CURVES = ("train/loss", "val/loss")
 

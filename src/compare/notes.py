@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from src.compare.frame import MISSING
-from src.files.text import few
+from ..files.text import few
+from .frame import MISSING
 
 ENOUGH_SEEDS = 6  # below it an exact sign-flip test cannot reach p < 0.05 two-sided: 2 / 2**5 = 0.0625
 MOST_IDS = 49  # a sentence names so many, or one less and counts the rest

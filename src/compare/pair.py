@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from src.files.errors import ConfigError
-from src.record.records import RUNS, RunFolder
+from ..files.errors import ConfigError
+from ..record.records import RUNS, RunFolder
 
 
 def compare_pair(one: str, other: str) -> None:
@@ -15,8 +15,8 @@ def compare_pair(one: str, other: str) -> None:
     for run in (one, other):
         if not (RUNS / run / "result.json").exists():
             raise ConfigError(f"pair: {run} has no record in {RUNS.absolute()}")
-    from src.compare import statistics
-    from src.compare.logs import items
+    from . import statistics
+    from .logs import items
 
     a, b = items(one), items(other)
     for run, found in ((one, a), (other, b)):

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from src.compare import findings
-from src.compare.assay import Assay, of_pair
-from src.compare.columns import (
+from . import findings
+from .assay import Assay, of_pair
+from .columns import (
     ABSENT,
     CONDITION,
     DETECTABLE,
@@ -28,13 +28,13 @@ from src.compare.columns import (
     text,
     with_interval,
 )
-from src.compare.comparison import column
-from src.compare.contrasts import SAME_RANK, Contrast, View, lower_is_better
-from src.compare.flags import by_flag
-from src.compare.frame import MISSING
-from src.compare.notes import metric_label, subject
-from src.compare.selection import REPORT
-from src.compare.styles import DARK, STYLES
+from .comparison import column
+from .contrasts import SAME_RANK, Contrast, View, lower_is_better
+from .flags import by_flag
+from .frame import MISSING
+from .notes import metric_label, subject
+from .selection import REPORT
+from .styles import DARK, STYLES
 
 SYMBOLS = {
     "_": "line-ew", "*": "star", "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down",

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from src.compare.comparison import told_apart_by_facts
+from .comparison import told_apart_by_facts
 
 RATE = "train.lr"
 CHOSEN_BY = "val/loss"

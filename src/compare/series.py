@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from src.compare.comparison import Comparison, column
-from src.compare.styles import style
-from src.files.text import clean
+from ..files.text import clean
+from .comparison import Comparison, column
+from .styles import style
 
 LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
 

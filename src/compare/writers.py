@@ -13,11 +13,11 @@ from textwrap import shorten
 
 import pandas as pd
 
-from src.compare.columns import ABSENT, cells
-from src.compare.comparison import Comparison
-from src.compare.notes import named
-from src.files.durable import write_atomically
-from src.files.text import clean, few
+from ..files.durable import write_atomically
+from ..files.text import clean, few
+from .columns import ABSENT, cells
+from .comparison import Comparison
+from .notes import named
 
 NOT_IN_TEX = ("sd", "detectable", "train s", "adapter", "tuning runs", "Pareto front", "flags")
 LONGEST_CAPTION, LONGEST_CELL = 1000, 200  # characters

@@ -11,9 +11,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.config.schema import ALL_LINEAR, QUANTISED, Config, DatasetConfig, Shape, packs, variant_name
-from src.files import credentials
-from src.files.errors import ConfigError
+from ..files import credentials
+from ..files.errors import ConfigError
+from .schema import ALL_LINEAR, QUANTISED, Config, DatasetConfig, Shape, packs, variant_name
 
 BYT5_TOKENS = 384  # of the byte tokenizer that comes with random weights
 MODULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,199}")

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from src.config.schema import TrainConfig
-from src.data.datasets import Example
-from src.files.errors import ConfigError
+from ..config.schema import TrainConfig
+from ..files.errors import ConfigError
+from .datasets import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

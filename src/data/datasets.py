@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from src.config.schema import DatasetConfig
-from src.data import inputs, rows
-from src.data.cldr_names import cldr_rows
-from src.data.formats import FORMATS, POOLED, Messages, normalised
-from src.files.errors import ConfigError
+from ..config.schema import DatasetConfig
+from ..files.errors import ConfigError
+from . import inputs, rows
+from .cldr_names import cldr_rows
+from .formats import FORMATS, POOLED, Messages, normalised
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from src.files.errors import ConfigError
+from ..files.errors import ConfigError
 
 Messages = list[dict[str, str]]
 PAIRS = (("context", "target"), ("prompt", "completion"), ("prompt", "target"))

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from src.files.errors import ConfigError
+from ..files.errors import ConfigError
 
 UNPACKED = 256 * 2**20  # bytes of one file of an archive
 ENTRIES = 10_000  # files of an archive

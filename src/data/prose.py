@@ -18,13 +18,13 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.config.schema import ForgettingConfig
-from src.data import inputs
-from src.data.datasets import Example
-from src.files.errors import ConfigError
+from ..config.schema import ForgettingConfig
+from ..files.errors import ConfigError
+from . import inputs
+from .datasets import Example
 
 if TYPE_CHECKING:
-    from src.data.batches import Item
+    from .batches import Item
 
 SUBPACKAGES = ("cluster", "ensemble", "metrics", "model_selection", "preprocessing")
 WINDOW = 256  # tokens that are read together, at most
@@ -117,7 +117,7 @@ def windows(prose: Prose, tokenizer: Any, tokens: int, width: int) -> list[Item]
     Raises:
         ConfigError: no token is left to score.
     """
-    from src.data.batches import Item
+    from .batches import Item
 
     text = prose.text[: tokens * CHARACTERS_PER_TOKEN]
     ids = tokenizer(text, add_special_tokens=False).input_ids[:tokens]

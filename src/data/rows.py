@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from src.data import inputs
-from src.files.errors import ConfigError
+from ..files.errors import ConfigError
+from . import inputs
 
 LFS = b"version https://git-lfs.github.com/spec/v1"
 

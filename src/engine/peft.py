@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from src.config.schema import Config
-from src.data.batches import Batch, Item, collate, micro_batches
-from src.engine import peft_optimizer as optimizer
-from src.engine.protocol import Step
-from src.engine.schedule import learning_rate
-from src.measure.scorer import Solo
-from src.model.device import Numerics
-from src.model.losses import target_losses
+from ..config.schema import Config
+from ..data.batches import Batch, Item, collate, micro_batches
+from ..measure.scorer import Solo
+from ..model.device import Numerics
+from ..model.losses import target_losses
+from . import peft_optimizer
+from .protocol import Step
+from .schedule import learning_rate
 
 
 class PeftEngine:
@@ -41,7 +41,7 @@ class PeftEngine:
         self.scored = Solo(model, numerics)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if self.parameters:
-            self.optimizer = optimizer.build(config.train, list(self.parameters.values()), numerics.device)
+            self.optimizer = peft_optimizer.build(config.train, list(self.parameters.values()), numerics.device)
 
     def advance(self, first: int, last: int) -> list[Step]:
         """Steps ``first`` to ``last``, 0-based and without ``last``."""
@@ -76,7 +76,7 @@ class PeftEngine:
 
     def state(self, run: int = 0) -> dict[str, torch.Tensor]:
         """Everything a checkpoint needs: trained tensors and the optimizer's moments, by parameter name."""
-        return {f"parameter/{name}": p.detach() for name, p in self.parameters.items()} | optimizer.state(
+        return {f"parameter/{name}": p.detach() for name, p in self.parameters.items()} | peft_optimizer.state(
             self.optimizer, self.parameters
         )
 
@@ -84,7 +84,7 @@ class PeftEngine:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"parameter/{name}"])
-        optimizer.load_state(self.optimizer, self.parameters, tensors)
+        peft_optimizer.load_state(self.optimizer, self.parameters, tensors)
 
     def trained(self, run: int = 0) -> dict[str, torch.Tensor]:
         """What trains, by the names of the model's parameters."""

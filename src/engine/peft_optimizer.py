@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from src.config.schema import TrainConfig
+from ..config.schema import TrainConfig
 
 Named = Mapping[str, nn.Parameter]
 

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
-from src.config.schema import Config
-from src.measure.scorer import Scored
-from src.model.device import Numerics
+from ..config.schema import Config
+from ..measure.scorer import Scored
+from ..model.device import Numerics
 
 
 @dataclass(frozen=True)

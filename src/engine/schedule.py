@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from src.config.schema import TrainConfig
+from ..config.schema import TrainConfig
 
 
 def learning_rate(train: TrainConfig, step: int, steps: int) -> float:

@@ -12,20 +12,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.command import commands
-from src.command.cli import suggest
-from src.compare.frame import Gathered, gather, known_sweeps, run_ids
-from src.compare.pair import compare_pair
-from src.files.durable import Damaged, write_atomically
-from src.files.errors import ConfigError
-from src.files.text import clean
-from src.record.records import RUNS, read_sweep
+from ..command import commands
+from ..command.cli import suggest
+from ..compare.frame import Gathered, gather, known_sweeps, run_ids
+from ..compare.pair import compare_pair
+from ..files.durable import Damaged, write_atomically
+from ..files.errors import ConfigError
+from ..files.text import clean
+from ..record.records import RUNS, read_sweep
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from src.compare.columns import Cells
-    from src.compare.comparison import Comparison
+    from ..compare.columns import Cells
+    from ..compare.comparison import Comparison
 
 REPORTS = Path("reports")
 EVERYTHING = "all"
@@ -180,11 +180,11 @@ def report(found: Gathered, arguments: Arguments) -> None:
     Raises:
         ConfigError: ``strict``, and compared rows differ in more than the variant. Then nothing is written.
     """
-    from src.compare import figures, logs, writers
-    from src.compare.assay import READ_AT_MOST, assay, at_fixed_rates
-    from src.compare.findings import method
-    from src.compare.page.render import page
-    from src.compare.report import report as as_dict
+    from ..compare import figures, logs, writers
+    from ..compare.assay import READ_AT_MOST, assay, at_fixed_rates
+    from ..compare.findings import method
+    from ..compare.page.render import page
+    from ..compare.report import report as as_dict
 
     result = assay(found, arguments.metric, arguments.reference, arguments.tune, arguments.margin)
     if arguments.strict and not result.audit.clean:
@@ -219,7 +219,7 @@ def show(comparison: Comparison) -> None:
     """Print the table, its caption and notes: as wide as the terminal, and never cut where there is none."""
     from rich.console import Console
 
-    from src.compare.columns import cells
+    from ..compare.columns import cells
 
     shown = cells(comparison)
     names = list(range(shown.naming))

@@ -21,10 +21,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from src.config.schema import DatasetConfig
-from src.data.datasets import Example
-from src.data.formats import normalised
-from src.files.errors import ConfigError
+from ..config.schema import DatasetConfig
+from ..data.datasets import Example
+from ..data.formats import normalised
+from ..files.errors import ConfigError
 
 UNPARSED = "<unparsed>"
 TOLERANCE = 1e-6  # absolute

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from src.config.schema import DatasetConfig, EvalConfig
-from src.data.batches import Item, tokenise
-from src.data.datasets import Example
-from src.measure import answers
-from src.measure.scorer import Advance, Scorer, per_token
+from ..config.schema import DatasetConfig, EvalConfig
+from ..data.batches import Item, tokenise
+from ..data.datasets import Example
+from . import answers
+from .scorer import Advance, Scorer, per_token
 
 Row = dict[str, Any]  # of predictions.jsonl
 Progress = Callable[[str, int], Advance]  # (what is done, rows in all) -> a function that counts rows

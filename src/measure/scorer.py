@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
-from src.data.batches import Batch, Item, collate
-from src.model.device import Numerics
-from src.model.losses import target_losses
+from ..data.batches import Batch, Item, collate
+from ..model.device import Numerics
+from ..model.losses import target_losses
 
 Advance = Callable[[int], None]
 

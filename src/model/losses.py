@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.data.batches import IGNORE, Batch
+from ..data.batches import IGNORE, Batch
 
 
 def target_losses(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

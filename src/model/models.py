@@ -13,10 +13,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.config.schema import ModelConfig, Shape
-from src.config.values import RANGES, refuse_outside
-from src.files.errors import ConfigError
-from src.model import embedded
+from ..config.schema import ModelConfig, Shape
+from ..config.values import RANGES, refuse_outside
+from ..files.errors import ConfigError
+from . import embedded
 
 if TYPE_CHECKING:
     import torch

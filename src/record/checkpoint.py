@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.files.durable import Damaged, digest, remove, remove_temporary, replacing, writing
-from src.record.metrics_log import START, Mark
+from ..files.durable import Damaged, digest, remove, remove_temporary, replacing, writing
+from .metrics_log import START, Mark
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.files.durable import Damaged, finite, sync, writing
+from ..files.durable import Damaged, finite, sync, writing
 
 
 @dataclass(frozen=True)

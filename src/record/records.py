@@ -29,9 +29,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from src.config.schema import FOUR_BIT, Config
-from src.files.credentials import redact
-from src.files.durable import (
+from ..config.schema import FOUR_BIT, Config
+from ..files.credentials import redact
+from ..files.durable import (
     Damaged,
     difference,
     digests,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from src.config.schema import Config
-from src.record.records import identity
-from src.variants.scaling import effective_scale
+from ..config.schema import Config
+from ..variants.scaling import effective_scale
+from .records import identity
 
 # Known only once measured; null in the result until then.
 MEASURED = (

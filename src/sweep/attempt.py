@@ -8,18 +8,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from src.files.durable import CannotWrite
-from src.record import checkpoint
-from src.record.records import ENDED, provenance
-from src.record.result import Outcome
-from src.record.result import result as record
-from src.sweep import child
-from src.sweep.child import Event, Workers
-from src.sweep.display import Display, notice
-from src.sweep.locks import Claims
-from src.sweep.memory import oom_kills
-from src.sweep.packs import Pack
-from src.sweep.plan import Job
+from ..files.durable import CannotWrite
+from ..record import checkpoint
+from ..record.records import ENDED, provenance
+from ..record.result import Outcome
+from ..record.result import result as record
+from . import child
+from .child import Event, Workers
+from .display import Display, notice
+from .locks import Claims
+from .memory import oom_kills
+from .packs import Pack
+from .plan import Job
 
 EARLIER = ("started", "commit", "dirty", "python", "packages", "host", "device")  # what is kept of an earlier attempt
 

@@ -23,10 +23,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from src.sweep import handover
+from . import handover
 
 CODE = Path(__file__).resolve().parents[2]
-WORKER = [sys.executable, "-m", "src.train.worker"]
+PRODUCT = __name__.removesuffix(".sweep.child")  # the name that this tree was imported by
+WORKER = [sys.executable, "-m", f"{PRODUCT}.train.worker"]
 OUT_OF_MEMORY = 3  # the worker's exit code where several runs together needed more memory than there is
 CANNOT_WRITE = 4  # and where a record file could not be written
 STDERR = 2  # file descriptor

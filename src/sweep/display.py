@@ -7,9 +7,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from src.sweep.child import Event
-from src.sweep.packs import Pack
-from src.sweep.plan import Job
+from .child import Event
+from .packs import Pack
+from .plan import Job
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -11,15 +11,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from src.record.records import ENDED
-from src.sweep.attempt import Attempt
-from src.sweep.child import Workers
-from src.sweep.display import Display, describe, notice
-from src.sweep.locks import Claims
-from src.sweep.memory import Memory
-from src.sweep.outlook import outlook
-from src.sweep.packs import Pack, group
-from src.sweep.plan import Job, plan, prepare
+from ..record.records import ENDED
+from .attempt import Attempt
+from .child import Workers
+from .display import Display, describe, notice
+from .locks import Claims
+from .memory import Memory
+from .outlook import outlook
+from .packs import Pack, group
+from .plan import Job, plan, prepare
 
 
 class RunsFailed(Exception):

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from src.files.durable import writing
-from src.record.records import RunFolder
+from ..files.durable import writing
+from ..record.records import RunFolder
 
 LOOK = 0.05  # seconds between two looks whether the turn is ours
 SAY = 30.0  # and between two signs of life

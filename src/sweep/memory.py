@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from src.config.schema import FOUR_BIT, Config, DatasetConfig, packs
-from src.data import datasets, layout
-from src.data.datasets import Example
-from src.model import models
-from src.sweep.plan import Job
-from src.variants import counts
-from src.variants.counts import Linear
+from ..config.schema import FOUR_BIT, Config, DatasetConfig, packs
+from ..data import datasets, layout
+from ..data.datasets import Example
+from ..model import models
+from ..variants import counts
+from ..variants.counts import Linear
+from .plan import Job
 
 USABLE = 0.85  # of the memory there is: the rest is for the allocator's slack and what the estimate leaves out
 BYTES_PER_TOKEN = 3  # of text in UTF-8; a tokenizer that knows the language makes fewer tokens

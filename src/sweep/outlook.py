@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from src.record.records import RUNS, RunFolder
-from src.sweep.memory import Machine, Memory
-from src.sweep.packs import Pack, steps_of
+from ..record.records import RUNS, RunFolder
+from .memory import Machine, Memory
+from .packs import Pack, steps_of
 
 SHOWN = 20  # packs; runs that train alone can be thousands
 

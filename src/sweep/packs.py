@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import accumulate, pairwise
 
-from src.config.schema import Config, packs
-from src.record import checkpoint
-from src.sweep.memory import Memory
-from src.sweep.plan import Job
+from ..config.schema import Config, packs
+from ..record import checkpoint
+from .memory import Memory
+from .plan import Job
 
 MAY_DIFFER = (
     *("model.name", "model.note", "dataset.name"),

@@ -14,17 +14,17 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from src.config.schema import Config
-from src.config.values import resolve
-from src.data import datasets, prose
-from src.files.errors import ConfigError
-from src.files.terminal import spinner
-from src.measure import answers
-from src.model import embedded, models
-from src.record import checkpoint
-from src.record.records import RunFolder, run_id, write_sweep
-from src.sweep.child import environment
-from src.variants.counts import linears, targets
+from ..config.schema import Config
+from ..config.values import resolve
+from ..data import datasets, prose
+from ..files.errors import ConfigError
+from ..files.terminal import spinner
+from ..measure import answers
+from ..model import embedded, models
+from ..record import checkpoint
+from ..record.records import RunFolder, run_id, write_sweep
+from ..variants.counts import linears, targets
+from .child import PRODUCT, environment
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,9 @@ def prepare(jobs: Sequence[Job]) -> None:
         return
     print("converting the embedded SmolLM2-135M once (about half a minute)", file=sys.stderr)
     with spinner("converting"):
-        done = subprocess.run([sys.executable, "-m", "src.model.embedded"], env=environment(), capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", f"{PRODUCT}.model.embedded"], env=environment(), capture_output=True, text=True
+        )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ConfigError(f"model=smollm2_135m: the conversion failed: {last}")

@@ -9,10 +9,10 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from src.config.schema import Config
-from src.engine.packed.members import member, slot_order
-from src.sweep.memory import Tokens, estimate, free_memory
-from src.variants.counts import Linear
+from ..config.schema import Config
+from ..engine.packed.members import member, slot_order
+from ..variants.counts import Linear
+from .memory import Tokens, estimate, free_memory
 
 
 class HasConfig(Protocol):

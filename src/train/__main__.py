@@ -9,8 +9,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from src.command import admission, cli
-from src.config.schema import CONF_FOLDER
+from ..command import admission, cli
+from ..config.schema import CONF_FOLDER
 
 _composed: list[tuple[DictConfig, Any]] = []
 
@@ -22,7 +22,7 @@ def compose(node: DictConfig) -> None:
 
 
 def main() -> int:
-    from src.sweep.launch import RunsFailed, run_jobs
+    from ..sweep.launch import RunsFailed, run_jobs
 
     sweep = [option for option in sys.argv[1:] if option in ("-m", "--multirun")]
     # argparse, inside Hydra, takes -m only before the overrides.

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from src.config.schema import Config
-from src.engine.protocol import Engine
-from src.model.fingerprint import fingerprint, frozen_tensors
-from src.variants.quantization import BITS, quantised_layers
-from src.variants.scaling import effective_scale
+from ..config.schema import Config
+from ..engine.protocol import Engine
+from ..model.fingerprint import fingerprint, frozen_tensors
+from ..variants.quantization import BITS, quantised_layers
+from ..variants.scaling import effective_scale
 
 Check = dict[str, Any]  # {"ok": bool, "detail": str}
 Tensors = dict[str, torch.Tensor]

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from src.data.batches import Item
-from src.measure.measure import measure
-from src.measure.scorer import Scored, Scorer, per_token
-from src.sweep.events import Events
-from src.train.run import Run
+from ..data.batches import Item
+from ..measure.measure import measure
+from ..measure.scorer import Scored, Scorer, per_token
+from ..sweep.events import Events
+from .run import Run
 
 BEFORE, AFTER = "forgetting/before", "forgetting/after"
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from src.config.schema import Config
-from src.engine.protocol import Engine, Step
-from src.model import device
-from src.record.checkpoint import Progress
-from src.train.stop import Interrupted
+from ..config.schema import Config
+from ..engine.protocol import Engine, Step
+from ..model import device
+from ..record.checkpoint import Progress
+from .stop import Interrupted
 
 # Where train.checkpoint_every does not say: once a minute, or as rarely as keeps the writing to a fiftieth of the time.
 CHECKPOINT_SECONDS = 60.0

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from src.files.credentials import redact
-from src.files.durable import Damaged, write_atomically
-from src.files.errors import ConfigError
-from src.model.device import is_out_of_memory
-from src.record import checkpoint
-from src.record.checkpoint import Progress, Stand
-from src.record.metrics_log import MetricsLog
-from src.record.records import ENDED, RunFolder
-from src.record.result import Outcome, result
-from src.record.wandb.mirror import Mirror
-from src.train.loop import Divergence
+from ..files.credentials import redact
+from ..files.durable import Damaged, write_atomically
+from ..files.errors import ConfigError
+from ..model.device import is_out_of_memory
+from ..record import checkpoint
+from ..record.checkpoint import Progress, Stand
+from ..record.metrics_log import MetricsLog
+from ..record.records import ENDED, RunFolder
+from ..record.result import Outcome, result
+from ..record.wandb.mirror import Mirror
+from .loop import Divergence
 
 RUN = "run"  # what a checkpoint rests on beside base weights and tokens
 

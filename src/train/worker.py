@@ -22,32 +22,32 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from src.adapter import card
-from src.command import cli
-from src.config.schema import FOUR_BIT, Config, packs
-from src.data import batches, datasets, prose
-from src.data.batches import Item
-from src.engine.peft import PeftEngine
-from src.engine.protocol import Engine
-from src.files.durable import CannotWrite, replacing
-from src.files.terminal import quiet_libraries
-from src.measure.scorer import Scorer, per_token
-from src.model import device, models
-from src.model.device import Numerics
-from src.record import checkpoint
-from src.record.wandb import mirror as tracking
-from src.sweep import handover, room
-from src.sweep.child import CANNOT_WRITE, OUT_OF_MEMORY
-from src.sweep.events import Events
-from src.sweep.locks import turn
-from src.sweep.memory import Tokens, tokens_of
-from src.train import final as scoring
-from src.train.checks import LiveChecks
-from src.train.loop import Divergence, Hooks, steps_of, train
-from src.train.run import Run
-from src.train.stop import Stop
-from src.variants import adapters, counts, quantization
-from src.variants.counts import Linear
+from ..adapter import card
+from ..command import cli
+from ..config.schema import FOUR_BIT, Config, packs
+from ..data import batches, datasets, prose
+from ..data.batches import Item
+from ..engine.peft import PeftEngine
+from ..engine.protocol import Engine
+from ..files.durable import CannotWrite, replacing
+from ..files.terminal import quiet_libraries
+from ..measure.scorer import Scorer, per_token
+from ..model import device, models
+from ..model.device import Numerics
+from ..record import checkpoint
+from ..record.wandb import mirror
+from ..sweep import handover, room
+from ..sweep.child import CANNOT_WRITE, OUT_OF_MEMORY
+from ..sweep.events import Events
+from ..sweep.locks import turn
+from ..sweep.memory import Tokens, tokens_of
+from ..variants import adapters, counts, quantization
+from ..variants.counts import Linear
+from . import final
+from .checks import LiveChecks
+from .loop import Divergence, Hooks, steps_of, train
+from .run import Run
+from .stop import Stop
 
 CHECKPOINT_WRITERS = 8  # threads; each holds a copy of one run's state
 
@@ -68,7 +68,7 @@ class Pack:
         self.events.phase(f"loading {self.config.model.name}")
         self.numerics = numerics = device.choose(self.config)
         if packs(self.config):
-            from src.engine.packed.speed import prepare_to_compile
+            from ..engine.packed.speed import prepare_to_compile
 
             prepare_to_compile(self.config, numerics)
         network, self.tokenizer = models.load(self.config.model, numerics.base, numerics.device)
@@ -113,7 +113,7 @@ class Pack:
             run.start()
         pad, trains = self.tokenizer.pad_token_id, self.config.variant.trains != "none"
         self.scorer = Scorer(engine.scored, self.config.eval.batch_size, pad)
-        self.forgetting = scoring.Forgetting(engine.scored, self.prose, pad, self.events)
+        self.forgetting = final.Forgetting(engine.scored, self.prose, pad, self.events)
         if trains:
             self.forgetting.before(self.runs)
         device.reset_peak(numerics.device)
@@ -161,7 +161,7 @@ class Pack:
         """The engine of these runs: the packed one wherever there is an adapter, unless PEFT's is asked for."""
         config, items, pad = self.config, self.items["train"], self.tokenizer.pad_token_id
         if packs(self.config):
-            from src.engine.packed.engine import PackedEngine
+            from ..engine.packed.engine import PackedEngine
 
             self.events.phase("building the pack")
             return PackedEngine(network, [run.config for run in self.runs], items, pad, steps, numerics)
@@ -289,7 +289,7 @@ class Pack:
         try:
             saved = [writing.submit(self._save, engine, at, run) for at, run in good.items() if run.config.keep_weights]
             if good:
-                scoring.test(good, self.scorer, self.tokenizer, self.items["test"], self.events, self.labels)
+                final.test(good, self.scorer, self.tokenizer, self.items["test"], self.events, self.labels)
                 self.forgetting.after({at: run for at, run in good.items() if run.outcome.status == "ok"})
             for one in saved:
                 one.result()
@@ -352,7 +352,7 @@ def run(paths: Sequence[Path], events: Events, halved_from: int | None = None, s
     except CannotWrite as error:
         events.cannot_write(str(error))
         return CANNOT_WRITE
-    tracking.flush()
+    mirror.flush()
     return 0
 
 
@@ -360,7 +360,7 @@ def _begun_ahead(descriptor: int) -> list[str]:
     """Import what takes its time and wait for the command line; what is printed from then on goes where it says."""
     import peft  # noqa: F401
 
-    import src.engine.packed.engine  # noqa: F401
+    from ..engine.packed import engine  # noqa: F401
 
     with socket.socket(fileno=descriptor) as channel:
         received = handover.receive(channel)
@@ -388,7 +388,7 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         code = cli.SIGNALLED + (stop.asked or signal.SIGINT)  # the parent got a signal too, and says so once
     finally:
-        tracking.close()
+        mirror.close()
     # Python takes seconds to take torch's modules apart, and a signal leaves ten in all. What has to be done at the exit
     # is done: W&B removes its temporary folders there.
     atexit._run_exitfuncs()

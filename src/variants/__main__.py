@@ -11,13 +11,13 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from src.command import cli
-from src.config.schema import Config, Shape
-from src.config.values import RANGES
-from src.files.errors import ConfigError
-from src.variants import counts
-from src.variants.match import matching_rank
-from src.variants.scaling import effective_scale
+from ..command import cli
+from ..config.schema import Config, Shape
+from ..config.values import RANGES
+from ..files.errors import ConfigError
+from . import counts
+from .match import matching_rank
+from .scaling import effective_scale
 
 USAGE = """\
 usage: python -m src.variants [KEY=VALUE ...]
@@ -66,7 +66,7 @@ def shape_of(config: Config) -> Shape:
     Raises:
         ConfigError: they are not known without loading the model.
     """
-    from src.model import models
+    from ..model import models
 
     if config.model.source == "path":
         models.refuse_impossible(config.model)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from src.config.schema import LoraSettings, VariantConfig
-from src.variants.counts import Linear
-from src.variants.quantization import linear_layers
+from ..config.schema import LoraSettings, VariantConfig
+from .counts import Linear
+from .quantization import linear_layers
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from src.config.schema import ALL_LINEAR, FOUR_BIT, QUANTISED, LoraSettings, Shape, VariantConfig
-from src.files.errors import ConfigError
+from ..config.schema import ALL_LINEAR, FOUR_BIT, QUANTISED, LoraSettings, Shape, VariantConfig
+from ..files.errors import ConfigError
 
 # Which of the linear layers carry a bias, per family (transformers' modeling files). Llama's optional
 # attention_bias and mlp_bias are off in every published Llama and not part of Shape.

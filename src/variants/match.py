@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from src.config.schema import LoraSettings, VariantConfig
-from src.config.values import RANGES
-from src.files.errors import ConfigError
-from src.variants.counts import Linear, trainable_parameters
+from ..config.schema import LoraSettings, VariantConfig
+from ..config.values import RANGES
+from ..files.errors import ConfigError
+from .counts import Linear, trainable_parameters
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from src.config.schema import FOUR_BIT, VariantConfig
-from src.files.errors import ConfigError
+from ..config.schema import FOUR_BIT, VariantConfig
+from ..files.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

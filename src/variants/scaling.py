@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from src.files.errors import ConfigError
+from ..files.errors import ConfigError
 
 # A new rule is one entry here and its name in values.CHOICES.
 RULES: dict[str, Callable[[float, int], float]] = {

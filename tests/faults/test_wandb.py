@@ -18,10 +18,10 @@ import pytest
 
 from src.command.cli import compose
 from src.record.records import RunFolder, run_id
-from src.record.wandb import mirror as tracking
-from src.record.wandb import run as wandb_run
-from src.record.wandb.file import closed_with
+from src.record.wandb import client
+from src.record.wandb import mirror as mirrors
 from src.record.wandb.mirror import Mirror
+from src.record.wandb.offline_file import closed_with
 from src.train.run import Run as TrainedRun
 from tests.conftest import ENVIRONMENT, TINY, Run, written
 from tests.faults.wandb_server import address, nobody, server
@@ -64,14 +64,14 @@ def complete(record: RunFolder) -> list[Path]:
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """W&B reads its environment once, so each test gets a W&B of its own; and limits that tests can wait for."""
-    monkeypatch.setattr(tracking, "_online", True)
-    monkeypatch.setattr(wandb_run, "INIT_SECONDS", 1)
-    monkeypatch.setattr(wandb_run, "FINISH_SECONDS", 2)
-    monkeypatch.setattr(tracking, "WRITE_SECONDS", 1.5)
+    monkeypatch.setattr(mirrors, "_online", True)
+    monkeypatch.setattr(client, "INIT_SECONDS", 1)
+    monkeypatch.setattr(client, "FINISH_SECONDS", 2)
+    monkeypatch.setattr(mirrors, "WRITE_SECONDS", 1.5)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    wandb_run.teardown()
+    client.teardown()
     yield
-    wandb_run.teardown()
+    client.teardown()
     gc.collect()  # W&B's handle of a service that was killed, which warns; here it does so where that is expected
 
 
@@ -140,9 +140,9 @@ def test_the_record_is_the_same_whatever_becomes_of_wandb(
     tried = list(said)[: size(1, len(said))]
     for manner in tried:
         with address(manner) as at:
-            monkeypatch.setattr(tracking, "_online", True)
+            monkeypatch.setattr(mirrors, "_online", True)
             monkeypatch.setenv("WANDB_BASE_URL", at)
-            wandb_run.teardown()
+            client.teardown()
             record = train(run, "wandb_online")
             (line,) = capsys.readouterr().err.splitlines()
             assert line.startswith(said[manner]), manner
@@ -174,7 +174,7 @@ def test_a_killed_service_costs_neither_the_record_nor_the_wandb_file(
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     for step in steps:
         with monkeypatch.context() as patch:
-            at_step(patch, step, lambda _: wait_for(wandb_run.services)[0].kill())
+            at_step(patch, step, lambda _: wait_for(client.services)[0].kill())
             record = train(run, "wandb_offline")
         assert prints(record) == expected
         (whole,) = complete(record)
@@ -194,7 +194,7 @@ def test_lines_that_wandb_could_not_write_are_noticed(
 
     def fill(record: RunFolder) -> None:
         wait_for(lambda: list(record.path.glob("wandb/offline-run-*/run-*.wandb")))
-        wandb_run.services()[0].rlimit(psutil.RLIMIT_FSIZE, (7, 7))
+        client.services()[0].rlimit(psutil.RLIMIT_FSIZE, (7, 7))
 
     at_step(monkeypatch, 1, fill)
     record = train(run, "wandb_offline")
@@ -216,7 +216,7 @@ def test_a_stop_pressed_on_the_server_does_not_stop_a_pack(
             time.sleep(0.5)  # where KeyboardInterrupt would come
             said += capsys.readouterr().err
         mirror.finish({}, ok=True)
-        tracking.flush()
+        mirrors.flush()
     assert said == "W&B: a stop of id asked for in W&B is not followed; Ctrl-C stops a sweep\n"
 
 
@@ -285,7 +285,7 @@ def test_a_real_command_is_held_no_longer_than_it_says(
         result = record.result()
         assert result is not None
         wall[manner] = result["wall_seconds"]
-        assert taken[manner] < taken["disabled"] + tracking.FLUSH_SECONDS
+        assert taken[manner] < taken["disabled"] + mirrors.FLUSH_SECONDS
         shutil.rmtree(folder / "runs")
     told = ", ".join(f"{manner} {wall[manner]:.1f} s ({taken[manner]:.0f} s)" for manner in taken)
     figure(ROW, f"seconds of a run until its result (of its command): {told}; each record bit-identical, each W&B file complete")

@@ -10,7 +10,7 @@ from torch import nn
 
 from src.command.cli import compose
 from src.config.schema import TrainConfig
-from src.engine import peft_optimizer as optimizer
+from src.engine import peft_optimizer
 from src.files.errors import ConfigError
 from tests.conftest import TINY, Run
 
@@ -39,7 +39,7 @@ def test_the_first_step_is_adams_own_and_later_ones_stay_near(name: str) -> None
     train = TrainConfig(optimizer=name, lr=1e-2, weight_decay=0.1)
     ours = parameters()
     before = {key: value.detach().clone() for key, value in ours.items()}
-    built = optimizer.build(train, list(ours.values()), CPU)
+    built = peft_optimizer.build(train, list(ours.values()), CPU)
     advance(built, ours, 0, 1)
     for key, value in ours.items():
         assert value.grad is not None
@@ -63,13 +63,13 @@ def test_the_first_step_is_adams_own_and_later_ones_stay_near(name: str) -> None
 def test_an_interrupted_run_goes_on_to_the_same_bits(name: str) -> None:
     train = TrainConfig(optimizer=name, lr=1e-2)
     whole, first = parameters(), parameters()
-    advance(optimizer.build(train, list(whole.values()), CPU), whole, 0, 9)
-    built = optimizer.build(train, list(first.values()), CPU)
+    advance(peft_optimizer.build(train, list(whole.values()), CPU), whole, 0, 9)
+    built = peft_optimizer.build(train, list(first.values()), CPU)
     advance(built, first, 0, 4)
-    saved = {key: value.clone() for key, value in optimizer.state(built, first).items()}
+    saved = {key: value.clone() for key, value in peft_optimizer.state(built, first).items()}
     again = {key: nn.Parameter(value.detach().clone()) for key, value in first.items()}
-    rebuilt = optimizer.build(train, list(again.values()), CPU)
-    optimizer.load_state(rebuilt, again, saved)
+    rebuilt = peft_optimizer.build(train, list(again.values()), CPU)
+    peft_optimizer.load_state(rebuilt, again, saved)
     advance(rebuilt, again, 4, 9)
     for key, value in whole.items():
         assert torch.equal(again[key], value)

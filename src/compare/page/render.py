@@ -18,8 +18,8 @@ from typing import Any
 
 import plotly.offline
 
-from src.compare.page import sections
-from src.files.text import clean
+from ...files.text import clean
+from . import sections
 
 HERE = Path(__file__).parent
 SCRIPTS = ("tables.js", "filters.js", "panels.js", "axes.js", "figures.js", "page.js")  # one scope, in this order

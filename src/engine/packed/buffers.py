@@ -14,7 +14,7 @@ from itertools import accumulate
 
 import torch
 
-from src.engine.packed.members import Member
+from .members import Member
 
 PARTS = ("A", "B", "m")
 # Modules of a decoder layer, in every family of src.model.models.FAMILIES, that are called on one and the same tensor.

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from src.engine.packed.speed import Graphs
+from .speed import Graphs
 
 if TYPE_CHECKING:
-    from src.engine.packed.model import PackedModel
+    from .model import PackedModel
 
 SLOTS = 32  # the cache grows by so many: batches come by rising length, and each new width is recorded anew
 LOOK = 8  # tokens between two looks at whether all sequences have ended, each of which waits for the device

@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
-from src.config.schema import Config
-from src.data.batches import Item
-from src.engine.packed import exchange, head, kernels, optimizer
-from src.engine.packed.dropout import step_keys
-from src.engine.packed.feed import Feed, Inputs
-from src.engine.packed.members import member, slot_order
-from src.engine.packed.model import PackedModel, rows_apart
-from src.engine.packed.speed import Graphs, Speed, choose_speed
-from src.engine.protocol import Step
-from src.engine.schedule import learning_rate
-from src.model import models
-from src.model.device import Numerics
-from src.variants import counts
+from ...config.schema import Config
+from ...data.batches import Item
+from ...model import models
+from ...model.device import Numerics
+from ...variants import counts
+from ..protocol import Step
+from ..schedule import learning_rate
+from . import exchange, head, kernels, optimizer
+from .dropout import step_keys
+from .feed import Feed, Inputs
+from .members import member, slot_order
+from .model import PackedModel, rows_apart
+from .speed import Graphs, Speed, choose_speed
 
 BUFFERS = {"parameter": "values", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from src.config.schema import Config, LoraSettings, VariantConfig
-from src.engine.packed.model import PackedModel
-from src.variants.adapters import lora_config
+from ...config.schema import Config, LoraSettings, VariantConfig
+from ...variants.adapters import lora_config
+from .model import PackedModel
 
 NAMES = {"A": "lora_A.default.weight", "B": "lora_B.default.weight", "m": "lora_magnitude_vector.default.weight"}
 Sizes = Sequence[tuple[int, int]]  # (in_features, out_features) of each adapted layer, in the model's order

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from src.data.batches import Item, micro_batches
-from src.data.layout import MULTIPLE, choose, share, up
-from src.engine.packed.members import Member
+from ...data.batches import Item, micro_batches
+from ...data.layout import MULTIPLE, choose, share, up
+from .members import Member
 
 SURVEYED = 128  # steps that are looked at to choose a layout
 

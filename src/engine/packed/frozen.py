@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.engine.packed import int8
-from src.engine.packed.kernels import dequantise_four_bit
-from src.files.errors import ConfigError
+from ...files.errors import ConfigError
+from . import int8
+from .kernels import dequantise_four_bit
 
 AT_ONCE = 2**26  # inputs that evaluation rounds at once: about 1 GB of copies
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from src.engine.packed.optimizer import BETA1, BETA2, EPS
+from .optimizer import BETA1, BETA2, EPS
 
 try:
     import triton

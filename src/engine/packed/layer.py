@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from src.engine.packed.buffers import Bucket, Kind
-from src.engine.packed.dropout import drop, layer_key
-from src.engine.packed.frozen import Frozen
-from src.engine.packed.magnitude import RowNorms, apply_gain
+from .buffers import Bucket, Kind
+from .dropout import drop, layer_key
+from .frozen import Frozen
+from .magnitude import RowNorms, apply_gain
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from src.engine.packed.buffers import Blocks, Bucket, Kind
+from .buffers import Blocks, Bucket, Kind
 
 Dense = Callable[[str], torch.Tensor]  # the frozen weight [out, in] of a layer, dequantised
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from src.config.schema import Config, LoraSettings, TrainConfig
-from src.files.errors import ConfigError
-from src.variants.scaling import effective_scale
+from ...config.schema import Config, LoraSettings, TrainConfig
+from ...files.errors import ConfigError
+from ...variants.scaling import effective_scale
 
 # Ranks up to an edge share a bucket; above the last one, ranks within a factor of 4 do.
 RANK_EDGES = (16, 64, 256, 1024, 4096, 16384, 65536)

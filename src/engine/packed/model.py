@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-from src.config.schema import ALL_LINEAR, Config
-from src.data.batches import IGNORE, Batch
-from src.engine.packed import head
-from src.engine.packed.buffers import Blocks, Bucket, Kind, buckets_of
-from src.engine.packed.decode import SLOTS, GreedyDecoder, KeyValues
-from src.engine.packed.frozen import Frozen, Plain, frozen, join
-from src.engine.packed.layer import FrozenLinear, PackedBlock, PackedLinear, StepContext
-from src.engine.packed.magnitude import RowNorms
-from src.engine.packed.members import Member
-from src.files.errors import ConfigError
-from src.measure.scorer import ROWS_AT_ONCE
-from src.model.device import Numerics
-from src.model.models import FAMILIES
-from src.variants.quantization import linear_layers
+from ...config.schema import ALL_LINEAR, Config
+from ...data.batches import IGNORE, Batch
+from ...files.errors import ConfigError
+from ...measure.scorer import ROWS_AT_ONCE
+from ...model.device import Numerics
+from ...model.models import FAMILIES
+from ...variants.quantization import linear_layers
+from . import head
+from .buffers import Blocks, Bucket, Kind, buckets_of
+from .decode import SLOTS, GreedyDecoder, KeyValues
+from .frozen import Frozen, Plain, frozen, join
+from .layer import FrozenLinear, PackedBlock, PackedLinear, StepContext
+from .magnitude import RowNorms
+from .members import Member
 
 QUANTISED_LAYERS = ("Linear4bit", "Linear8bitLt")
 EVALUATION_SHARE = 0.4  # of the free memory

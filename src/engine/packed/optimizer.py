@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from src.engine.packed.buffers import Bucket
+from .buffers import Bucket
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch.optim.AdamW's defaults, which engine peft uses
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from src.config.schema import Config
-from src.engine.packed import kernels
-from src.files.errors import ConfigError
-from src.model.device import Numerics
+from ...config.schema import Config
+from ...files.errors import ConfigError
+from ...model.device import Numerics
+from . import kernels
 
 # Compiling takes 4 to 8 s where the compiler's processes are up, and takes a third to a half off each step on an H100; less work
 # than this is done before that pays (benchmarks/LOG.md, seventh session).

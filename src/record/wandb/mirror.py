@@ -15,10 +15,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from src.config.schema import Config
-from src.record.records import RunFolder
-from src.record.wandb import run as wandb_run
-from src.record.wandb.file import closed_with
+from ...config.schema import Config
+from ..records import RunFolder
+from . import client
+from .offline_file import closed_with
 
 # Its service writes the end of that file just after it has said that a run is finished.
 WRITE_SECONDS = 5.0
@@ -52,11 +52,11 @@ def close(seconds: float = CLOSE_SECONDS) -> None:
     _closing.set()
     if "wandb" not in sys.modules:
         return
-    ending = threading.Thread(target=wandb_run.teardown, daemon=True)
+    ending = threading.Thread(target=client.teardown, daemon=True)
     ending.start()
     ending.join(seconds)
     if ending.is_alive():  # the service would go on for FINISH_SECONDS, holding our stderr
-        for service in wandb_run.services():
+        for service in client.services():
             service.kill()
 
 
@@ -96,7 +96,7 @@ class Mirror:
         with _setting_up:
             if self.config.tracking.mode == "online" and _online:
                 try:
-                    if not wandb_run.has_key():
+                    if not client.has_key():
                         raise LookupError("no API key (WANDB_API_KEY or wandb login)")
                     return self._start("online")
                 except Exception as error:
@@ -107,7 +107,7 @@ class Mirror:
     def _start(self, mode: str) -> Any:
         if _closing.is_set():
             raise InterruptedError("the process ends")
-        return wandb_run.start(self.config, self.run_id, self.folder, mode, _say)
+        return client.start(self.config, self.run_id, self.folder, mode, _say)
 
     def _fill(self, run: Any, lines: Iterable[dict[str, Any]]) -> None:
         """Tell W&B everything and see that its file holds it: a full disk is no error to W&B."""
@@ -121,7 +121,7 @@ class Mirror:
             run.finish(exit_code=self.exit_code)
         except TimeoutError:
             folder = self.folder / "wandb" / file.parent.name
-            _say(f"the server did not take everything in {wandb_run.FINISH_SECONDS} s; later: wandb sync {folder}")
+            _say(f"the server did not take everything in {client.FINISH_SECONDS} s; later: wandb sync {folder}")
         until = time.monotonic() + WRITE_SECONDS
         while closed_with(file) != steps:
             if time.monotonic() > until:
@@ -131,8 +131,8 @@ class Mirror:
     def _again(self, reason: str) -> None:
         try:
             with _setting_up:
-                if not wandb_run.services():
-                    wandb_run.teardown()  # it would go on asking the one that died
+                if not client.services():
+                    client.teardown()  # it would go on asking the one that died
                 run = self._start("offline")
             self._fill(run, RunFolder(self.folder.name, self.folder.parent).logged())
             _say(f"{reason}; the mirror of {self.folder} was made again from its record")

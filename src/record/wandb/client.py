@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from src.config.schema import Config
+from ...config.schema import Config
 
 # Online, W&B may wait this long for its server before the runs are mirrored offline instead.
 INIT_SECONDS = 15
