@@ -19,7 +19,7 @@ test-faults: $(INSTALLED)
 	$(BIN)/python -m pytest --long tests/faults
 
 test-gpu: $(INSTALLED)
-	$(BIN)/python -m pytest -m gpu -s tests/train/packed/test_on_a_gpu.py
+	$(BIN)/python -m pytest -m gpu -s tests/engine/packed/test_on_a_gpu.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -15,8 +15,8 @@ import pytest
 
 from src.eval.__main__ import main
 from src.record.records import RUNS, write_sweep
+from tests.compare.synthetic import DORA, RSLORA
 from tests.conftest import shown_on
-from tests.eval.synthetic import DORA, RSLORA
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"PYTHONPATH": str(ROOT)}

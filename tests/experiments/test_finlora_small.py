@@ -17,7 +17,7 @@ from src.command.cli import compose
 from src.files.errors import ConfigError
 from src.record.records import RUNS
 from src.variants.scaling import effective_scale
-from tests.eval import synthetic
+from tests.compare import synthetic
 
 
 def runs_of(losses: dict[tuple[str, float], list[float]]) -> pd.DataFrame:

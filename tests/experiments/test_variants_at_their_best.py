@@ -22,9 +22,9 @@ from src.compare.frame import gather, run_ids
 from src.engine.peft import PeftEngine
 from src.files.errors import ConfigError
 from src.record.records import RUNS, RunFolder, write_sweep
+from tests.compare import synthetic
+from tests.compare.synthetic import DIVERGED, DORA, FROZEN, FULL, RSLORA
 from tests.conftest import TINY, Run, TrainPack
-from tests.eval import synthetic
-from tests.eval.synthetic import DIVERGED, DORA, FROZEN, FULL, RSLORA
 
 
 def test_the_cells_and_rates_are_those_of_the_experiment() -> None:

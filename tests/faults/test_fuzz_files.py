@@ -13,7 +13,7 @@ from src.eval import __main__ as eval_command
 from src.files.durable import dump_json, seal_text, write_atomically
 from src.record.records import RUNS
 from src.sweep.plan import Job
-from tests.eval import synthetic
+from tests.compare import synthetic
 from tests.faults import entry
 from tests.faults.files import SWEEPS, damaged, experiments, jsonl, settings_beside
 from tests.faults.overrides import KNOWN

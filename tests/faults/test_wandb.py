@@ -25,7 +25,7 @@ from src.record.wandb.offline_file import closed_with
 from src.train.run import Run as TrainedRun
 from tests.conftest import ENVIRONMENT, TINY, Run, written
 from tests.faults.wandb_server import address, nobody, server
-from tests.test_tracking import inspected
+from tests.record.wandb.test_mirror import inspected
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 ROW = "W&B unreachable, slow, or killed"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 
 from .speed import Graphs
-
-if TYPE_CHECKING:
-    from .model import PackedModel
 
 SLOTS = 32  # the cache grows by so many: batches come by rising length, and each new width is recorded anew
 LOOK = 8  # tokens between two looks at whether all sequences have ended, each of which waits for the device
@@ -36,10 +33,26 @@ class KeyValues:
         return keys[:, :, : self.seen], values[:, :, : self.seen]
 
 
+class Decoded(Protocol):
+    """What decoding needs to know of a packed model."""
+
+    runs: int
+    numerics: Any
+    dtype: torch.dtype
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def head_weight(self) -> torch.Tensor: ...
+
+    def hidden(self, ids: torch.Tensor, position_ids: Any, mask: Any, cache: Any, /) -> torch.Tensor: ...
+
+
 class Sequences:
     """The state of N = runs * rows sequences of up to ``width`` tokens. Nothing in it ever moves."""
 
-    def __init__(self, model: PackedModel, rows: int, width: int) -> None:
+    def __init__(self, model: Decoded, rows: int, width: int) -> None:
         self.model, self.rows, self.width = model, rows, width
         count, device = model.runs * rows, model.numerics.device
         layers, heads, head_dim = model.cache_shape
@@ -90,7 +103,7 @@ class Sequences:
 class GreedyDecoder:
     """Continues prompts under all runs of a pack. ``recorded``: by a CUDA graph of the step, otherwise eagerly."""
 
-    def __init__(self, model: PackedModel, recorded: bool) -> None:
+    def __init__(self, model: Decoded, recorded: bool) -> None:
         self.model = model
         self.held: Sequences | None = None
         self.graphs = Graphs(self._step, enabled=recorded)

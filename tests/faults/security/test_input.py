@@ -25,8 +25,8 @@ from src.config.values import check
 from src.eval.__main__ import main as evaluate
 from src.files.errors import ConfigError
 from src.record.records import RUNS, RunFolder, run_id
+from tests.compare.synthetic import forge
 from tests.conftest import ENVIRONMENT, TINY, Run
-from tests.eval.synthetic import forge
 
 NAMES = [
     *(
