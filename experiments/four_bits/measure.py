@@ -98,9 +98,9 @@ def bits(path: Path, small: bool) -> None:
     import torch
 
     from src.command.cli import compose
-    from src.config.schema import VariantConfig
     from src.model import models
     from src.variants import quantization
+    from src.variants.methods.point import VariantConfig
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = compose([f"model={'tiny' if small else 'smollm2_135m'}"]).model

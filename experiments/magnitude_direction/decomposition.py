@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 
 from src.engine.packed.engine import PackedEngine
+from src.engine.packed.gain import RowNorms
 
 TINY = 1e-30  # in place of the norm of a row that is all zeros, which has no direction
 
@@ -65,15 +66,17 @@ def of_pack(engine: PackedEngine) -> list[list[Change]]:
     DoRA's dM is that of the trained ``m`` itself, whose start is ``||W_0||``.
     """
     model = engine.model
+    gain = model.terms.get("gain")
+    norms = gain if isinstance(gain, RowNorms) else None
     found: list[torch.Tensor] = []  # of each module [runs, 3]
     for name, at, kind in model.blocks.modules:
-        w = model.norms.dense(name).float()
+        w = model.dense(name).float()
         parts = []
         for bucket in model.buckets:
             a, b = (bucket.all_layers(bucket.values, kind, part)[at] for part in "AB")
             delta = bucket.scale[:, None, None] * (b @ a)  # [runs, out, in]
-            if bucket.magnitude:
-                start = model.norms.frozen[kind][at].sqrt()
+            if norms is not None and bucket in norms.buckets:
+                start = norms.frozen[kind][at].sqrt()
                 dM = (bucket.all_layers(bucket.values, kind, "m")[at] - start).abs().mean(-1)
             else:
                 dM = magnitude_change(w, delta)

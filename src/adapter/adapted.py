@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,15 @@ from omegaconf import OmegaConf
 from ..command import words
 from ..command.cli import compose, suggest
 from ..command.words import Key
-from ..config.schema import ALL_LINEAR, CONF_FOLDER, QUANTISED, Config, ModelConfig, variant_name
+from ..config.schema import ALL_LINEAR, CONF_FOLDER, Config, ModelConfig, variant_name
 from ..config.values import CHOICES, MODULE_NAME, refuse_outside
 from ..data import datasets, inputs
 from ..files.errors import ConfigError
 from ..model import embedded, models
 from ..model.models import NO_CODE
 from ..record.records import RESULT, RUNS, RunFolder
+from ..variants.methods.point import from_peft
+from ..variants.methods.precision import QUANTISED
 from . import serving
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ USAGE = """\
 """
 # Initialisers that only say where A and B started. Others (PiSSA, OLoRA, LoftQ, CorDA) change the base's weights as well.
 HARMLESS = (True, False, None, "gaussian", "orthogonal")
-# What PEFT's config can ask for besides A and B (and DoRA's magnitude): neither its loading nor its merging is checked here.
+# What PEFT's config can ask for besides the parts of our variants: neither its loading nor its merging is checked here.
 BEYOND = ("modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices", "target_parameters", "use_qalora",
           "fan_in_fan_out", "alora_invocation_tokens", "arrow_config", "use_bdlora", "kasa_config", "monteclora_config",
           "velora_config", "exclude_modules", "layers_pattern", "layers_to_transform")  # fmt: skip
@@ -122,9 +124,7 @@ def _of_folder(folder: str, model: str | None, precision: str) -> Source:
     place = inputs.expanded(folder, "adapter")
     settings = read_settings(place)
     config = Config(model=_base(settings, model, folder))
-    config.variant.base_precision = precision
-    config.variant.scaling = "alpha_over_sqrt_r" if settings.get("use_rslora") else "alpha_over_r"
-    config.variant.magnitude = "dora" if settings.get("use_dora") else "none"
+    config.variant = replace(from_peft(settings), base_precision=precision)
     config.variant.name = variant_name(config.variant)
     config.lora.r, config.lora.alpha = settings["r"], settings["lora_alpha"]
     return Source(f"adapter {folder}", config, None, place, settings)

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config.schema import FOUR_BIT, QUANTISED, Config
+from ..config.schema import Config
 from ..data.datasets import from_hub
 from ..files.credentials import redact
 from ..files.durable import write_atomically
 from ..files.text import clean
 from ..model import models
+from ..variants.methods.point import peft_options, tags_of
+from ..variants.methods.precision import FOUR_BIT, QUANTISED
 from . import serving
 
 CARD, SETTINGS = "README.md", "adapter_config.json"
@@ -59,16 +61,13 @@ def card(config: Config, result: Mapping[str, Any], n: Mapping[str, int] | None 
     """The text of README.md. ``n``: examples by split; ``base``: the hub's name for a base that was a folder here."""
     model, variant = config.model, config.variant
     name = base or shown_base(config)
-    settings = {
-        "r": config.lora.r, "lora_alpha": config.lora.alpha,
-        "use_dora": variant.magnitude == "dora", "use_rslora": variant.scaling == "alpha_over_sqrt_r",
-    }  # fmt: skip
+    settings = {"r": config.lora.r, "lora_alpha": config.lora.alpha, **peft_options(variant)}
     public = base or (models.public_name(model) if model.source != "path" else None)
     head = {
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         **({"base_model": public} if public else {}),
-        "tags": ["lora", *(["dora"] if settings["use_dora"] else []), "transformers", REPOSITORY_TAG],
+        "tags": ["lora", *tags_of(variant), "transformers", REPOSITORY_TAG],
     }
     rows = [
         ("base model", name + (f" at revision {model.revision}" if model.revision else "")),

@@ -8,13 +8,14 @@ from typing import Any
 
 from ..command import words
 from ..command.words import Key
-from ..config.schema import QUANTISED
 from ..data import datasets, inputs, prose
 from ..files.durable import dump_json, replacing, seal_text
 from ..files.errors import ConfigError
 from ..files.terminal import quiet_libraries
 from ..model import models
 from ..model.models import NO_CODE
+from ..variants.methods.point import warning_onto_original
+from ..variants.methods.precision import QUANTISED
 from . import adapted, serving
 from .adapted import Source
 
@@ -47,10 +48,6 @@ REPORT = "merge.json"
 REQUANTISED = (
     "a merge is not requantised: rounded to 4 or 8 bits again, W + s B A loses much of what training added;"
     " serve the adapter over the quantised base, or choose original or dequantised"
-)
-DORA_ONTO_ORIGINAL = (
-    "DoRA's magnitudes were trained against the norms of the dequantised weights; each merged row keeps its trained norm and"
-    " takes its direction from the 16-bit weights, as PEFT computes where the adapter is loaded over them"
 )
 INT8 = "LLM.int8() also rounds its inputs to 8 bits, which no merged weight reproduces"
 
@@ -128,7 +125,7 @@ def merge(
         items = batches.tokenise(examples, opened.tokenizer, dataset.max_length, dataset.chat_template)
     plain, _, numerics = adapted.load_base(source)
     parameters = sum(p.numel() for p in plain.parameters())
-    fold.merge(opened.network, plain, onto == "dequantised")
+    fold.merge(opened.network, plain, source.config.variant, onto == "dequantised")
     _save(plain.to(dtype), opened.tokenizer, source, folder)
     del plain
     # In the adapter's own format of products, so that the gap is the merge's and not theirs.
@@ -162,7 +159,7 @@ def _control(source: Source, onto: str, items: list[Any]) -> dict[str, Any]:
 
     opened = adapted.open_source(source, exact=True)
     plain, _, numerics = adapted.load_base(source, exact=True)
-    fold.merge(opened.network, plain, onto == "dequantised")
+    fold.merge(opened.network, plain, source.config.variant, onto == "dequantised")
     found = fidelity.gap(Solo(opened.network, numerics), Solo(plain, numerics), items, opened.tokenizer.pad_token_id)
     return asdict(found) | {"loss_difference": found.loss_difference}
 
@@ -186,8 +183,8 @@ def _prompt(tokenizer: Any, device: Any) -> Any:
 
 def notes(source: Source, onto: str) -> list[str]:
     found = []
-    if onto == "original" and source.config.variant.magnitude == "dora":
-        found.append(DORA_ONTO_ORIGINAL)
+    if onto == "original" and (warning := warning_onto_original(source.config.variant)):
+        found.append(warning)
     if source.config.variant.base_precision == "int8":
         found.append(INT8)
     if onto != "base" and source.config.model.source == "embedded":

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ..files.text import few
-from ..variants.scaling import effective_scale
+from ..variants.methods.scaling import effective_scale
 
 # What a comparison is about, or chose by itself: no confound.
 OWN = ("variant.", "lora.r", "train.lr")

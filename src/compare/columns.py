@@ -60,7 +60,7 @@ def columns(comparison: Comparison, table: pd.DataFrame) -> list[Column]:
     main, *others = comparison.metrics
     tuned = "rates_tried" in comparison.table and (comparison.table["rates_tried"] > 1).any()
     wanted = [
-        Column("variant", "variant", None, CONDITION, "scaling rule, magnitude (DoRA) and base precision under one name"),
+        Column("variant", "variant", None, CONDITION, "its point on all axes, base precision included, under one name"),
         Column("precision", "base_precision", None, CONDITION, "what the frozen base is held in"),
         Column("r", "r", count, CONDITION, "rank"),
         Column("scale", "effective_scale", short, CONDITION, "factor of B A: alpha/r, or alpha/sqrt(r) for rsLoRA"),

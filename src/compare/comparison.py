@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..variants.methods import point
 from .frame import MISSING, UNREADABLE
 from .notes import Groups, footnotes
 
@@ -25,7 +26,7 @@ VARIANT_ORDER = (
 )  # fmt: skip
 STATUS_ORDER = ("ok", "diverged", "out_of_memory", "failed", UNREADABLE, MISSING)
 # The axes of the comparison have columns of their own.
-AXES = ("variant.trains", "variant.scaling", "variant.magnitude", "variant.base_precision", "lora.r", "lora.alpha", "train.lr")
+AXES = (*(f"variant.{axis}" for axis in point.AXES), "lora.r", "lora.alpha", "train.lr")
 # What a run turned out to be, whatever was ordered.
 FACTS = ("device_type", "engine", "hold_dequantised")
 # Fields that only say which model or which data; the name says it in one column where the name is enough.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..config.schema import QUANTISED
+from ..variants.methods.precision import QUANTISED
 from .comparison import Comparison
 from .contrasts import View
 from .frame import MISSING

@@ -5,17 +5,17 @@ Defaults stand here once; a YAML in conf/ holds only what differs. ``values.py``
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import II, OmegaConf
 
+from ..variants.methods.point import Point, VariantConfig, axes
+
 CONF_FOLDER = Path(__file__).resolve().parents[2] / "conf"
 ALL_LINEAR = "all-linear"
-FOUR_BIT = ("nf4", "fp4")  # one layout, two tables of 16 values
-QUANTISED = ("int8", *FOUR_BIT)
 
 
 @dataclass
@@ -45,18 +45,6 @@ class ModelConfig:
     shape: Shape | None = None
     note: str | None = None  # what a reader of a table must know about these weights
     hold_dequantised: bool = False  # nf4, fp4: keep the dequantised weights too: same numbers, less time, more memory
-
-
-@dataclass
-class VariantConfig:
-    """The three axes of a variant, and which weights train. The file's name in conf/variant is the point's name."""
-
-    trains: str = "adapter"  # adapter | all | none
-    scaling: str = "alpha_over_r"  # alpha_over_r | alpha_over_sqrt_r
-    magnitude: str = "none"  # none | dora
-    base_precision: str = "bf16"  # bf16 | fp32 | int8 | nf4 | fp4
-    double_quant: bool = True  # nf4, fp4: quantise the block scales too (QLoRA, arXiv 2305.14314, section 3)
-    name: str = ""  # derived from the axes by resolve(); not to be set
 
 
 @dataclass
@@ -181,22 +169,15 @@ def packs(config: Config) -> bool:
     return config.engine == "packed" and config.variant.trains == "adapter"
 
 
-Axes = tuple[str, str, str, str]
-
-
-def axes(variant: VariantConfig) -> Axes:
-    return (variant.trains, variant.scaling, variant.magnitude, variant.base_precision)
-
-
 @cache
-def named_variants() -> dict[Axes, str]:
+def named_variants() -> dict[Point, str]:
     """The points of the variant product that have a name: the files of conf/variant."""
     points = {}
     for file in sorted((CONF_FOLDER / "variant").glob("*.yaml")):
         node = OmegaConf.merge(OmegaConf.structured(VariantConfig), OmegaConf.load(file))
-        point = OmegaConf.to_object(node)
-        assert isinstance(point, VariantConfig)
-        points[axes(point)] = file.stem
+        variant = OmegaConf.to_object(node)
+        assert isinstance(variant, VariantConfig)
+        points[axes(variant)] = file.stem
     return points
 
 
@@ -205,5 +186,5 @@ def variant_name(variant: VariantConfig) -> str:
     names = named_variants()
     if axes(variant) in names:
         return names[axes(variant)]
-    in_bf16 = names.get((*axes(variant)[:3], "bf16"), "custom")
+    in_bf16 = names.get(axes(replace(variant, base_precision="bf16")), "custom")
     return f"{in_bf16}_{variant.base_precision}"

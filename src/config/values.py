@@ -13,7 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..files import credentials
 from ..files.errors import ConfigError
-from .schema import ALL_LINEAR, QUANTISED, Config, DatasetConfig, Shape, packs, variant_name
+from ..variants.methods.point import ADAPTERS, AXES, default
+from ..variants.methods.precision import QUANTISED
+from .schema import ALL_LINEAR, Config, DatasetConfig, Shape, packs, variant_name
 
 BYT5_TOKENS = 384  # of the byte tokenizer that comes with random weights
 MODULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,199}")
@@ -22,10 +24,7 @@ REFERENCE = re.compile(r"\$\{[\w.]+\}")  # to another key, such as ${seed}; with
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.source": ("embedded", "hub", "path", "shape"),
     "model.weights": ("pretrained", "random"),
-    "variant.trains": ("adapter", "all", "none"),
-    "variant.scaling": ("alpha_over_r", "alpha_over_sqrt_r"),
-    "variant.magnitude": ("none", "dora"),
-    "variant.base_precision": ("bf16", "fp32", *QUANTISED),
+    **{f"variant.{axis}": tuple(values) for axis, values in AXES.items()},
     "lora.init": ("kaiming", "gaussian"),
     "dataset.source": ("cldr_names", "jsonl", "hub", "task"),
     "dataset.format": ("pairs", "gsm8k", "commonsense", "banking77", "e2e"),
@@ -166,8 +165,8 @@ def check(config: Config) -> None:
             refuse_outside(key, value)
     if config.model.shape is not None:
         _check_shape(config.model.shape, config.model.weights)
-    if config.variant.trains != "adapter" and (config.variant.scaling != "alpha_over_r" or config.variant.magnitude != "none"):
-        raise ConfigError(f"variant.trains={config.variant.trains}: has no adapter, so leave scaling and magnitude as they are")
+    if config.variant.trains != "adapter" and any(getattr(config.variant, axis) != default(axis) for axis in ADAPTERS):
+        raise ConfigError(f"variant.trains={config.variant.trains}: has no adapter, so leave {', '.join(ADAPTERS)} as they are")
     if config.variant.trains == "all" and config.variant.base_precision in QUANTISED:
         raise ConfigError(
             f"variant.base_precision={config.variant.base_precision}: variant=full trains all weights, which needs bf16 or fp32"

@@ -29,7 +29,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ..config.schema import FOUR_BIT, Config
+from ..config.schema import Config
 from ..files.credentials import redact
 from ..files.durable import (
     Damaged,
@@ -45,6 +45,8 @@ from ..files.durable import (
     write_atomically,
     writing,
 )
+from ..variants.methods import point
+from ..variants.methods.precision import FOUR_BIT
 
 RUNS = Path("runs")
 RESULT, PROVENANCE = "result.json", "provenance.json"
@@ -60,6 +62,7 @@ LATER = (
     *("dataset.version", "dataset.format", "dataset.answer"),
     *("dataset.train_files", "dataset.val_files", "dataset.test_files"),
     *("train.optimizer", "train.warmup_steps"),
+    *(f"variant.{axis}" for axis in point.LATER),
 )
 
 

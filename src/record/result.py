@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config.schema import Config
-from ..variants.scaling import effective_scale
+from ..variants.methods.scaling import effective_scale
 from .records import identity
 
 # Known only once measured; null in the result until then.

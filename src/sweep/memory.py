@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..config.schema import FOUR_BIT, Config, DatasetConfig, packs
+from ..config.schema import Config, DatasetConfig, packs
 from ..data import datasets, layout
 from ..data.datasets import Example
 from ..model import models
 from ..variants import counts
 from ..variants.counts import Linear
+from ..variants.methods.precision import FOUR_BIT
 from .plan import Job
 
 USABLE = 0.85  # of the memory there is: the rest is for the allocator's slack and what the estimate leaves out

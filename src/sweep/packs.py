@@ -17,12 +17,13 @@ from itertools import accumulate, pairwise
 
 from ..config.schema import Config, packs
 from ..record import checkpoint
+from ..variants.methods.point import ADAPTERS, Point, axes
 from .memory import Memory
 from .plan import Job
 
 MAY_DIFFER = (
     *("model.name", "model.note", "dataset.name"),
-    *("variant.name", "variant.scaling", "variant.magnitude"),
+    *("variant.name", *(f"variant.{axis}" for axis in ADAPTERS)),
     *("lora.r", "lora.alpha", "lora.dropout", "lora.init"),
     *("train.lr", "train.schedule", "train.warmup", "train.warmup_steps", "train.weight_decay", "train.clip"),
     *("seed", "data_seed", "tracking", "sweep", "keep_weights", "force"),
@@ -144,12 +145,12 @@ def _fit(jobs: list[Job], memory: Memory, limit: int | None) -> list[Pack]:
 
 def _more(jobs: Sequence[Job], memory: Memory) -> list[float]:
     """What each of these jobs, which agree on all but their adapters, adds to a pack's need; 1 where that is unknown."""
-    known: dict[tuple[int, str], float] = {}
+    known: dict[tuple[int, Point], float] = {}
     for job in jobs:
-        key = (job.config.lora.r, job.config.variant.magnitude)
+        key = (job.config.lora.r, axes(job.config.variant))
         if key not in known:
             known[key] = float((memory.need([job, job]) or 1) - (memory.need([job]) or 0))
-    return [known[job.config.lora.r, job.config.variant.magnitude] for job in jobs]
+    return [known[job.config.lora.r, axes(job.config.variant)] for job in jobs]
 
 
 def split(jobs: Sequence[Job], weights: Sequence[float], count: int) -> list[list[Job]]:

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from ..adapter import card
 from ..command import cli
-from ..config.schema import FOUR_BIT, Config, packs
+from ..config.schema import Config, packs
 from ..data import batches, datasets, prose
 from ..data.batches import Item
 from ..engine.peft import PeftEngine
@@ -43,6 +43,7 @@ from ..sweep.locks import turn
 from ..sweep.memory import Tokens, tokens_of
 from ..variants import adapters, counts, quantization
 from ..variants.counts import Linear
+from ..variants.methods.precision import FOUR_BIT
 from . import final
 from .checks import LiveChecks
 from .loop import Divergence, Hooks, steps_of, train

@@ -17,7 +17,7 @@ from ..config.values import RANGES
 from ..files.errors import ConfigError
 from . import counts
 from .match import matching_rank
-from .scaling import effective_scale
+from .methods.scaling import effective_scale
 
 USAGE = """\
 usage: python -m src.variants [KEY=VALUE ...]
@@ -100,8 +100,9 @@ def rows(config: Config, shape: Shape) -> list[tuple[str, str]]:
         table.append(("reduction", f"{total / trainable:,.0f}x"))
     table.append(("trainable share of the base", f"{100 * trainable / total:.4g} %"))
     if variant.trains == "adapter":
-        table.append(("adapter bytes, fp32 (as saved)", size(counts.adapter_bytes(trainable))))
-        table.append(("adapter bytes, 16-bit", size(counts.adapter_bytes(trainable, 2))))
+        saved = counts.adapter_parameters(variant, lora, chosen)
+        table.append(("adapter bytes, fp32 (as saved)", size(counts.adapter_bytes(saved))))
+        table.append(("adapter bytes, 16-bit", size(counts.adapter_bytes(saved, 2))))
     for label, precision, double_quant in BASES:
         table.append((f"base bytes, {label}", size(counts.base_bytes(shape, precision, double_quant))))
     table += [

@@ -14,7 +14,7 @@ from src.command.cli import compose
 from src.compare.assay import assay
 from src.compare.frame import gather
 from src.config.schema import Config
-from src.variants.scaling import effective_scale
+from src.variants.methods.scaling import effective_scale
 from tests.conftest import Run
 
 PUBLISHED = sorted(path.stem for path in FOLDER.glob("*.yaml"))

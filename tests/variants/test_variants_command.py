@@ -69,7 +69,7 @@ def test_every_variant(file: Path) -> None:
     config = cli.compose([f"variant={file.stem}", "lora.r=8"])
     shown = dict(command.rows(config, command.shape_of(config)))
     assert shown["variant"] == file.stem
-    expected = {"full": "134,515,008", "frozen": "0"}
+    expected = {"full": "134,515,008", "frozen": "0", "lora_frozen_a": "1,244,160"}
     magnitude = "2,597,760" if "dora" in file.stem else "2,442,240"
     assert shown["trainable parameters"] == expected.get(file.stem, magnitude)
 

@@ -57,7 +57,7 @@ def with_noise(
         engine.load_state(run, moved(engine.state(run), seed=run))
     bucket, row = engine.model.bucket_of(others[0])
     bucket.values[:, row] = math.nan
-    engine.model.norms.update()
+    engine.model.refresh()
     return engine
 
 
@@ -107,7 +107,7 @@ def test_a_diverged_run_stands_still_and_its_neighbours_go_on() -> None:
     unchanged = [same(engine.state(run), before[run]) for run in range(4)]
     for place, values in zip(places, held, strict=True):
         place.copy_(values)
-    engine.model.norms.update()
+    engine.model.refresh()
     mended = [copied(state) for state in map(engine.state, range(4))]
     after = trace(engine, 5)
     assert unchanged == [True, False, True, False]

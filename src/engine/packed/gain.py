@@ -8,7 +8,7 @@ optimizer steps. It is computed without building ``W + s B A``, row by row (j):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,13 +50,13 @@ def apply_gain(y: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
 
 
 class RowNorms:
-    """The reciprocal row norms of every DoRA run of a pack, [layers, runs, out] for each bucket and kind of module."""
+    """The term ``gain``: the reciprocal row norms of every DoRA run, [layers, runs, out] for each bucket and kind of module."""
 
     def __init__(self, buckets: Sequence[Bucket], blocks: Blocks, dense: Dense) -> None:
-        self.buckets = [bucket for bucket in buckets if bucket.magnitude]
+        self.buckets = list(buckets)
         self.dense = dense
         self.blocks = blocks
-        self.kinds = list(blocks.kinds) if self.buckets else []
+        self.kinds = list(blocks.kinds)
         self.frozen: dict[Kind, torch.Tensor] = {}
         self.inverse: dict[tuple[int, Kind], torch.Tensor] = {}
         for kind in self.kinds:
@@ -67,6 +67,22 @@ class RowNorms:
 
     def _weights(self, kind: Kind) -> Iterator[torch.Tensor]:
         return (self.dense(f"{prefix}.{kind.name}") for prefix in self.blocks.prefixes)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Give fresh runs their m: the norms of the frozen rows, as B is zero."""
+        for bucket in self.buckets:
+            for kind in self.kinds:
+                bucket.all_layers(bucket.values, kind, "m").copy_(self.frozen[kind].sqrt()[:, None])
+
+    def held(self, bucket: Bucket, kind: Kind, layer: int) -> torch.Tensor:
+        """What ``apply`` needs in one decoder layer: [runs, out], which ``update`` changes in place."""
+        return self.inverse[bucket.first, kind][layer]
+
+    @staticmethod
+    def apply(y: torch.Tensor, vectors: Mapping[str, torch.Tensor], held: torch.Tensor) -> torch.Tensor:
+        """``m / ||W + s B A||`` times ``y`` [runs, tokens, out]."""
+        return apply_gain(y, vectors["m"] * held)
 
     @torch.no_grad()
     def update(self) -> None:

@@ -11,12 +11,14 @@ from torch.func import functional_call
 
 from src.config.schema import Config
 from src.data.batches import IGNORE, collate, rows_at
+from src.engine.packed import terms
 from src.engine.packed.buffers import Blocks, Bucket, Kind, buckets_of
-from src.engine.packed.exchange import NAMES, named
-from src.engine.packed.magnitude import RowNorms, apply_gain
+from src.engine.packed.exchange import named
+from src.engine.packed.gain import RowNorms, apply_gain
 from src.engine.packed.members import member
 from tests.engine.packed.conftest import CPU, FP64, ITEMS, PAD, Tensors, base_of, config_of, in_slots, moved, pack_of
 
+NAMES = {"A": "lora_A.default.weight", "B": "lora_B.default.weight", "m": "lora_magnitude_vector.default.weight"}
 BLOCKS = Blocks(("model.layers.0", "model.layers.1"), (Kind("mlp.up_proj", 12, 10), Kind("mlp.down_proj", 10, 12)))
 
 
@@ -36,7 +38,8 @@ def test_row_norms_are_those_of_the_dense_sum() -> None:
     runs = [("lora", 4), ("dora", 3), ("dora_rs", 5), ("dora", 20), ("dora_rs", 17)]
     members = [member(config_of(variant, f"lora.r={r}")) for variant, r in runs]
     buckets = buckets_of(members, BLOCKS, 4, torch.float64, CPU)
-    norms = RowNorms(buckets, BLOCKS, dense.__getitem__)
+    norms = terms.build(buckets, BLOCKS, dense.__getitem__)["gain"]
+    assert isinstance(norms, RowNorms)
     assert [bucket.rank for bucket in norms.buckets] == [8, 20]
     checked = 0
     for _ in range(2):
@@ -57,7 +60,7 @@ def fill(bucket: Bucket, generator: torch.Generator) -> None:
     for run in range(bucket.runs):
         for _, at, kind in BLOCKS.modules:
             for part in bucket.parts:
-                view = bucket.of_run(bucket.values[:, run], run, at, kind, part)
+                view = bucket.of_run(bucket.values[:, run], run, at, kind, part.name)
                 view.copy_(torch.randn(view.shape, generator=generator, dtype=torch.float64))
 
 
