@@ -128,7 +128,8 @@ class Trace:
         assert self.trained.keys() == other.trained.keys()
         pairs = [(self.losses, other.losses), (self.norms, other.norms)]
         pairs += [(tensor, other.trained[name]) for name, tensor in self.trained.items()]
-        return float(torch.stack([(a.double() - b.double()).abs().max() for a, b in pairs]).max())
+        # Losses are on the host, and on a GPU what trains is not.
+        return float(torch.stack([(a.double() - b.double()).abs().max().cpu() for a, b in pairs]).max())
 
     def same_bits(self, other: Trace) -> bool:
         return (
