@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -36,6 +37,19 @@ TINY = [
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="the long form of tests/faults")
+
+
+SIGMAS = 6
+
+
+def rounding(terms: int, chained: int = 1) -> float:
+    """How far apart, relatively, two orders of the same fp32 sums may come: ``chained`` sums of ``terms`` one after the other.
+
+    Each operation is off by 2^-24 at most, with a sign of its own, so n of them are off by sqrt(n) units; ``SIGMAS`` times
+    that is passed once in 10^7 (Higham and Mary 2019, A new approach to probabilistic rounding error analysis, theorem 2.4).
+    Both orders round: twice the variance. No processor's order of the sums comes into it.
+    """
+    return SIGMAS * math.sqrt(2 * terms * chained) * 2**-24
 
 
 @pytest.fixture(autouse=True)
