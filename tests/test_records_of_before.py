@@ -34,12 +34,12 @@ ENVIRONMENT = os.environ | {
 }
 
 # A log-loss in fp32 comes of about 1,050 roundings one after the other: in each of two layers two norms over 32, products over 32
-# (four) and 64 (one), scores over 8, weights over up to 40 positions; then a norm, the head and a sum over 384. Each is of at most
+# (four) and 64 (one), scores over 8, weights over up to 40 positions; then a norm, the head and a sum over 384. Each is at most
 # 2^-24 of a number below 20 in size. Another processor adds in another order: the roundings are then others, as good as
 # independent, and add up to sqrt(1050) x 2^-24 x 20 = 4e-5 nats.
 FP32 = 4e-5
-# 25 more steps of Adam: a step moves each weight by at most 0.01, and a gradient that is not much larger than its rounding may turn its
-# sign and so its weight's step. With other kernels (ATEN_CPU_CAPABILITY=default) the losses were up to MEASURED away.
+# 25 more steps of Adam, each of which moves a weight by at most 0.01: a gradient near its rounding may turn its sign
+# and so its weight's step, which to first order leaves the loss. Not derived beyond that; a thousandth of a nat is set.
 TRAINED = 1e-3
 
 
@@ -52,7 +52,7 @@ def words(line: str) -> list[str]:
 
 
 def contents(runs: Path) -> dict[str, str]:
-    """The digest of every file of the records; a sweep's list by its runs alone, since it says when it was asked for, and by whom."""
+    """The digest of every file of the records; a sweep's list by its runs alone, since it says when it was asked for."""
     found = {}
     for path in sorted(path for path in runs.rglob("*") if path.is_file() and path.name != ".lock"):
         data = path.read_bytes()
@@ -173,7 +173,7 @@ def test_the_old_adapter_is_merged_as_it_was(said: Said) -> None:
     merged, wanted = json.loads((said.folder / "merged/merge.json").read_text()), answers()["merge"]
     for key in ("base", "base_precision", "onto", "saved_as", "variant"):
         assert merged[key] == wanted[key]
-    # The merge is fp32 arithmetic rounded once to bf16, and a sum at the middle between two of its numbers may be rounded the other
+    # The merge is fp32 arithmetic rounded once to bf16, and a sum midway between two of its numbers may be rounded the other
     # way: the gap is then another one of the same size, and the losses are those of the unmerged adapter to within the gap.
     for part in ("fidelity", "fp32_control"):
         assert merged[part].keys() == wanted[part].keys()

@@ -1,10 +1,12 @@
 """Every study's tables and figures come again from its committed results: tables byte for byte, figures by what is drawn.
 
-What is drawn is compared with ``figures.json``; where the installed matplotlib and FreeType are the ones that it names, the pictures are
-compared byte for byte too. ``python -m tests.experiments.test_committed_tables`` writes figures.json, for a figure that is meant to change.
+What is drawn is compared with ``figures.json``; where the installed matplotlib and FreeType are the ones that it names, the
+pictures are compared byte for byte too. ``python -m tests.experiments.test_committed_tables`` writes figures.json, for a figure
+that is meant to change.
 
-The tables of the studies with a report.py stand in test_STUDY.py too, beside the numbers of their README.md; here are all, with what those
-leave out: rslora_at_its_best, whose tables python -m src.eval has written, and the figures. FinLoRA's configs are in tests/test_finlora.py.
+The tables of the studies with a report.py stand in test_STUDY.py too, beside the numbers of their README.md; here are all, with
+what those leave out: rslora_at_its_best, whose tables python -m src.eval has written, and the figures. FinLoRA's configs are in
+tests/test_finlora.py.
 """
 
 from __future__ import annotations
@@ -33,8 +35,7 @@ FIGURES = Path(__file__).with_name("figures.json")
 STUDIES = sorted(file.parent.name for file in FOLDER.glob("*/report.py"))
 OF_RECORDS = sorted(file.parent.name for file in FOLDER.glob("*/records.jsonl"))
 VERSIONS = {"matplotlib": matplotlib.__version__, "freetype": ft2font.__freetype_version__}
-MADE = {".md", ".png"}  # what a report makes; the rest of a study's folder was measured or written
-# What of rslora_at_its_best was made with files that are too large to keep, the predictions, and with records as that commit wrote them.
+# What of rslora_at_its_best was made with predictions, which are too large to keep, or of records as that commit wrote them.
 NOT_KEPT = {
     "dataset_version",
     "bootstrap_low",
@@ -84,7 +85,7 @@ def drawn(figure: Figure) -> list[dict[str, Any]]:
                 "colours": hashlib.sha256(repr([colours(c) for _, c in [*lines, *patches, *dots, *paths]]).encode()).hexdigest()[
                     :10
                 ],
-            }  # fmt: skip
+            }
         )
     legends = [[text.get_text() for text in legend.get_texts()] for legend in figure.legends]
     return [*found, {"legends": legends, "size": list(map(float, figure.get_size_inches()))}]

@@ -103,7 +103,10 @@ def expected() -> None:
         merged = json.loads((folder / "merged" / "merge.json").read_text())
         dump("answers.json", {
             "generate": said["generate"][1], "score": scores,
-            "merge": {key: merged[key] for key in ("base", "base_precision", "fidelity", "fp32_control", "onto", "saved_as", "variant")},
+            "merge": {
+                key: merged[key]
+                for key in ("base", "base_precision", "fidelity", "fp32_control", "onto", "saved_as", "variant")
+            },
         })  # fmt: skip
         runs = [path.parent for path in folder.glob("runs/*/checkpoints")]
         python("src.train", *words(COMMANDS["interrupted"]), cwd=folder)
