@@ -218,8 +218,8 @@ def test_an_interrupted_pack_goes_on_from_its_checkpoints_to_the_end(said: Said)
 
 @pytest.mark.parametrize("first_word", sorted({line.split()[0].split("=")[0] for line in IDS}))
 def test_the_ids_of_command_lines_stay(first_word: str) -> None:
-    from src.cli import compose
-    from src.records import run_id
+    from src.command.cli import compose
+    from src.record.records import run_id
 
     wanted = {line: known for line, known in IDS.items() if line.split()[0].split("=")[0] == first_word}
     assert {line: run_id(compose(line.split())) for line in wanted} == wanted
