@@ -9,7 +9,7 @@ import torch
 
 from src.files.durable import CannotWrite, Damaged
 from src.record import checkpoint
-from src.record.checkpoint import Progress, Stand, together
+from src.record.checkpoint import CheckpointState, Progress, together
 from src.record.metrics_log import Mark
 
 
@@ -19,18 +19,18 @@ def tensors(step: int) -> dict[str, torch.Tensor]:
     return {"a": grown, "b": torch.tensor(step), "c": grown.T, "d": torch.zeros(0, 4), "e": grown.bfloat16(), "f": -grown}
 
 
-def save(folder: Path, *steps: int) -> Stand:
+def save(folder: Path, *steps: int) -> CheckpointState:
     for step in steps:
-        stand = Stand(Progress(step, tokens=5 * step, loss=1 / 3), Mark(7, "f" * 64), {"base": "b"})
-        checkpoint.save(folder, tensors(step), stand)
-    return stand
+        state = CheckpointState(Progress(step, tokens=5 * step, loss=1 / 3), Mark(7, "f" * 64), {"base": "b"})
+        checkpoint.save(folder, tensors(step), state)
+    return state
 
 
 def test_a_checkpoint_gives_back_what_was_saved(folder: Path) -> None:
-    stand = save(folder / "c", 3)
+    state = save(folder / "c", 3)
     ((step, path),) = checkpoint.steps(folder / "c").items()
     read, found = checkpoint.load(path)
-    assert (step, found) == (3, stand)
+    assert (step, found) == (3, state)
     assert list(read) == list(tensors(3))
     for name, tensor in tensors(3).items():
         assert torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype, name
@@ -48,10 +48,10 @@ def test_the_newest_two_are_kept_and_nothing_else_stands_there(folder: Path) -> 
 
 def test_a_step_that_is_saved_again_replaces_what_an_earlier_attempt_left(folder: Path) -> None:
     save(folder, 3, 4)
-    stand = Stand(Progress(4, tokens=99))
-    checkpoint.save(folder, {"a": torch.ones(1)}, stand)
+    state = CheckpointState(Progress(4, tokens=99))
+    checkpoint.save(folder, {"a": torch.ones(1)}, state)
     assert list(checkpoint.steps(folder)) == [3, 4] and len(list(folder.iterdir())) == 2
-    assert checkpoint.load(checkpoint.steps(folder)[4])[1] == stand
+    assert checkpoint.load(checkpoint.steps(folder)[4])[1] == state
     checkpoint.drop_after(folder, 3)
     assert list(checkpoint.steps(folder)) == [3]
 
