@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from ..adapter import card
 from ..command import cli
-from ..config.schema import FOUR_BIT, Config, packs
+from ..config.schema import FOUR_BIT, Config, is_packed
 from ..data import batches, datasets, prose
 from ..data.batches import Item
 from ..engine.peft import PeftEngine
@@ -67,7 +67,7 @@ class Pack:
         self._go_on()
         self.events.phase(f"loading {self.config.model.name}")
         self.numerics = numerics = device.choose(self.config)
-        if packs(self.config):
+        if is_packed(self.config):
             from ..engine.packed.speed import prepare_to_compile
 
             prepare_to_compile(self.config, numerics)
@@ -160,7 +160,7 @@ class Pack:
     def _engine(self, network: Any, numerics: Numerics, steps: int) -> Engine:
         """The engine of these runs: the packed one wherever there is an adapter, unless PEFT's is asked for."""
         config, items, pad = self.config, self.items["train"], self.tokenizer.pad_token_id
-        if packs(self.config):
+        if is_packed(self.config):
             from ..engine.packed.engine import PackedEngine
 
             self.events.phase("building the pack")
