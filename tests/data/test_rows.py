@@ -18,7 +18,7 @@ KEY = "dataset.path"
 
 
 def read(path: Path) -> list[rows.Row]:
-    return list(rows.rows(rows.one(str(path), KEY)))
+    return list(rows.rows(rows.open_file(str(path), KEY)))
 
 
 def test_a_json_list_and_a_json_of_lines(folder: Path) -> None:
@@ -72,10 +72,10 @@ def test_a_file_of_a_folder_or_archive_is_found_where_it_may_stand(folder: Path)
         with zipfile.ZipFile(folder / "data.zip", "a", zipfile.ZIP_DEFLATED) as archive:
             archive.write(path, f"top/{place}")
         for where in ("data", "data.zip"):
-            assert rows.among(where, KEY, "boolq/train.json", None).contents == str(number).encode()
+            assert rows.open_member(where, KEY, "boolq/train.json", None).contents == str(number).encode()
     for where in ("data", "data.zip"):
         with pytest.raises(ConfigError, match=f"{KEY}={where}: has no test/x.csv, which is from somewhere"):
-            rows.among(where, KEY, "test/x.csv", "somewhere")
+            rows.open_member(where, KEY, "test/x.csv", "somewhere")
 
 
 def archive_of(path: Path, content: bytes) -> Path:
