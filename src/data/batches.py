@@ -93,9 +93,7 @@ def _prompt_ids(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase,
     if chats and tokenizer.chat_template is None:
         raise ConfigError("dataset.chat_template: this model's tokenizer has no chat template")
     if chats:
-        texts = [
-            tokenizer.apply_chat_template(_messages(examples[i]), tokenize=False, add_generation_prompt=True) for i in chats
-        ]
+        texts = [tokenizer.apply_chat_template(_messages(examples[i]), tokenize=False, add_generation_prompt=True) for i in chats]
         for i, ids in zip(chats, tokenizer(texts, add_special_tokens=False).input_ids, strict=True):
             prompts[i] = ids
     if plain:
@@ -132,7 +130,8 @@ def _permutation(rows: int, data_seed: int, epoch: int) -> tuple[int, ...]:
 def rows_at(first: int, count: int, rows: int, data_seed: int) -> list[int]:
     """Look up rows ``first`` to ``first + count`` (excluded) of the endless stream of shuffled epochs.
 
-    The order depends on the arguments alone: not on the variant, the rank, the run's other seed, or an interruption. Each epoch uses each row once; a batch may span two epochs.
+    The order depends on the arguments alone: not on the variant, the rank, the run's other seed, or an interruption. Each
+    epoch uses each row once; a batch may span two epochs.
     """
     return [_permutation(rows, data_seed, index // rows)[index % rows] for index in range(first, first + count)]
 

@@ -94,7 +94,7 @@ os.umask(_UMASK)
 
 
 def _sync_to_disk(path: Path) -> None:
-    """fsync a file or folder. A file gets the usual permissions first: safetensors makes its files readable by the owner alone."""
+    """fsync a file or folder. A file first gets the usual permissions: safetensors writes files that only the owner can read."""
     if path.is_file():
         path.chmod(0o666 & ~_UMASK)
     sync(path)
