@@ -101,8 +101,8 @@ def test_a_damaged_archive_is_refused_in_one_line(folder: Path) -> None:
     content = json.dumps([list(range(40))]).encode()
     path = archive_of(folder / "a.zip", content)
     good, refused = path.read_bytes(), 0
-    for at in range(len(good)):
-        path.write_bytes(good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :])
+    for index in range(len(good)):
+        path.write_bytes(good[:index] + bytes([good[index] ^ 0xFF]) + good[index + 1 :])
         try:
             assert inputs.member(str(path), KEY, "a.csv") in (content, None)
         except ConfigError as error:

@@ -104,7 +104,7 @@ class Readers:
         return readers
 
     def taken_by(self) -> list[str]:
-        """Who takes the record for good without a word of doubt."""
+        """List the readers that accept the record without a warning."""
         found = []
         with contextlib.redirect_stdout(io.StringIO()):
             if Launch(Display(1), Memory()).is_done(Job(self.run, self.config)):
