@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LONGEST = 1024  # tokens of a shared sequence, unless a row is longer: attention costs its square
-WORTH = 0.85  # rows share sequences where that leaves less than this share of the padded tokens of one row per sequence
+MAX_WIDTH = 1024  # tokens of a shared sequence, unless a row is longer: attention costs its square
+WORTHWHILE = 0.85  # rows share sequences where that leaves less than this share of the padded tokens of one row per sequence
 MULTIPLE = 16  # of a width, for the kernels
 # At this width a token costs twice as much as in a short sequence: attention covers the whole width, masked or not. By the
 # FLOPs of a model of 135M parameters; for a larger one the width is greater, and short sequences lose little.
-DOUBLE = 2000
-MOST = 8  # numbers of sequences to try, beside multiples of the longest row
+DOUBLE_COST_WIDTH = 2000
+MAX_SEQUENCES = 8  # numbers of sequences to try, beside multiples of the longest row
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Layout:
     @property
     def cost(self) -> float:
         """Cost of a step in tokens of short sequences, attention included."""
-        return self.tokens * (1 + self.width / DOUBLE)
+        return self.tokens * (1 + self.width / DOUBLE_COST_WIDTH)
 
 
 def choose(batches: Sequence[Sequence[int]]) -> Layout:
@@ -40,10 +40,10 @@ def choose(batches: Sequence[Sequence[int]]) -> Layout:
     longest = up(max(max(lengths) for lengths in batches), MULTIPLE)
     total = max(sum(lengths) for lengths in batches)
     apart = Layout(False, longest, len(batches[0]))
-    even = (up(-(-total // sequences), MULTIPLE) for sequences in range(1, MOST + 1))
-    widths = sorted(width for width in {longest, 2 * longest, 4 * longest, *even} if longest <= width <= max(LONGEST, longest))
+    even = (up(-(-total // sequences), MULTIPLE) for sequences in range(1, MAX_SEQUENCES + 1))
+    widths = sorted(width for width in {longest, 2 * longest, 4 * longest, *even} if longest <= width <= max(MAX_WIDTH, longest))
     shared = [Layout(True, width, max(len(share(lengths, width)) for lengths in batches)) for width in widths]
-    worth = [layout for layout in shared if layout.tokens < WORTH * apart.tokens]
+    worth = [layout for layout in shared if layout.tokens < WORTHWHILE * apart.tokens]
     return min(worth, key=lambda layout: layout.cost, default=apart)
 
 
