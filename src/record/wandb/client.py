@@ -64,9 +64,7 @@ def teardown() -> None:
     """End W&B's service process, dead or alive; unfinished W&B runs end as failed."""
     import wandb
 
-    with contextlib.suppress(
-        Exception, SystemExit
-    ):  # W&B's errors where the service was unhealthy; its exit hook is removed by then
+    with contextlib.suppress(Exception, SystemExit):  # raised where the service was unhealthy; the exit hook is removed by then
         wandb.teardown(exit_code=1)
 
 
