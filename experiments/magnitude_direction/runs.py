@@ -1,4 +1,4 @@
-"""Trains the runs and reads their weights at the checkpoints: LoRA and DoRA in one pack, full fine-tuning run by run.
+"""Train the runs and read their weights at the checkpoints: LoRA and DoRA in one pack, full fine-tuning run by run.
 
 Every row is appended to its file as soon as it is measured, by whichever process measured it.
 """
@@ -34,27 +34,27 @@ COLUMNS = {
     RESULTS: "variant,r,seed,lr,step,paper,module,layer,d_in,dM,dD,relative_dM",
     LOSSES: "variant,r,seed,lr,step,train,val,test",
 }
-ROWS_AT_ONCE = 128  # of each run of the pack in scoring: a share of the free memory would change with the neighbours
+ROWS_AT_ONCE = 128  # of each run of the pack in scoring; a share of the free memory would change with other processes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What all runs share beside their configs. ``at``: steps, 1-based, after which weights are read; the last one ends."""
+    """Settings that all runs share. ``read_steps``, from 1: weights are read after them, and training ends with the last."""
 
     folder: Path
-    at: tuple[int, ...]
+    read_steps: tuple[int, ...]
 
     @property
     def steps(self) -> int:
-        return self.at[-1]
+        return self.read_steps[-1]
 
     def is_papers(self, step: int) -> bool:
-        """Three intermediate checkpoints and the final one, evenly spaced, as the paper has them."""
+        """Tell whether a step is one of the paper's: three intermediate checkpoints and the final one, evenly spaced."""
         return step in [round(self.steps * share) for share in (0.25, 0.5, 0.75, 1.0)]
 
 
 def append(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """Rows to the end of one of the two files, to five digits."""
+    """Append rows to one of the two files, with five digits."""
     sheet.append(path, COLUMNS[path.name].split(","), ([_text(value) for value in row] for row in rows))
 
 
@@ -62,8 +62,8 @@ def _text(value: Any) -> Any:
     return f"{value:.5g}" if isinstance(value, float) else value
 
 
-class Ground:
-    """Base model, tokens and scorer's rows of a config, where it computes."""
+class Setup:
+    """The base model and the tokens of a config, on its device."""
 
     def __init__(self, config: Config) -> None:
         self.numerics: Numerics = device.choose(config)
@@ -82,18 +82,18 @@ class Ground:
 
 
 class Losses:
-    """Mean log-losses of the runs of an engine: of training since the last checkpoint, of validation, at the end of test."""
+    """Mean log-losses of an engine's runs: training since the last checkpoint, validation, and test at the end."""
 
-    def __init__(self, plan: Plan, configs: Sequence[Config], ground: Ground, engine: Any) -> None:
-        self.plan, self.configs, self.ground = plan, configs, ground
-        self.scorer = Scorer(engine.scored, ROWS_AT_ONCE, ground.pad)
+    def __init__(self, plan: Plan, configs: Sequence[Config], setup: Setup, engine: Any) -> None:
+        self.plan, self.configs, self.setup = plan, configs, setup
+        self.scorer = Scorer(engine.scored, ROWS_AT_ONCE, setup.pad)
 
     def write(self, step: int, steps: Sequence[Step]) -> str:
-        """Append a row for each run; the range over runs, in words. A run that diverged has nan for its training loss."""
-        val = [per_token(losses) for losses in self.scorer.losses(self.ground.items["val"])]
+        """Append a row for each run and return the range over runs, in words. A diverged run has nan as its training loss."""
+        val = [per_token(losses) for losses in self.scorer.losses(self.setup.items["val"])]
         test: list[float | None] = [None] * len(val)
         if step == self.plan.steps:
-            test = [per_token(losses) for losses in self.scorer.losses(self.ground.items["test"])]
+            test = [per_token(losses) for losses in self.scorer.losses(self.setup.items["test"])]
         rows = []
         for run, config in enumerate(self.configs):
             seen = [s.loss[run] if math.isfinite(s.grad_norm[run]) else math.nan for s in steps]
@@ -103,7 +103,7 @@ class Losses:
 
 
 def _of(config: Config) -> tuple[str, int, int, float]:
-    """(variant, r, seed, lr) of a run; r is 0 where there is no adapter."""
+    """Name a run by (variant, r, seed, lr); r is 0 where there is no adapter."""
     return config.variant.name, config.lora.r if config.variant.trains == "adapter" else 0, config.seed, config.train.lr
 
 
@@ -118,7 +118,7 @@ def _write_changes(plan: Plan, config: Config, step: int, changes: Sequence[Chan
 def _advance(plan: Plan, engine: Any, losses: Losses, read: Callable[[int], None], finish: Callable[[], None], name: str) -> None:
     """Train to the last step; at each checkpoint ``read`` the weights and write the losses."""
     done, started = 0, time.perf_counter()
-    for step in plan.at:
+    for step in plan.read_steps:
         steps: list[Step] = []
         while done < step:
             steps += engine.advance(done, upto := min(done + 10, step))
@@ -127,48 +127,51 @@ def _advance(plan: Plan, engine: Any, losses: Losses, read: Callable[[int], None
         read(step)
         if step == plan.steps:
             finish()
-        found = losses.write(step, steps)
+        ranges = losses.write(step, steps)
         whole = time.perf_counter() - started
-        print(f"{name}: step {step} of {plan.steps}, {found}, {trained:.1f} s trained, {whole:.1f} s read and scored", flush=True)
+        print(
+            f"{name}: step {step} of {plan.steps}, {ranges}, {trained:.1f} s trained, {whole:.1f} s read and scored",
+            flush=True,
+        )
 
 
 def train_pack(plan: Plan, configs: Sequence[Config]) -> dict[str, Any]:
-    """All runs with an adapter, together. Returns what the provenance says of it."""
-    configs = [configs[at] for at in slot_order([member(config) for config in configs])]
+    """Train all runs with an adapter together. Returns entries for the provenance."""
+    configs = [configs[index] for index in slot_order([member(config) for config in configs])]
     started = time.perf_counter()
-    ground = Ground(configs[0])
-    engine = PackedEngine(ground.network, configs, ground.items["train"], ground.pad, plan.steps, ground.numerics)
+    setup = Setup(configs[0])
+    engine = PackedEngine(setup.network, configs, setup.items["train"], setup.pad, plan.steps, setup.numerics)
     print(f"pack: {len(configs)} runs, {engine.speed_layers}, built in {time.perf_counter() - started:.1f} s", flush=True)
 
     def read(step: int) -> None:
         for config, changes in zip(configs, of_pack(engine), strict=True):
             _write_changes(plan, config, step, changes)
 
-    _advance(plan, engine, Losses(plan, configs, ground, engine), read, engine.finish, "pack")
-    return _measured(ground.numerics, started) | {"runs": len(configs), "speed": engine.speed_layers}
+    _advance(plan, engine, Losses(plan, configs, setup, engine), read, engine.finish, "pack")
+    return _measured(setup.numerics, started) | {"runs": len(configs), "speed": engine.speed_layers}
 
 
 def train_full(plan: Plan, config: Config, threads: int | None = None) -> dict[str, Any]:
-    """One run of full fine-tuning, by the engine that trains it for ``variant=full``: fp32 weights, bf16 products.
+    """Train one run of full fine-tuning with the engine of ``variant=full``: fp32 weights, bf16 products.
 
-    ``threads``: of torch on the CPU, in a process that has neighbours.
+    ``threads``: torch's threads on the CPU, where other processes run beside this one.
     """
     if threads:
         torch.set_num_threads(threads)
     started = time.perf_counter()
-    ground = Ground(config)
-    linears = quantization.linear_layers(ground.network)
+    setup = Setup(config)
+    linears = quantization.linear_layers(setup.network)
     before = {name: layer.weight.detach().clone() for name, layer in linears}
-    ground.network.requires_grad_(True)
-    engine = PeftEngine(ground.network, config, ground.items["train"], ground.pad, plan.steps, ground.numerics)
+    setup.network.requires_grad_(True)
+    engine = PeftEngine(setup.network, config, setup.items["train"], setup.pad, plan.steps, setup.numerics)
 
     def read(step: int) -> None:
         _write_changes(plan, config, step, of_weights(before, {name: layer.weight for name, layer in linears}))
 
     name = f"full seed {config.seed}"
     print(f"{name}: built in {time.perf_counter() - started:.1f} s", flush=True)
-    _advance(plan, engine, Losses(plan, [config], ground, engine), read, engine.finish, name)
-    return _measured(ground.numerics, started)
+    _advance(plan, engine, Losses(plan, [config], setup, engine), read, engine.finish, name)
+    return _measured(setup.numerics, started)
 
 
 def _measured(numerics: Numerics, started: float) -> dict[str, Any]:

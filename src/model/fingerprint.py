@@ -11,7 +11,7 @@ from ..variants.methods.point import all_parts
 
 
 def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
-    """A hash of the tensors' bytes, computed where they are: XOR and sum of their 64-bit words, per tensor."""
+    """Hash tensors on their own devices: per tensor, the XOR and the sum of its bytes as 64-bit words."""
     digest = []
     for tensor in tensors:
         raw = tensor.detach().contiguous().flatten().view(torch.uint8)

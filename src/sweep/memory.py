@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..config.schema import Config, DatasetConfig, packs
+from ..config.schema import Config, DatasetConfig, is_packed
 from ..data import datasets, layout
 from ..data.datasets import Example
 from ..model import models
@@ -90,7 +90,7 @@ def estimate(configs: Sequence[Config], targets: Sequence[Linear], tokens: Token
     shape = models.find_shape(config.model)
     if shape is None:
         return None
-    if not packs(config):
+    if not is_packed(config):
         return counts.training_bytes(shape, config.variant, config.lora, targets, tokens.padded).total
     members = [(each.variant, each.lora) for each in configs]
     held = config.model.hold_dequantised and config.variant.base_precision in FOUR_BIT

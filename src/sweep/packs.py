@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import accumulate, pairwise
 
-from ..config.schema import Config, packs
+from ..config.schema import Config, is_packed
 from ..record import checkpoint
 from ..variants.methods.point import ADAPTERS, Point, axes
 from .memory import Memory
@@ -92,7 +92,7 @@ def group(jobs: Sequence[Job], memory: Memory, limit: int | None = None) -> list
 def agreement(job: Job) -> str:
     """Equal for jobs that can train together, if their checkpoints let them."""
     config = job.config
-    if not packs(config):
+    if not is_packed(config):
         return job.run_id
     fields = asdict(config)
     for key in MAY_DIFFER:

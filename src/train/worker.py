@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from ..adapter import card
 from ..command import cli
-from ..config.schema import Config, packs
+from ..config.schema import Config, is_packed
 from ..data import batches, datasets, prose
 from ..data.batches import Item
 from ..engine.peft import PeftEngine
@@ -68,7 +68,7 @@ class Pack:
         self._go_on()
         self.events.phase(f"loading {self.config.model.name}")
         self.numerics = numerics = device.choose(self.config)
-        if packs(self.config):
+        if is_packed(self.config):
             from ..engine.packed.speed import prepare_to_compile
 
             prepare_to_compile(self.config, numerics)
@@ -101,13 +101,13 @@ class Pack:
             sum(linear.count for linear in linears),
         )
         # Equal text can still be unequal tokens: library versions read one tokenizer file differently.
-        self.grounds = {"token_fingerprint": batches.fingerprint(self.items), "base_fingerprint": live.base_before}
+        self.fingerprints = {"token_fingerprint": batches.fingerprint(self.items), "base_fingerprint": live.base_before}
         prints = {
             "data_fingerprint": splits.fingerprint(),
             "prose_fingerprint": self.prose_read and self.prose_read["fingerprint"],
-            **self.grounds,
+            **self.fingerprints,
         }
-        self._refuse_other_grounds()
+        self._refuse_other_fingerprints()
         for run in self.runs:
             known = run.folder.provenance() or {}
             run.folder.write_provenance(known | {"device": run.outcome.measured["device"], **prints})
@@ -133,15 +133,15 @@ class Pack:
         while True:
             (step, places), *_ = checkpoint.together([run.checkpoints() for run in self.runs])
             runs = [self.runs[at] for at in places]
-            if all([run.stand_at(step) for run in runs]):
+            if all([run.resume_from(step) for run in runs]):
                 break
         if len(runs) < len(self.runs):
             self.events.taken([run.folder.run_id for run in runs], None, "one checkpoint is shared by")
         self.runs = runs
 
-    def _refuse_other_grounds(self) -> None:
+    def _refuse_other_fingerprints(self) -> None:
         """Start over where checkpoints are of other base weights or tokens: a model's folder may hold others by now."""
-        other = [run for run in self.runs if not run.rests_on(self.grounds)]
+        other = [run for run in self.runs if not run.matches(self.fingerprints)]
         if other:
             names = ", ".join(run.folder.run_id for run in other)
             print(f"{names}: the checkpoints are of other base weights or tokens; starting from step 0", file=sys.stderr)
@@ -161,7 +161,7 @@ class Pack:
     def _engine(self, network: Any, numerics: Numerics, steps: int) -> Engine:
         """The engine of these runs: the packed one wherever there is an adapter, unless PEFT's is asked for."""
         config, items, pad = self.config, self.items["train"], self.tokenizer.pad_token_id
-        if packs(self.config):
+        if is_packed(self.config):
             from ..engine.packed.engine import PackedEngine
 
             self.events.phase("building the pack")
@@ -258,7 +258,7 @@ class Pack:
         """Side by side, since each waits for the disk, then for a digest."""
         states = {at: engine.state(at) for at in places}
         with ThreadPoolExecutor(CHECKPOINT_WRITERS) as writers:
-            list(writers.map(lambda at: self.runs[at].save(states[at], self.grounds), places))
+            list(writers.map(lambda at: self.runs[at].save(states[at], self.fingerprints), places))
 
     def _save_what_is_trained(self, engine: Engine) -> None:
         """Checkpoints of the runs that have taken all their steps and have no result yet."""

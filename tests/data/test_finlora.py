@@ -88,8 +88,8 @@ def rows(config: Config, name: str, count: int) -> str:
         "tags": ["us-gaap:Revenues", "us-gaap:Assets", "us-gaap:Cash"],
     }.get(config.dataset.answer, ["Amount of revenue.", "Cost of goods sold.", "Cash paid."])
     lines = (
-        {"context": f"Instruction: what is row {at} of {name}?\nAnswer: ", "target": answers[at % len(answers)]}
-        for at in range(count)
+        {"context": f"Instruction: what is row {index} of {name}?\nAnswer: ", "target": answers[index % len(answers)]}
+        for index in range(count)
     )
     return "".join(f"{json.dumps(line)}\n" for line in lines)
 

@@ -1,4 +1,4 @@
-"""What the fuzz has found, one by one, so that each stays mended whatever it draws."""
+"""Repeat each bad input that the fuzz has found, so that each stays fixed whatever the fuzz draws."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Readers:
         return readers
 
     def taken_by(self) -> list[str]:
-        """Who takes the record for good without a word of doubt."""
+        """List the readers that accept the record without a warning."""
         found = []
         with contextlib.redirect_stdout(io.StringIO()):
             if Launch(Display(1), Memory()).is_done(Job(self.run, self.config)):
@@ -217,10 +217,10 @@ def test_no_damaged_checkpoint_is_loaded(size: Size, figure: Figure, tmp_path: P
     newest.unlink(missing_ok=True)
     for stranger, name in ((others[step], others[step].name), (before, f"{step:08d}{before.name[8:]}")):
         put(newest.parent / name, stranger.read_bytes())
-        assert not Run(runs / run).stand_at(step), f"{stranger} was taken for {name}"
+        assert not Run(runs / run).resume_from(step), f"{stranger} was taken for {name}"
         tried += 1
     put(newest, good)
-    assert Run(runs / run).stand_at(step)
+    assert Run(runs / run).resume_from(step)
     figure(CHECKPOINT, f"{tried} damages of a checkpoint: 0 loaded, 0 crashes")
 
 
@@ -233,9 +233,9 @@ def test_a_checkpoint_does_not_go_on_with_a_damaged_log(size: Size, figure: Figu
     step = max(checkpoint.steps(runs / run / "checkpoints"))
     path = runs / run / "metrics.jsonl"
     whole = Run(runs / run)
-    assert whole.stand_at(step)
+    assert whole.resume_from(step)
     good = path.read_bytes()
-    marked = good[: whole.stand.log.bytes]
+    marked = good[: whole.resumed.log.bytes]
     aside = runs / run / "checkpoints"
     kept = {file.name: file.read_bytes() for file in aside.iterdir()}
     wrong, tried = [], 0
@@ -244,7 +244,7 @@ def test_a_checkpoint_does_not_go_on_with_a_damaged_log(size: Size, figure: Figu
         tried += 1
         try:
             # What came after the checkpoint is cut off anyway, whatever it says.
-            if Run(runs / run).stand_at(step) and not (damage.content or b"").startswith(marked):
+            if Run(runs / run).resume_from(step) and not (damage.content or b"").startswith(marked):
                 wrong.append(f"{damage.what}: taken for good")
         except Exception as error:
             wrong.append(f"{damage.what}: {error!r}")

@@ -326,7 +326,7 @@ def test_free_memory(folder: Path) -> None:
 def stand_at(step: int, each: Job) -> Job:
     each.folder.path.mkdir(parents=True)
     for at in (step - 10, step):
-        checkpoint.save(each.folder.checkpoints, {"a": torch.ones(3)}, checkpoint.Stand(checkpoint.Progress(step=at)))
+        checkpoint.save(each.folder.checkpoints, {"a": torch.ones(3)}, checkpoint.CheckpointState(checkpoint.Progress(step=at)))
     return each
 
 

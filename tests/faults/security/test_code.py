@@ -242,7 +242,7 @@ KEYWORDS = {"trust_remote_code": True, "shell": True, "allow_pickle": True, "wei
 
 
 def dangers(tree: ast.AST) -> list[str]:
-    """What a source may not do, each with its line."""
+    """List the dangerous calls and imports of a source, each with its line."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
