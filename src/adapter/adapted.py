@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from ..command import words
-from ..command.cli import compose, suggest
+from ..command.cli import compose
+from ..command.messages import suggest
 from ..command.words import Key
 from ..config.schema import ALL_LINEAR, CONF_FOLDER, QUANTISED, Config, ModelConfig, variant_name
 from ..config.values import CHOICES, MODULE_NAME, refuse_outside

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..command import words
-from ..command.cli import suggest
+from ..command.messages import suggest
 from ..command.words import Key
 from ..files.durable import dump_json, write_atomically
 from ..files.errors import ConfigError

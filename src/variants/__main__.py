@@ -11,7 +11,8 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from ..command import cli
+from ..command import cli, words
+from ..command.words import Key
 from ..config.schema import Config, Shape
 from ..config.values import RANGES
 from ..files.errors import ConfigError
@@ -42,7 +43,8 @@ BASES = (
     *(("nf4", "nf4", False), ("nf4 + double quantisation", "nf4", True)),
     *(("fp4", "fp4", False), ("fp4 + double quantisation", "fp4", True)),
 )
-MATCH = "match="
+MATCH = "match="  # the one key that is not Hydra's
+KEYS = {"match": Key(str, "lora:16")}
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -51,12 +53,11 @@ def main() -> int:
     if "--help" in arguments or "-h" in arguments:
         print(USAGE)
         return 0
-    asked = [argument.removeprefix(MATCH) for argument in arguments if argument.startswith(MATCH)]
     overrides = [argument for argument in arguments if not argument.startswith(MATCH)]
     config = cli.compose(overrides)
-    if len(asked) > 1:
-        raise ConfigError("match: takes one budget")
-    show(matched(config, shape_of(config), asked[0], overrides) if asked else rows(config, shape_of(config)))
+    values, _ = words.read([argument for argument in arguments if argument.startswith(MATCH)], KEYS)
+    budget = values.get("match")
+    show(rows(config, shape_of(config)) if budget is None else matched(config, shape_of(config), budget, overrides))
     return 0
 
 
@@ -180,4 +181,4 @@ def show(table: list[tuple[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, resumes=False)

@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from src.adapter import adapted
 from src.adapter.adapted import SETTINGS, WEIGHTS, find, open_source
-from src.command import commands
 from src.files.errors import ConfigError
 from src.model import models
 from src.record.records import RunFolder
-from tests.conftest import Run
+from tests.conftest import Run, evaluate
 
 QUICK = ["forgetting.tokens=0", "eval.generate=false", "lora.r=4", "train.lr=0.05"]
 Tensors = dict[str, torch.Tensor]
@@ -173,11 +172,11 @@ def test_words_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> No
         (["harness", "run=0123456789"], "tasks: is needed"),
         (["push", "run=0123456789", "token=hf_" + "a" * 30], "looks like a Hugging Face token"),
     ):
-        assert commands.main(words[0], words[1:]) == 2
+        assert evaluate(words) == 2
         captured = capsys.readouterr()
         assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
         assert said in captured.err and "aaaa" not in captured.err
-    assert commands.main("merge", ["--help"]) == 0
+    assert evaluate(["merge", "--help"]) == 0
     assert "onto=NAME" in capsys.readouterr().out
 
 

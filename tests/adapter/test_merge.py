@@ -17,13 +17,12 @@ from src.adapter import adapted
 from src.adapter.adapted import find
 from src.adapter.fidelity import gap
 from src.adapter.fold import merged_weight
-from src.command import commands
 from src.config.schema import CONF_FOLDER
 from src.files.durable import unseal
 from src.measure.scorer import Solo
 from src.record.records import RunFolder
 from src.variants import quantization
-from tests.conftest import Run
+from tests.conftest import Run, evaluate
 
 ADAPTERS = sorted(path.stem for path in (CONF_FOLDER / "variant").glob("*.yaml") if path.stem not in ("full", "frozen"))
 QUICK = ["forgetting.tokens=0", "eval.generate=false", "lora.r=4", "train.lr=0.05"]
@@ -31,7 +30,7 @@ BF16_ULP = 2.0**-8  # of a number just above a power of two: rounding moves a we
 
 
 def merge(*words: str) -> dict[str, Any]:
-    assert commands.main("merge", list(words)) == 0
+    assert evaluate(["merge", *words]) == 0
     return unseal(Path("merged/merge.json").read_bytes())
 
 
@@ -92,9 +91,7 @@ def test_only_adapted_layers_change_but_all_quantised_ones_are_dequantised(run: 
     record, _ = run(*QUICK, "variant=qdora", "lora.target_modules=[q_proj,v_proj]")
     found = {}
     for onto in ("original", "dequantised"):
-        assert (
-            commands.main("merge", [f"run={record.run_id}", f"out={onto}", f"onto={onto}", "latency=false", "control=false"]) == 0
-        )
+        assert evaluate(["merge", f"run={record.run_id}", f"out={onto}", f"onto={onto}", "latency=false", "control=false"]) == 0
         found[onto] = AutoModelForCausalLM.from_pretrained(onto).state_dict()
     base = adapted.load_base(find({"run": record.run_id}))[0].state_dict()
     names = ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight")
@@ -120,7 +117,7 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(run: Run, folder: P
         (plain, ["out=there"], "out=there: is there already"),
         (frozen, ["out=m"], "variant=frozen has no adapter to merge"),
     ):
-        assert commands.main("merge", [f"run={record.run_id}", *words]) == 2
+        assert evaluate(["merge", f"run={record.run_id}", *words]) == 2
         error = capsys.readouterr().err
         assert said in error and error.startswith("error: ") and error.count("\n") == 1
     assert sorted(path.name for path in folder.iterdir()) == before
@@ -135,7 +132,7 @@ def test_a_merge_that_fails_halfway_leaves_nothing(run: Run, folder: Path, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr("src.adapter.fidelity.gap", stop)
-    assert commands.main("merge", [f"run={record.run_id}", "out=merged"]) == 130
+    assert evaluate(["merge", f"run={record.run_id}", "out=merged"]) == 130
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
@@ -191,7 +188,7 @@ def test_an_adapter_of_the_embeddings_is_no_part_of_a_merge(folder: Path, capsys
     peft = get_peft_model(network, LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM"))
     peft.save_pretrained("mine", save_embedding_layers=False)
     before = sorted(path.name for path in folder.iterdir())
-    assert commands.main("merge", ["adapter=mine", "model=tiny", "out=merged"]) == 2
+    assert evaluate(["merge", "adapter=mine", "model=tiny", "out=merged"]) == 2
     assert "the adapter changes model.embed_tokens, which is no linear layer of the decoder" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == before
 
@@ -205,7 +202,7 @@ def test_the_real_model_in_4_bits(command: Callable[..., subprocess.CompletedPro
     (run,) = (path.name for path in Path("runs").glob("*") if (path / "result.json").exists())
     found = {}
     for onto in ("dequantised", "original"):
-        assert commands.main("merge", [f"run={run}", f"out={onto}", f"onto={onto}", "latency=false", "control=false"]) == 0
+        assert evaluate(["merge", f"run={run}", f"out={onto}", f"onto={onto}", "latency=false", "control=false"]) == 0
         found[onto] = unseal((Path(onto) / "merge.json").read_bytes())["fidelity"]
     assert found["dequantised"]["kl"] < 0.02 < found["original"]["kl"]
     assert abs(found["dequantised"]["loss_difference"]) < 0.05

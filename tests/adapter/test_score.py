@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from src.command.cli import compose
-from src.command.commands import main
 from src.data import datasets
 from src.files.durable import unseal
-from tests.conftest import Run
+from tests.conftest import Run, evaluate
 
 SETTINGS = ["dataset=jsonl", "dataset.path=rows.jsonl", "dataset.labels=[yes,no]", "variant.base_precision=fp32", "train.lr=0.01"]
 
@@ -24,7 +23,7 @@ def rows(folder: Path) -> None:
 
 
 def scored(*words: str) -> dict[str, Any]:
-    assert main("score", list(words)) == 0
+    assert evaluate(["score", *words]) == 0
     newest = max(Path("reports/scores").glob("*/*.json"), key=lambda path: path.stat().st_mtime_ns)
     return unseal(newest.read_bytes())
 
@@ -86,7 +85,7 @@ def test_the_test_split_alone_is_that_of_the_whole(folder: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("score", words) == 2
+    assert evaluate(["score", *words]) == 2
     said = capsys.readouterr()
     assert said.out == "" and says in said.err and said.err.count("\n") == 1
 
@@ -94,9 +93,9 @@ def test_bad_input_is_one_line(words: list[str], says: str, capsys: pytest.Captu
 def test_an_unknown_dataset_is_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     record, _ = run()
     capsys.readouterr()
-    assert main("score", [f"run={record.run_id}", "dataset=gsm9k"]) == 2
+    assert evaluate(["score", f"run={record.run_id}", "dataset=gsm9k"]) == 2
     assert "dataset=gsm9k: no such dataset (did you mean gsm8k?)" in capsys.readouterr().err
-    assert main("score", [f"run={record.run_id}", "dataset=gsm8k", "dataset.path=nowhere"]) == 2
+    assert evaluate(["score", f"run={record.run_id}", "dataset=gsm8k", "dataset.path=nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
     assert not Path("reports").exists()
 
@@ -106,14 +105,14 @@ def test_a_question_about_other_data_is_never_answered_with_the_default_dataset(
 ) -> None:
     record, _ = run()
     capsys.readouterr()
-    assert main("score", [f"run={record.run_id}", "dataset.max_length=64"]) == 2
+    assert evaluate(["score", f"run={record.run_id}", "dataset.max_length=64"]) == 2
     assert capsys.readouterr().err == "error: dataset.max_length: says more about a dataset, which dataset=NAME chooses\n"
 
 
 def test_a_full_run_has_no_adapter_to_switch_off(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     record, _ = run("variant=full")
     capsys.readouterr()
-    assert main("score", [f"run={record.run_id}", "base=true"]) == 2
+    assert evaluate(["score", f"run={record.run_id}", "base=true"]) == 2
     assert "has no adapter to switch off" in capsys.readouterr().err
 
 
