@@ -1,6 +1,6 @@
-"""An adapter folded into the weights: W + s B A, and for DoRA its magnitude times the direction of that.
+"""Fold an adapter into the weights: W + s B A, and for DoRA its magnitude times the direction of that.
 
-All arithmetic is fp32 whatever the base's format; rounding to the format of the result is the caller's, and comes once.
+All arithmetic is fp32 whatever the base's format; the caller rounds to the format of the result, once.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ NAME = "default"  # PEFT's, of the only adapter
 
 
 def merged_weight(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, m: torch.Tensor | None) -> torch.Tensor:
-    """The merged weight [out, in], fp32, of ``weight`` [out, in], ``a`` [r, in], ``b`` [out, r] and DoRA's ``m`` [out] or None.
+    """Return the merged weight [out, in] in fp32.
 
+    ``weight`` [out, in]: the base's; ``a`` [r, in], ``b`` [out, r]: the adapter's; ``m`` [out]: DoRA's magnitude, or None.
     LoRA (arXiv 2106.09685, section 4.1): W + s B A. DoRA (arXiv 2402.09353, equation 5): m (W + s B A) / ||W + s B A||, the
     norm of each output row, so that the row's norm is m whichever base it is merged onto.
     """
@@ -32,15 +33,17 @@ def merge(adapted: Any, plain: Any, dequantised: bool) -> None:
     ``dequantised``: every layer that is quantised in ``adapted`` first takes its dequantised weights, adapted or not.
 
     Raises:
-        ConfigError: it adapts something else, such as embeddings or the output head.
+        ConfigError: the adapter changes something else, such as embeddings or the output head.
     """
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
 
     inner, linears = adapted.get_base_model(), dict(linear_layers(plain))
-    other = [name for name, layer in inner.named_modules() if isinstance(layer, LoraLayer) and name not in linears]
-    if other:
-        raise ConfigError(f"the adapter changes {other[0]}, which is no linear layer of the decoder; only those are merged here")
+    outside = [name for name, layer in inner.named_modules() if isinstance(layer, LoraLayer) and name not in linears]
+    if outside:
+        raise ConfigError(
+            f"the adapter changes {outside[0]}, which is no linear layer of the decoder; only those are merged here"
+        )
     plain.float()
     for name, linear in linears.items():
         layer = inner.get_submodule(name)

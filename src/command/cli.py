@@ -27,7 +27,7 @@ from ..files.credentials import redacting
 from ..files.durable import CannotWrite
 from ..files.errors import ConfigError
 from . import admission, bounds
-from .messages import joined, one_line, raised_by_libraries
+from .messages import join_lines, one_line, raised_by_libraries
 
 FAILED, BAD_INPUT = 1, 2
 SIGNALLED = 128  # plus the signal's number: the exit code of what a signal stopped
@@ -42,10 +42,10 @@ def register_schema() -> None:
 
 
 def compose(overrides: list[str]) -> Config:
-    """The checked config of one command line.
+    """Return the checked config of one command line.
 
     Raises:
-        ConfigError: with one line that names the key and what is allowed.
+        ConfigError: one line that names the key and what is allowed.
     """
     admission.refuse_secrets(overrides)
     refuse_malformed(overrides)
@@ -59,17 +59,17 @@ def compose(overrides: list[str]) -> Config:
 
 
 def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[tuple[DictConfig, Any]]:
-    """(composed config, Hydra's group choices) of each job of a multirun.
+    """Return (composed config, Hydra's group choices) of each job of a multirun.
 
     Composing takes 0.1 s, and a sweep has thousands of jobs: each combination of group choices is composed once, and
-    plain values are set on copies of it. Whatever is not plain, or fails, goes through Hydra, whose errors say why.
+    plain values are set on copies of it. Anything else, and anything that fails, goes through Hydra, whose errors say why.
     """
     groups = set(loader.list_groups(""))
     parser = OverridesParser.create()
     composed: dict[tuple[str, ...], tuple[DictConfig, Any]] = {}
     nodes = []
 
-    def load(overrides: Sequence[str]) -> tuple[DictConfig, Any]:
+    def compose_by_hydra(overrides: Sequence[str]) -> tuple[DictConfig, Any]:
         node = loader.load_sweep_config(master, list(overrides))
         admission.refuse_settings(node)  # a job's experiment has a hydra section of its own
         with open_dict(node):
@@ -83,18 +83,18 @@ def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequen
             if any(o.type is not OverrideType.CHANGE or o.package is not None for o in values):
                 raise ValueError("an override that adds or deletes")
             if choices not in composed:
-                composed[choices] = load(choices)
+                composed[choices] = compose_by_hydra(choices)
             node, chosen = copy.deepcopy(composed[choices])
             for override in values:
                 OmegaConf.update(node, override.key_or_group, override.value(), merge=True)
         except (HydraException, OmegaConfBaseException, ValueError):
-            node, chosen = load(job)
+            node, chosen = compose_by_hydra(job)
         nodes.append((node, chosen))
     return nodes
 
 
 def refuse_malformed(arguments: list[str]) -> None:
-    """Raise ConfigError for an override that is not key=value, or is not admitted. Hydra's errors would not say which."""
+    """Raise ConfigError for a word that is not key=value, or is not admitted. Hydra's errors would not say which word it is."""
     bounds.refuse_large_arguments(arguments)
     parser = OverridesParser.create()
     for argument in arguments:
@@ -108,7 +108,7 @@ def refuse_malformed(arguments: list[str]) -> None:
         except HydraException:
             override = None
         except Exception as error:  # what Python raises in it: on 5,000 digits, or 1,000 brackets
-            raise ConfigError(f"{argument}: cannot be read ({joined(str(error))})") from error
+            raise ConfigError(f"{argument}: cannot be read ({join_lines(str(error))})") from error
         if override is None or not override.key_or_group:
             hint = """; a value with spaces or signs is quoted: 'key="my file"'""" if "=" in argument[1:] else ""
             raise ConfigError(f"{argument if argument.strip() else repr(argument)}: not of the form key=value{hint}")
@@ -116,7 +116,7 @@ def refuse_malformed(arguments: list[str]) -> None:
 
 
 class Signalled(KeyboardInterrupt):
-    """One of the signals arrived by which schedulers and terminals ask to stop: stop as on Ctrl-C."""
+    """A signal by which schedulers and terminals ask a command to stop; it stops as on Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -160,7 +160,7 @@ def run(command: Callable[[], int | None], resumes: bool = True) -> NoReturn:
             say(error)
             code = BAD_INPUT
         elif _is_out_of_memory(error):
-            _print_error(joined(str(error)) or "out of memory")
+            _print_error(join_lines(str(error)) or "out of memory")
             code = FAILED
         else:
             raise  # a defect of ours, which a traceback shows

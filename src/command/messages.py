@@ -32,7 +32,7 @@ def one_line(error: BaseException) -> str:
     text = str(error)
     cause = f"{text}\n{error.__cause__ or ''}"
     if isinstance(error, ConfigError):
-        return joined(text)
+        return join_lines(text)
     if match := re.search(
         r"Could not find '(\w+)/([^']*)'.*?Available options in '\w+':\n(.*?)\n(?:Config search|\Z)", cause, re.S
     ):
@@ -52,13 +52,14 @@ def one_line(error: BaseException) -> str:
         if "not in struct" in cause or "not in 'Config'" in cause or re.search(r"Key '.*' (?:is )?not in", cause):
             key = match[1].lstrip("+~")
             return f"{key}: no such key{suggest(key, known_keys())}"
-        return f"{match[1]}: {joined(str(error.__cause__ or text).splitlines()[0])}"
+        return f"{match[1]}: {join_lines(str(error.__cause__ or text).splitlines()[0])}"
     if match := re.search(r"^(.+?)\n\s*full_key: (\S+)", text, re.S):
-        return f"{match[2]}: {joined(match[1])}"
-    return joined(text) or f"cannot be composed ({type(error).__name__})"
+        return f"{match[2]}: {join_lines(match[1])}"
+    return join_lines(text) or f"cannot be composed ({type(error).__name__})"
 
 
-def joined(text: str) -> str:
+def join_lines(text: str) -> str:
+    """Put the lines of a text that are not empty into one, with semicolons."""
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 

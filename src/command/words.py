@@ -59,6 +59,8 @@ def read(words: Sequence[str], keys: Mapping[str, Key], free: str | None = None)
 
 
 def one_of(*choices: str) -> Read:
+    """Accept one of these words."""
+
     def check(value: str) -> str:
         if value not in choices:
             raise ValueError(f"one of {', '.join(choices)}")
@@ -68,12 +70,15 @@ def one_of(*choices: str) -> Read:
 
 
 def switch(value: str) -> bool:
+    """Read ``true`` or ``false``."""
     if value not in ("true", "false"):
         raise ValueError("true or false")
     return value == "true"
 
 
 def whole(low: int, high: int) -> Read:
+    """Read a whole number within these bounds, both included."""
+
     def check(value: str) -> int:
         if not re.fullmatch(r"\d{1,12}", value) or not low <= int(value) <= high:
             raise ValueError(f"a whole number from {low} to {high}")
@@ -83,6 +88,8 @@ def whole(low: int, high: int) -> Read:
 
 
 def number(low: float, high: float) -> Read:
+    """Read a number within these bounds, both included."""
+
     def check(value: str) -> float:
         result = _float(value)
         if not low <= result <= high:
@@ -93,6 +100,7 @@ def number(low: float, high: float) -> Read:
 
 
 def positive(value: str) -> float:
+    """Read a finite number above 0."""
     result = _float(value)
     if not 0 < result < math.inf:
         raise ValueError("a number above 0")
@@ -108,13 +116,14 @@ def _float(value: str) -> float:
 
 
 def run_id(value: str) -> str:
+    """Read ten hexadecimal digits."""
     if not re.fullmatch(r"[0-9a-f]{10}", value):
         raise ValueError("the id of a run")
     return value
 
 
 def matching(pattern: str, needed: str) -> Read:
-    """Read a text that matches ``pattern`` as a whole; ``needed`` says in words what that is."""
+    """Accept a text that matches ``pattern`` as a whole; ``needed`` says in words what that is."""
 
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):

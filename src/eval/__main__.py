@@ -96,32 +96,33 @@ class Arguments:
 
 
 def read_runs(arguments: Arguments) -> Gathered:
-    """The runs that the command line asks for.
+    """Read the runs that the command line asks for, and warn of each that cannot be read.
 
     Raises:
         ConfigError: there is no such sweep, no run, or no run that has the metric, is of the reference or has a seed of ``tune``.
     """
     sweep = arguments.sweep
-    found = gather(run_ids() if sweep is None else _runs_of(sweep))
-    for problem in found.problems:
+    gathered = gather(run_ids() if sweep is None else _runs_of(sweep))
+    for problem in gathered.problems:
         print(f"warning: {clean(problem)}", file=sys.stderr)
-    if not found.rows:
-        where = f"runs of sweep {sweep}" if sweep else f"runs in {RUNS.absolute()}"
-        raise ConfigError(f"no {where} to compare; python -m src.train makes them")
-    measured = found.measured()
+    if not gathered.rows:
+        runs = f"runs of sweep {sweep}" if sweep else f"runs in {RUNS.absolute()}"
+        raise ConfigError(f"no {runs} to compare; python -m src.train makes them")
+    measured = gathered.measured()
     if arguments.metric != Arguments.metric and measured and arguments.metric not in measured:
         raise ConfigError(f"metric={arguments.metric}: no finished run has it; measured are {', '.join(measured)}")
-    variants = sorted({row["variant"] for row in found.rows})
+    variants = sorted({row["variant"] for row in gathered.rows})
     if arguments.reference != Arguments.reference and arguments.reference not in variants:
         raise ConfigError(f"reference={arguments.reference}: no run is of this variant; there are {', '.join(variants)}")
-    seeds = sorted({row["seed"] for row in found.rows})
+    seeds = sorted({row["seed"] for row in gathered.rows})
     if arguments.tune is not None and not set(seeds) & set(arguments.tune):
         wanted = ",".join(map(str, arguments.tune))
         raise ConfigError(f"tune={wanted}: no run has such a seed; there are {', '.join(map(str, seeds[:20]))}")
-    return found
+    return gathered
 
 
 def _runs_of(sweep: str) -> list[str]:
+    """List the ids of a sweep's runs."""
     known = known_sweeps()
     if sweep not in known:
         raise ConfigError(f"sweep={sweep}: no such sweep in {RUNS / 'sweeps'}; known are {', '.join(known) or 'none'}")
@@ -142,7 +143,7 @@ def _is_folder_name(run: object) -> bool:
         return False
 
 
-def report(found: Gathered, arguments: Arguments) -> None:
+def report(gathered: Gathered, arguments: Arguments) -> None:
     """Write tables, figures and the page, and print the table.
 
     Raises:
@@ -155,7 +156,7 @@ def report(found: Gathered, arguments: Arguments) -> None:
     from ..compare.report import report as as_dict
     from ..compare.terminal_table import show
 
-    result = assay(found, arguments.metric, arguments.reference, arguments.tune, arguments.margin)
+    result = assay(gathered, arguments.metric, arguments.reference, arguments.tune, arguments.margin)
     if arguments.strict and not result.audit.clean:
         lines = "; ".join(f"{line.field} ({line.text})" for line in result.audit.confounds)
         raise ConfigError(f"strict=true: compared rows differ in more than the variant: {lines}")

@@ -1,4 +1,4 @@
-"""``python -m src.variants``: what a variant would cost on a model, without weights and without torch."""
+"""``python -m src.variants``: print what a variant costs on a model, without weights and without torch."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def main() -> int:
 
 
 def shape_of(config: Config) -> Shape:
-    """The model's dimensions.
+    """Return the model's dimensions.
 
     Raises:
-        ConfigError: they are not known without loading the model.
+        ConfigError: the dimensions are not known without loading the model.
     """
     from ..model import models
 
@@ -81,7 +81,7 @@ def shape_of(config: Config) -> Shape:
 
 
 def rows(config: Config, shape: Shape) -> list[tuple[str, str]]:
-    """The table, as pairs of a label and a value."""
+    """Return the table of costs, as pairs of a label and a value."""
     variant, lora = config.variant, config.lora
     chosen = counts.targets(counts.linears(shape), lora.target_modules, config.model.name)
     total = counts.total_parameters(shape)
@@ -117,50 +117,54 @@ def rows(config: Config, shape: Shape) -> list[tuple[str, str]]:
     return table
 
 
-def matched(config: Config, shape: Shape, asked: str, overrides: Sequence[str]) -> list[tuple[str, str]]:
-    """The rank of the config's variant that is nearest to the budget ``asked`` for, its neighbours, and how to order it.
+def matched(config: Config, shape: Shape, budget_text: str, overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the rank of the config's variant whose parameter count is nearest to a budget, its neighbors, and the words to type.
 
     Raises:
-        ConfigError: ``asked`` is no budget, or no rank of the variant comes near it.
+        ConfigError: ``budget_text`` is no budget, or no rank of the variant comes near it.
     """
     variant, lora = config.variant, config.lora
     chosen = counts.targets(counts.linears(shape), lora.target_modules, config.model.name)
     total = counts.total_parameters(shape)
-    budget, source = budget_of(asked, overrides, chosen, total)
+    budget, source = budget_of(budget_text, overrides, chosen, total)
     try:
         match = matching_rank(variant, lora, chosen, total, budget)
     except ConfigError as error:
-        raise ConfigError(f"{MATCH}{asked}: {budget:,} parameters cannot be matched: {error}") from error
+        raise ConfigError(f"{MATCH}{budget_text}: {budget:,} parameters cannot be matched: {error}") from error
 
     def trained(r: int) -> str:
         count = counts.trainable_parameters(variant, replace(lora, r=r), chosen, total)
         return f"{count:,} ({100 * (count / budget - 1):+.2f} %)"
 
-    ordered = [override for override in overrides if re.match(r"variant[=.]", override)] or [f"variant={variant.name}"]
+    variant_words = [override for override in overrides if re.match(r"variant[=.]", override)] or [f"variant={variant.name}"]
     table = [("model", config.model.name), ("variant", variant.name), ("budget", f"{budget:,}{source}")]
     table += [("nearest rank", str(match.r)), ("trainable parameters", trained(match.r))]
     lowest, highest, _ = RANGES["lora.r"]
     table += [(f"  at rank {r}", trained(r)) for r in (match.r - 1, match.r + 1) if lowest <= r <= highest]
-    table.append(("use", " ".join([*ordered, f"lora.r={match.r}"])))
+    table.append(("use", " ".join([*variant_words, f"lora.r={match.r}"])))
     return table
 
 
-def budget_of(asked: str, overrides: Sequence[str], chosen: Sequence[counts.Linear], total: int) -> tuple[int, str]:
-    """(trainable parameters, where they come from): a number such as 4_884_480 or 4.88M, or those of VARIANT:RANK."""
-    number = re.fullmatch(r"(\d+(?:[_,]\d+)*(?:\.\d+)?(?:e\d{1,2})?)([kmb]?)", asked, re.IGNORECASE)
+def budget_of(budget_text: str, overrides: Sequence[str], chosen: Sequence[counts.Linear], total: int) -> tuple[int, str]:
+    """Read a budget, such as 4_884_480, 4.88M or VARIANT:RANK, as (trainable parameters, a note on VARIANT:RANK).
+
+    Raises:
+        ConfigError: the text is none of these.
+    """
+    number = re.fullmatch(r"(\d+(?:[_,]\d+)*(?:\.\d+)?(?:e\d{1,2})?)([kmb]?)", budget_text, re.IGNORECASE)
     if number and math.isfinite(budget := float(number[1].replace(",", "")) * UNITS[number[2].lower()]):
         return round(budget), ""
-    if reference := re.fullmatch(r"(\w+):(\d+)", asked):
+    if reference := re.fullmatch(r"(\w+):(\d+)", budget_text):
         others = [override for override in overrides if not re.match(r"variant[=.]|lora\.r=", override)]
         other = cli.compose([*others, f"variant={reference[1]}", f"lora.r={reference[2]}"])
         return counts.trainable_parameters(other.variant, other.lora, chosen, total), f" ({reference[1]} at rank {reference[2]})"
     raise ConfigError(
-        f"{MATCH}{asked}: needs a number of parameters, such as 4_884_480 or 4.88M, or VARIANT:RANK, such as lora:16"
+        f"{MATCH}{budget_text}: needs a number of parameters, such as 4_884_480 or 4.88M, or VARIANT:RANK, such as lora:16"
     )
 
 
 def size(count: int) -> str:
-    """Bytes, exact and in the largest binary unit they fill."""
+    """Write a number of bytes, exact and in the largest binary unit it fills."""
     value, unit = float(count), 0
     while value >= 1024 and unit < 4:
         value, unit = value / 1024, unit + 1
@@ -168,6 +172,7 @@ def size(count: int) -> str:
 
 
 def show(table: list[tuple[str, str]]) -> None:
+    """Print labels and values in two columns."""
     # A pipe or a file has no width: give it one that no line reaches, so that nothing is cut or folded.
     console = Console(width=None if sys.stdout.isatty() else 100_000, markup=False, highlight=False)
     grid = Table(box=None, show_header=False, pad_edge=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from src.adapter.adapted import find
-from src.adapter.generate import generate, shown, uses_chat
+from src.adapter.generate import generate, printable, uses_chat
 from src.record.records import RunFolder
 from tests.conftest import Run, evaluate
 
@@ -29,7 +29,7 @@ def test_greedy_answers_are_the_runs_own_predictions(run: Run, variant: str, cap
     assert sum(a == b for a, b in zip(found, wanted, strict=True)) >= 3
     capsys.readouterr()
     assert evaluate(["generate", f"run={record.run_id}", "--", prompts[0]]) == 0
-    assert capsys.readouterr().out == shown(found[0]) + "\n"
+    assert capsys.readouterr().out == printable(found[0]) + "\n"
 
 
 def test_several_prompts_and_their_seeds(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,4 +72,4 @@ def test_a_prompt_that_does_not_fit_is_refused(run: Run, capsys: pytest.CaptureF
 
 
 def test_a_terminal_is_not_obeyed() -> None:
-    assert shown("a\x1b[2Jb\n\tü\x07") == "a\\x1b[2Jb\n\tü\\x07"
+    assert printable("a\x1b[2Jb\n\tü\x07") == "a\\x1b[2Jb\n\tü\\x07"

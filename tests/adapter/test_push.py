@@ -95,7 +95,7 @@ def test_what_is_not_pushed(
     assert "the record says what the base is" in refused(good, "base=org/base")
     assert hub.calls == []
     hub.error = RuntimeError(f"401 Client Error for {TOKEN}\nmore")
-    assert "to=me/x: the hub said no: 401 Client Error for [redacted]" in refused(good)
+    assert "to=me/x: the hub refused: 401 Client Error for [redacted]" in refused(good)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     assert "push: no token; set HF_TOKEN or run hf auth login" in refused(good)
     card = good.adapter / "README.md"

@@ -28,7 +28,7 @@ def refused(*arguments: str) -> str:
         (["lora.r=4", "--cfg", "job", "seed=1"], "options stand before the overrides"),
         (["--resolve"], "--resolve"),
         (["--cfg", "job", "-m"], "--multirun"),
-        (["-cn", "other"], "--config-name: is not taken"),
+        (["-cn", "other"], "--config-name: is not accepted"),
         (["model.name=a\nb"], "model.name=a; b: not of the form"),
         (["model.name=\x1b[31m"], "model.name=\\x1b[31m"),
         (["model.name=\udcff("], "model.name=\\udcff("),
