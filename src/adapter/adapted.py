@@ -39,10 +39,10 @@ KEYS = {
     "device": Key(words.one_of("auto", "cpu", "cuda"), "cpu"),
 }
 USAGE = """\
-  run=ID           a finished run of runs/: its record is verified, its base is opened in the precision it was trained in
-  adapter=FOLDER   any LoRA adapter in PEFT's format, instead of a run
-  model=NAME       with adapter=: the base, a name of conf/model or a model's folder; default: what the adapter says
-  precision=NAME   with adapter=: the base's, bf16 (default), fp32, int8, nf4 or fp4
+  run=ID           a finished run in runs/; its record is verified, and its base is opened in the precision of training
+  adapter=FOLDER   instead of a run: any LoRA adapter in PEFT's format
+  model=NAME       with adapter=: the base, a name in conf/model or a model's folder (default: the base that the adapter names)
+  precision=NAME   with adapter=: the precision of the base, bf16 (default), fp32, int8, nf4 or fp4
   device=NAME      auto (default), cpu or cuda
 """
 # Initialisers that only say where A and B started. Others (PiSSA, OLoRA, LoftQ, CorDA) change the base's weights as well.

@@ -17,13 +17,13 @@ USAGE = f"""\
 usage: python -m src.eval generate run=ID "prompt" ["prompt" ...] [max_new_tokens=64] [temperature=0.7] [seed=0] [chat=true]
        python -m src.eval generate adapter=FOLDER [model=NAME] [precision=nf4] "prompt" ...
 
-Prints the answer to each prompt, greedy unless a temperature is given. After -- every word is a prompt.
+Prints the answer to each prompt, greedy unless there is a temperature. After -- every word is a prompt.
 
 {adapted.USAGE}\
-  max_new_tokens=N  an answer's tokens at most (default: the run's eval.max_new_tokens, or 64)
-  temperature=T     sample from the whole distribution at T, 0 < T <= 10
-  seed=N            of the sampling (default: 0)
-  chat=BOOL         put each prompt into the model's chat template (default: where the run's dataset did)
+  max_new_tokens=N at most N tokens per answer (default: the run's eval.max_new_tokens, or 64)
+  temperature=T    sample from the whole distribution at temperature T, 0.001 to 10 (default: greedy)
+  seed=N           the seed of the sampling (default: 0)
+  chat=BOOL        put each prompt into the model's chat template (default: as the run's dataset did)
 """
 KEYS = adapted.KEYS | {
     "max_new_tokens": Key(words.whole(1, 65536), "64"),

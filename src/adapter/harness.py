@@ -22,13 +22,13 @@ USAGE = f"""\
 usage: python -m src.eval harness run=ID tasks=NAME,NAME [limit=N] [include=FOLDER] [batch_size=8]
 
 Runs tasks of lm-evaluation-harness (pip install 'lm-eval>=0.4.9', the extra harness) on base and adapter, in the precision of
-training; results to reports/harness/<id>/results.json. Most tasks download their data.
+training, and writes the results to reports/harness/<id>/results.json. Most tasks download their data.
 
 {adapted.USAGE}\
-  tasks=NAMES      of the harness, or of YAML files in include=
-  limit=N          examples of each task at most
-  include=FOLDER   tasks of your own; a task's YAML can name Python code, which the harness runs
-  batch_size=N     rows at once (default: 8)
+  tasks=NAMES      tasks of the harness, or of the YAML files in include=
+  limit=N          at most N examples per task
+  include=FOLDER   a folder with tasks of your own; their YAML can name Python code, which the harness runs
+  batch_size=N     rows per batch (default: 8)
 """
 KEYS = adapted.KEYS | {
     "tasks": Key(words.matching(r"[\w.-]+(,[\w.-]+)*", "names of tasks"), "arc_easy,hellaswag"),

@@ -23,15 +23,15 @@ usage: python -m src.eval merge run=ID out=DIR [onto=original|dequantised] [dtyp
        python -m src.eval merge adapter=FOLDER [model=NAME] [precision=nf4] out=DIR ...
 
 Folds an adapter into its base in fp32, rounds once, saves model and tokenizer to DIR for AutoModelForCausalLM.from_pretrained,
-reads them back and measures them against the unmerged adapter: DIR/merge.json, and the table printed here.
+reads them back, compares them with the unmerged adapter, prints the table and writes it to DIR/merge.json.
 
 {adapted.USAGE}\
-  out=DIR          where the model is written; must not exist
-  onto=NAME        for a quantised base, from which no merge is exact: original (the 16-bit base) or dequantised (what the
-                   quantised base multiplies with)
-  dtype=NAME       of the saved weights: bf16 (default) or fp32
-  examples=N       of the run's test split that fidelity is measured on; held-out prose for adapter= (default: 64)
-  control=BOOL     merge once more in fp32 throughout, to tell rounding from the rest (default: below 1e9 parameters)
+  out=DIR          the folder to write the model to; it must not exist
+  onto=NAME        needed for a quantised base, where no merge is exact: original (the 16-bit base) or dequantised (the weights
+                   that the quantised base multiplies with)
+  dtype=NAME       the format of the saved weights: bf16 (default) or fp32
+  examples=N       measure fidelity on N examples of the run's test split, or of held-out prose with adapter= (default: 64)
+  control=BOOL     merge once more in fp32 throughout, to tell rounding from the rest (default: up to 1e9 parameters)
   latency=BOOL     time base, adapter and merged model (default: true)
 """
 KEYS = adapted.KEYS | {

@@ -18,12 +18,12 @@ USAGE = """\
 usage: python -m src.eval push run=ID to=OWNER/NAME [private=true] [base=OWNER/NAME]
 
 Uploads adapter_config.json, adapter_model.safetensors and README.md of a run that is ok to the Hugging Face hub, and
-nothing else. The token comes from HF_TOKEN or `hf auth login`, and is no argument.
+nothing else. The token comes from HF_TOKEN or `hf auth login`, never from the command line.
 
-  run=ID           a finished run of runs/; its record is verified first
-  to=OWNER/NAME    the repository; made if it is not there
-  private=BOOL     whether it is made private (default: true)
-  base=OWNER/NAME  the base's hub id, where the run was trained on a folder; put into the uploaded copies
+  run=ID           a finished run in runs/; its record is verified first
+  to=OWNER/NAME    the repository; it is created if it does not exist
+  private=BOOL     create it as a private repository (default: true)
+  base=OWNER/NAME  the hub id of the base, for a run whose base was a folder; it is written into the uploaded files
 """
 HUB_NAME = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 KEYS = {

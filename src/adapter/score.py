@@ -29,12 +29,12 @@ Scores a trained adapter on the test split of a dataset (default: the run's own)
 example, to reports/scores/. Training files are not needed where the dataset has test files of its own.
 
 {adapted.USAGE}\
-  dataset=NAME     a name of conf/dataset; dataset.path= and the other keys of dataset as in python -m src.train
-  examples=N       of the test split at most (default: all; of the run's own dataset as many as it had)
-  generate=BOOL    answers beside log-losses (default: true)
-  max_new_tokens=N an answer's tokens at most (default: the longest target's)
-  batch_size=N     rows at once (default: 64)
-  base=BOOL        the base without the adapter, for comparison (default: false)
+  dataset=NAME     a name in conf/dataset; dataset.path= and the other keys of dataset as in python -m src.train
+  examples=N       score at most N examples of the test split (default: all; on the run's own dataset as many as the run did)
+  generate=BOOL    generate answers too, besides log-losses (default: true)
+  max_new_tokens=N at most N tokens per answer (default: as many as the longest target has)
+  batch_size=N     rows per batch (default: 64, or on a GPU as many as memory holds)
+  base=BOOL        score the base without the adapter, for comparison (default: false)
 """
 KEYS = adapted.KEYS | {
     "examples": Key(words.whole(1, 10**9), "200"),

@@ -59,7 +59,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """
 
     def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{message}; options stand before the overrides, and --help lists them")
+        raise ConfigError(f"{message}; options come before the overrides, and --help lists them")
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]

@@ -27,19 +27,19 @@ EVERYTHING = "all"
 LONGEST_NAME = 255  # bytes; a file system's limit
 USAGE = """\
 usage: python -m src.eval [sweep=NAME] [reference=lora] [metric=NAME] [tune=0,1,2] [margin=0.01] [strict=true]
-       python -m src.eval pair=ID,ID [sweep=NAME]
-       python -m src.eval score|generate|merge|push|harness ...   one trained adapter; each has its own --help
+       python -m src.eval pair=ID,ID
+       python -m src.eval score|generate|merge|push|harness ...   use one trained adapter; each has its own --help
 
-Reads runs/*/ in this folder, gives each variant at each rank its own best learning rate, prints the comparison and writes
-tables, figures and a page to reports/<sweep>/. It can be run while the sweep still trains, and says what is missing.
+Compares the runs in runs/ of this folder: chooses the best learning rate of each variant at each rank, prints a table, and
+writes tables, figures and a page to reports/<sweep>/. It can run while the sweep still trains, and says which runs are missing.
 
-  sweep=NAME       only the runs of this sweep (runs/sweeps/NAME.json); without it all runs, to reports/all/
-  reference=NAME   the variant that the others are paired with, seed by seed (default: lora)
-  metric=NAME      what is reported: test/loss (default), val/loss, test/exact_match, ...
-  tune=SEEDS       the seeds that choose the learning rates, by val/loss; the others report. Default: a third, the lowest
-  margin=NUMBER    differences up to this count as none in the test of equivalence (default: 0.01 nats, or 0.01 of a share)
-  strict=true      compared rows that differ in more than the variant are an error
-  pair=ID,ID       two runs, test example by test example: McNemar's test and the difference in log-loss
+  sweep=NAME       only the runs of this sweep, runs/sweeps/NAME.json (default: all runs, to reports/all/)
+  reference=NAME   the variant that the others are compared with, seed by seed (default: lora)
+  metric=NAME      the metric to report: test/loss (default), val/loss, test/exact_match, ...
+  tune=SEEDS       the seeds that choose the learning rates, by val/loss; the other seeds report (default: the lowest third)
+  margin=NUMBER    the largest difference that the equivalence test takes for none (default: 0.01 nats, or 0.01 of a share)
+  strict=true      refuse to compare rows that differ in more than the variant
+  pair=ID,ID       compare two runs, test example by test example: McNemar's test and the difference in log-loss
 """
 
 

@@ -23,16 +23,16 @@ from .scaling import effective_scale
 USAGE = """\
 usage: python -m src.variants [KEY=VALUE ...]
 
-What a variant costs on a model, from the model's dimensions alone: trainable parameters, adapter and base bytes,
+Prints what a variant costs on a model, from the model's dimensions alone: trainable parameters, adapter and base bytes,
 training memory, FLOPs. Nothing is downloaded or loaded.
 
-  model=NAME                 a file of conf/model, or model=path model.path=DIR
-  variant=NAME               a file of conf/variant
+  model=NAME                 a name in conf/model, or model=path model.path=DIR
+  variant=NAME               a name in conf/variant
   lora.r=16 lora.alpha=16    rank and alpha
   lora.target_modules=[q_proj,v_proj]   default: all-linear
   train.batch_size=16 dataset.max_length=512   the tokens that the memory estimate assumes
-  match=4.88M  match=lora:16   instead: the rank of the variant that trains as many parameters, or as many as
-                               another variant at a rank
+  match=4.88M  match=lora:16   instead of the costs: the rank at which the variant trains this many parameters, or as many
+                               as another variant at a rank
 
 examples: python -m src.variants model=llama_3_1_70b variant=lora lora.r=4 lora.target_modules=[q_proj,k_proj,v_proj]
           python -m src.variants variant=dora match=lora:16"""

@@ -24,12 +24,12 @@ def test_greedy_answers_are_the_runs_own_predictions(run: Run, variant: str, cap
     examples = datasets.load(source.config.dataset).test[:4]
     wanted = [json.loads(line)["prediction"] for line in record.predictions.read_text().splitlines()]
     prompts = [str(example.prompt) for example in examples]
-    found = generate(source, prompts, max_new_tokens=8, chat=False)
+    answers = generate(source, prompts, max_new_tokens=8, chat=False)
     # One by one in bf16 where the run answered four at once: a near tie may fall the other way.
-    assert sum(a == b for a, b in zip(found, wanted, strict=True)) >= 3
+    assert sum(a == b for a, b in zip(answers, wanted, strict=True)) >= 3
     capsys.readouterr()
     assert evaluate(["generate", f"run={record.run_id}", "--", prompts[0]]) == 0
-    assert capsys.readouterr().out == printable(found[0]) + "\n"
+    assert capsys.readouterr().out == printable(answers[0]) + "\n"
 
 
 def test_several_prompts_and_their_seeds(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness is asked for, through a stand-in that records it."""
+"""The call of lm-evaluation-harness, through a stand-in that records it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_what_the_harness_cannot_do_is_one_line(
 ) -> None:
     record, _ = run(*QUICK)
     (random, _) = run("forgetting.tokens=0", "eval.generate=false")
-    for folder, words, said in (
+    for folder, words, says in (
         (record, ["tasks=minni"], "the harness has no minni (did you mean mini?)"),
         (record, ["tasks=broken"], "tasks=broken: no data"),
         (record, ["tasks=mini", "include=nowhere"], "include=nowhere: no such folder"),
@@ -96,7 +96,7 @@ def test_what_the_harness_cannot_do_is_one_line(
         capsys.readouterr()
         assert evaluate(["harness", f"run={folder.run_id}", *words]) == 2
         error = capsys.readouterr().err
-        assert said in error and error.count("\n") == 1
+        assert says in error and error.count("\n") == 1
     assert not Path("reports").exists()
 
 

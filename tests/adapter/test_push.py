@@ -1,4 +1,4 @@
-"""What leaves this machine: three files, of a whole record, to where the user said, by the hub's own client."""
+"""Only three files of a record leave this machine, to the repository that the user named, by the hub's own client."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def refused(*arguments: str) -> str:
         ([""], "'': not of the form key=value"),
         (["-x"], "unrecognized arguments: -x"),
         (["--cfg", "nosuch"], "--cfg/-c: invalid choice: 'nosuch'"),
-        (["lora.r=4", "--cfg", "job", "seed=1"], "options stand before the overrides"),
+        (["lora.r=4", "--cfg", "job", "seed=1"], "options come before the overrides"),
         (["--resolve"], "--resolve"),
         (["--cfg", "job", "-m"], "--multirun"),
         (["-cn", "other"], "--config-name: is not accepted"),
