@@ -21,13 +21,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 
-def product_module(task: TaskFunction | None, name: str) -> ModuleType:
-    """Import a module, such as ``.sweep.launch``, of the package that Hydra's task belongs to."""
-    assert task is not None
-    package = sys.modules[task.__module__].__package__ or ""
-    return import_module(name, package.partition(".")[0])
-
-
 class PackedLauncher(Launcher):
     """Run all jobs of a multirun as one sweep."""
 
@@ -36,9 +29,14 @@ class PackedLauncher(Launcher):
         self.task_function = task_function
         self.hydra_context = hydra_context
 
+    def product_module(self, name: str) -> ModuleType:
+        """Import a module, such as ``.sweep.launch``, of the package that Hydra's task belongs to."""
+        package = sys.modules[self.task_function.__module__].__package__ or ""
+        return import_module(name, package.partition(".")[0])
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        compose_jobs = product_module(self.task_function, ".command.cli").compose_jobs
-        run_jobs = product_module(self.task_function, ".sweep.launch").run_jobs
+        compose_jobs = self.product_module(".command.cli").compose_jobs
+        run_jobs = self.product_module(".sweep.launch").run_jobs
         run_jobs(compose_jobs(self.hydra_context.config_loader, self.config, job_overrides))
         return [_completed(overrides) for overrides in job_overrides]
 
@@ -53,9 +51,9 @@ class GridSweeper(BasicSweeper):
     """Launch the grid of a multirun in one batch, without Hydra's multirun.yaml and its second composition of each job."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        admission = product_module(self.task_function, ".command.admission")
-        bounds = product_module(self.task_function, ".command.bounds")
-        assert self.hydra_context is not None and self.launcher is not None
+        assert self.hydra_context is not None and isinstance(self.launcher, PackedLauncher)
+        admission = self.launcher.product_module(".command.admission")
+        bounds = self.launcher.product_module(".command.bounds")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         words = [*self._parse_config(), *arguments]
         bounds.refuse_large_arguments(words)

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..config.schema import CONF_FOLDER, Config
 from ..config.values import resolve
-from ..files.credentials import redacting
+from ..files.credentials import redact, redacting
 from ..files.durable import CannotWrite
 from ..files.errors import ConfigError
 from . import admission, bounds
@@ -191,8 +191,11 @@ def say(error: BaseException, more: str = "") -> None:
 
 
 def _print_error(text: str, more: str = "") -> None:
-    """Print one line of at most ``LONGEST`` characters, with escapes for what a terminal would not show, or would obey."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Print one line of at most ``LONGEST`` characters, with escapes for what a terminal would not show, or would obey.
+
+    Secrets are taken out first: half of one, at a cut, would no longer look like one.
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in redact(text))
     if len(shown) > LONGEST:
         shown = f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"
     print(f"error: {shown}{more}", file=sys.stderr)

@@ -53,6 +53,12 @@ def test_how_a_command_ends(folder: Path, body: str, code: int, line: str) -> No
     assert ended(folder, body) == (code, line)
 
 
+def test_a_long_line_shows_its_ends_and_no_half_of_a_secret(folder: Path) -> None:
+    code, text = ended(folder, "raise ConfigError('a' * 240 + ' correct-horse-42-battery ' + 'b' * 500)")
+    assert code == 2 and text.startswith("error: aaa") and text.endswith("bbb\n") and " ... " in text
+    assert "[redacted" in text and "correct" not in text
+
+
 def test_a_command_that_starts_again_does_not_promise_to_go_on(folder: Path) -> None:
     assert ended(folder, "raise KeyboardInterrupt", ", resumes=False") == (130, "interrupted\n")
 
