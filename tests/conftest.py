@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from src.command import cli
 from src.command.cli import compose
 from src.config.schema import Config
 from src.record.records import RunFolder, run_id
@@ -119,6 +121,23 @@ def train_pack(folder: Path) -> TrainPack:
             return Trained(code, records, [json.loads(line) for line in file])
 
     return go
+
+
+def evaluate(words: Sequence[str]) -> int:
+    """Run ``python -m src.eval WORDS`` in this process, and return its exit code."""
+    from src.eval.__main__ import main
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
+    stderr = sys.stderr
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.run(lambda: main(list(words)), resumes=False)
+    finally:
+        sys.stderr = stderr
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert isinstance(end.value.code, int)
+    return end.value.code
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a reader of a saved adapter sees: the base that its config names, and its model card.
+"""Write what a reader of a saved adapter sees: the base that its config names, and its model card.
 
 PEFT writes a template full of gaps, and names the folder that the base was read from. The card holds nothing that another
 run of the same config would write otherwise: no time, no date, no machine.
@@ -54,11 +54,12 @@ def name_base(folder: Path, config: Config) -> None:
 
 
 def write(folder: Path, config: Config, result: Mapping[str, Any], n: Mapping[str, int]) -> None:
+    """Write the card of a finished run; ``n``: examples by split."""
     write_atomically(folder / CARD, card(config, result, n))
 
 
 def card(config: Config, result: Mapping[str, Any], n: Mapping[str, int] | None = None, base: str | None = None) -> str:
-    """The text of README.md. ``n``: examples by split; ``base``: the hub's name for a base that was a folder here."""
+    """Return the text of README.md. ``n``: examples by split; ``base``: the hub's name for a base that was a folder here."""
     model, variant = config.model, config.variant
     name = base or shown_base(config)
     settings = {"r": config.lora.r, "lora_alpha": config.lora.alpha, **peft_options(variant)}
@@ -104,7 +105,7 @@ def card(config: Config, result: Mapping[str, Any], n: Mapping[str, int] | None 
 
 
 def _data(config: Config) -> str:
-    """The dataset's name and version, and where it came from if that was the hub."""
+    """Return the dataset's name and version, and its id if it came from the hub."""
     dataset = config.dataset
     name = dataset.name or dataset.source
     version = f", version {dataset.version}" if dataset.version is not None else ""
@@ -113,14 +114,14 @@ def _data(config: Config) -> str:
 
 
 def shown_base(config: Config) -> str:
-    """The base's public name; of a folder the last part alone, for the rest is this machine's business."""
+    """Return the base's public name; of a folder the last part alone, since the rest is about this machine."""
     if config.model.source == "path" and config.model.path:
         return Path(config.model.path).name
     return models.public_name(config.model) or config.model.name
 
 
 def loading(config: Config, base: str | None = None) -> str:
-    """Python that opens base and adapter with transformers and PEFT alone."""
+    """Return Python code that opens base and adapter with transformers and PEFT alone."""
     precision, options, imports = config.variant.base_precision, "", "AutoModelForCausalLM, AutoTokenizer"
     if precision in QUANTISED:
         imports += ", BitsAndBytesConfig"
@@ -156,15 +157,15 @@ def _status(result: Mapping[str, Any]) -> str:
 
 def _metrics(result: Mapping[str, Any], n: Mapping[str, int] | None) -> list[tuple[str, str, str]]:
     prose = (result.get("prose") or {}).get("tokens")
-    found = []
+    rows = []
     for key, label in METRICS.items():
         if key in result["metrics"]:
             split = key.partition("/")[0]
             count = (
                 f"{prose:,} tokens" if split == "forgetting" and prose else f"{n[split]:,} examples" if n and split in n else "-"
             )
-            found.append((label, f"{result['metrics'][key]:.4f}", count))
-    return found
+            rows.append((label, f"{result['metrics'][key]:.4f}", count))
+    return rows
 
 
 def _table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -173,7 +174,7 @@ def _table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Fit for one cell, and for one line, of Markdown: names come from users."""
+    """Escape a text for one cell of a Markdown table: names come from users."""
     text = clean(text).replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{c}" if c in "\\|`*[]" else c for c in text)
 

@@ -1,6 +1,6 @@
 """Fold an adapter into the weights: W + s B A, then what the variant makes of that.
 
-All arithmetic is fp32 whatever the base's format; rounding to the format of the result is the caller's, and comes once.
+All arithmetic is fp32 whatever the base's format; the caller rounds to the format of the result, once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NAME = "default"  # PEFT's, of the only adapter
 
 
 def merged_weight(weight: torch.Tensor, parts: Mapping[str, torch.Tensor], scale: float, variant: VariantConfig) -> torch.Tensor:
-    """The merged weight [out, in], fp32, of ``weight`` [out, in] and an adapter's parts by name: A [r, in], B [out, r], ...
+    """Return the merged weight [out, in] in fp32 of ``weight`` [out, in] and an adapter's parts by name: A [r, in], B [out, r], ...
 
     LoRA (arXiv 2106.09685, section 4.1): W + s B A. Then the terms of the variant, such as DoRA's.
     """
@@ -32,15 +32,17 @@ def merge(adapted: Any, plain: Any, variant: VariantConfig, dequantised: bool) -
     ``dequantised``: every layer that is quantised in ``adapted`` first takes its dequantised weights, adapted or not.
 
     Raises:
-        ConfigError: it adapts something else, such as embeddings or the output head.
+        ConfigError: the adapter changes something else, such as embeddings or the output head.
     """
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
 
     inner, linears = adapted.get_base_model(), dict(linear_layers(plain))
-    other = [name for name, layer in inner.named_modules() if isinstance(layer, LoraLayer) and name not in linears]
-    if other:
-        raise ConfigError(f"the adapter changes {other[0]}, which is no linear layer of the decoder; only those are merged here")
+    outside = [name for name, layer in inner.named_modules() if isinstance(layer, LoraLayer) and name not in linears]
+    if outside:
+        raise ConfigError(
+            f"the adapter changes {outside[0]}, which is no linear layer of the decoder; only those are merged here"
+        )
     plain.float()
     for name, linear in linears.items():
         layer = inner.get_submodule(name)

@@ -20,12 +20,12 @@ from src.compare import writers
 from src.compare.findings import method
 from src.compare.frame import gather, run_ids
 from src.compare.writers import TEX_BEGIN
-from src.eval.__main__ import main
 from src.record.records import RUNS, write_sweep
 from tests.compare import synthetic
 from tests.compare.page_reports import HOSTILE
 from tests.compare.synthetic import DORA, QLORA, RSLORA, assayed
 from tests.compare.test_page import Document
+from tests.conftest import evaluate
 
 NAMES = [
     *HOSTILE,
@@ -88,7 +88,7 @@ def write(folder: Path, names: list[str]) -> Written:
             plant(at, name)
         pair = synthetic.run(1.0, r=4, variant=DORA, metrics={"test/loss": 1.0, METRIC: 1.0})
         write_sweep(SWEEP, [pair], add=True)
-        assert main([f"sweep={SWEEP}", f"metric={METRIC}", f"reference={names[0]}"]) == 0, err.getvalue()
+        assert evaluate([f"sweep={SWEEP}", f"metric={METRIC}", f"reference={names[0]}"]) == 0, err.getvalue()
         return Written(Path("reports", SWEEP).absolute(), out.getvalue(), err.getvalue())
 
 
@@ -101,7 +101,7 @@ def test_all_is_written(written) -> None:
 def test_a_name_that_is_none_is_no_metric(make, capsys) -> None:
     synthetic.run(metrics={NO_METRIC: 1.0, "test/loss": 1.0, "test/ loss": 9.0, "loss": 9.0})
     assert gather(run_ids()).measured() == ["test/loss"]
-    assert main([f"metric={NO_METRIC}"]) == 2
+    assert evaluate([f"metric={NO_METRIC}"]) == 2
     err = capsys.readouterr().err
     assert err.endswith("no finished run has it; measured are test/loss\n") and not CONTROL.search(err) and err.count("\n") == 1
 
@@ -220,6 +220,6 @@ def test_the_overfull_check_sees_an_overfull_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["sweep=\x1b[31m", "metric=\u202ex", "reference=a\nb", "tune=\x1b", "\x1b[2J=1"])
 def test_a_refusal_of_a_hostile_word_is_one_clean_line(make, capsys, value) -> None:
     make()
-    assert main([value]) == 2
+    assert evaluate([value]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and not CONTROL.search(err)

@@ -10,9 +10,9 @@ import pytest
 from scipy import stats
 
 from src.compare.logs import curves, items
-from src.eval.__main__ import main
 from src.record.records import RUNS, RunFolder
 from tests.compare.synthetic import RSLORA, assayed, record_again
+from tests.conftest import evaluate
 
 Row = dict[str, Any]
 
@@ -26,7 +26,7 @@ def answered(right: list[bool], nats: float = 2.0, **other: Any) -> list[Row]:
 
 def paired(make, capsys, one: list[Row] | None, other: list[Row] | None) -> tuple[int, str, str]:
     ids = [make(predictions=one), make(seed=1, predictions=other)]
-    code = main([f"pair={','.join(ids)}"])
+    code = evaluate([f"pair={','.join(ids)}"])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -92,7 +92,7 @@ def test_a_broken_file_of_predictions_is_one_line(make, capsys, text) -> None:
     one, other = make(predictions=answered([True])), make(seed=1, predictions=answered([True]))
     RunFolder(other).predictions.write_text(text)
     record_again(other)
-    assert main([f"pair={one},{other}"]) == 2
+    assert evaluate([f"pair={one},{other}"]) == 2
     assert f"{other}/predictions.jsonl is not there or cannot be read" in capsys.readouterr().err
 
 
@@ -104,13 +104,13 @@ def test_no_predictions(make, capsys) -> None:
 @pytest.mark.parametrize("value", ["a", "0123456789", "0123456789,0123456789", "0123456789,../../etc/", "0,1,2"])
 def test_ids_that_are_none(make, capsys, value) -> None:
     make()
-    assert main([f"pair={value}"]) == 2
+    assert evaluate([f"pair={value}"]) == 2
     assert "needs the ids of two runs, such as pair=" in capsys.readouterr().err
 
 
 def test_an_unknown_run(make, capsys) -> None:
     run = make(predictions=answered([True]))
-    assert main([f"pair={run},0123456789"]) == 2
+    assert evaluate([f"pair={run},0123456789"]) == 2
     err = capsys.readouterr().err
     assert err == f"error: pair: 0123456789 has no record in {RUNS.absolute()}\n"
 

@@ -75,7 +75,7 @@ def variants(*arguments: str) -> Ended:
 
 def evaluate(*arguments: str) -> Ended:
     """``python -m src.eval``."""
-    return _ended(lambda: sys.exit(eval_command.main(list(arguments))), "eval", arguments)
+    return _ended(lambda: cli.run(lambda: eval_command.main(list(arguments)), resumes=False), "eval", arguments)
 
 
 def _ended(command: Callable[[], Any], name: str, arguments: Sequence[str], jobs: list[Job] | None = None) -> Ended:

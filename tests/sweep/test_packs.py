@@ -18,7 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.command.cli import compose, known_keys
+from src.command.cli import compose
+from src.command.messages import known_keys
 from src.config.schema import Config
 from src.config.values import value_at
 from src.data.batches import Item

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from src.command.cli import compose
-from src.eval.__main__ import main as evaluate
 from src.files import credentials
 from src.files.credentials import REDACTED, in_arguments, redact, secret_kind
 from src.files.errors import ConfigError
-from tests.conftest import ENVIRONMENT, TINY, TrainPack
+from tests.conftest import ENVIRONMENT, TINY, TrainPack, evaluate
 from tests.faults.security.conftest import Refused
 
 DIGITS = "0123456789abcdef" * 4
