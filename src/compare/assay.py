@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..files.text import few
+from ..measure import metrics
 from ..record.records import RUNS
 from . import contrasts, flags, logs, statistics
 from .audit import NOTE, Audit, Line, audit
@@ -66,7 +67,7 @@ def assay(
         metric: what is reported, on the report seeds. Rates are chosen by validation loss whatever it is.
         reference: the variant that the others are paired with.
         tuning_seeds: the seeds that choose the rates; default: a third of them.
-        margin: of equivalence, in the metric's unit; default 0.01 nats, or 0.01 of a share.
+        margin: of equivalence, in the metric's unit; default: the metric's own, 0.01 for most.
         root: where the predictions for the bootstrap are read.
     """
     selection = select(found.frame(), tuning_seeds)
@@ -74,7 +75,7 @@ def assay(
     numbers = row_conditions(comparison.runs)
     conditions = [selection.conditions[number] for number in numbers]
     labels = _labels(comparison)
-    margin = contrasts.margin_of(metric) if margin is None else margin
+    margin = metrics.metric(metric).margin if margin is None else margin
     values = contrasts.by_seed(comparison.runs, metric, "row")
     views = contrasts.views(comparison.table, comparison.fields, values, reference, margin)
     if metric == "test/loss":
@@ -280,7 +281,7 @@ COSTS = {"memory": "estimated_memory_bytes", "parameters": "trainable_parameters
 def _pareto(table: pd.DataFrame, metric: str) -> list[str | None]:
     """For each row the costs for which no other row of its model and data set is better in quality without costing more."""
     quality = table[f"{column(metric)}_mean"].astype(float)
-    quality = -quality if contrasts.lower_is_better(metric) else quality
+    quality = -quality if metrics.metric(metric).lower_is_better else quality
     found: dict[Any, list[str]] = {row: [] for row in table.index}
     for _, rows in table.groupby(["model", "dataset"], dropna=False):
         for name, key in COSTS.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..files.text import few
+from ..files.text import counted, few, plain
 from ..variants.scaling import effective_scale
 
 # What a comparison is about, or chose by itself: no confound.
@@ -59,7 +59,7 @@ class Audit:
     @property
     def detail(self) -> str:
         """The summary for a reader who sees the verdict beside it."""
-        pairs = f"{self.pairs} compared pair{'s' * (self.pairs != 1)} of rows"
+        pairs = f"{counted(self.pairs, 'compared pair')} of rows"
         if self.confounds:
             fields = [line.field for line in self.confounds]
             return f"{pairs} differ{'s' * (self.pairs == 1)} in more than the variant: {', '.join(fields)}."
@@ -130,7 +130,7 @@ def known(value: Any) -> bool:
 
 
 def said(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+    return "none" if value is None else plain(value)
 
 
 def shown(name: str, by_row: dict[int, Any]) -> dict[int, str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..files.text import clean
+from ..files.text import byte_size, clean, plain
+from ..measure.metrics import heading
 from .comparison import Comparison, column
 from .notes import own_peak
 
@@ -132,14 +133,6 @@ def with_interval(value: float, low: float, high: float) -> str:
     return f"{signed(value)} {interval(low, high, signed)}".rstrip()
 
 
-def heading(metric: str) -> str:
-    return metric.removeprefix("test/").replace("_", " ").replace("/", " ") if metric != "test/loss" else "test loss"
-
-
-def plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def count(value: Any) -> str:
     return f"{int(value):,}"
 
@@ -170,6 +163,4 @@ def rate(value: float) -> str:
 
 
 def size(value: float) -> str:
-    if value < 2**20:
-        return f"{value / 2**10:.1f} KiB"
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+    return byte_size(value, KiB=1, MiB=1, GiB=2)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..measure import metrics
 from .frame import MISSING, UNREADABLE
 from .notes import Groups, footnotes
 
@@ -32,11 +33,6 @@ FACTS = ("device_type", "engine", "hold_dequantised")
 WHICH_MODEL = re.compile(r"model\.(?!hold_dequantised$).*")
 WHICH_DATA = re.compile(
     r"dataset\.(source|version|format|answer|path|val_path|test_path|id|revision|subset|\w+_split|\w+_column|\w+_files|labels)"
-)
-ALWAYS_SHOWN = ("test/loss", "test/exact_match")
-IF_MEASURED = (
-    *("test/macro_f1", "test/choice_accuracy", "test/item_f1", "test/item_accuracy", "test/chrf", "test/bleu"),
-    "test/parse_failures",
 )
 
 
@@ -79,15 +75,21 @@ def compare(
     grouped = [group for _, group in runs.groupby("row", sort=True)]
     fields: list[dict[str, Any]] = [group["fields"].iloc[0] for group in grouped]
     differing = differing_fields(runs.groupby("row", sort=True).first(), fields)
-    metrics = [metric]
-    metrics += [name for name in ALWAYS_SHOWN if name != metric]
-    metrics += [name for name in IF_MEASURED if name != metric and name in runs and runs[name].notna().any()]
-    table = pd.DataFrame([_row(group, differing, metrics) for group in grouped])
+    shown = [metric, *(name for name in _shown(runs) if name != metric)]
+    table = pd.DataFrame([_row(group, differing, shown) for group in grouped])
     for name in ("r", "n_seeds", "n_runs", "trainable_parameters", "total_parameters", "pack_size"):
         table[name] = table[name].astype(float).round().astype("Int64")
     groups = Groups(runs=runs, table=table, fields=fields, differing=differing, metric=metric)
     caption, notes = footnotes(groups, len(runs) if expected is None else expected, absent)
-    return Comparison(table, runs, fields, differing, metrics, caption, notes)
+    return Comparison(table, runs, fields, differing, shown, caption, notes)
+
+
+def _shown(runs: pd.DataFrame) -> list[str]:
+    """List the metrics of the test split that are columns: first those that always are, then those that a run has."""
+    names = {f"test/{row.name}": row.shown for row in metrics.METRICS}
+    always = [name for name, shown in names.items() if shown == "always"]
+    measured = [name for name, shown in names.items() if shown == "where measured" and name in runs and runs[name].notna().any()]
+    return always + measured
 
 
 def differing_fields(firsts: pd.DataFrame, fields: list[dict[str, Any]]) -> list[str]:

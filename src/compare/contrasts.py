@@ -23,9 +23,6 @@ from .selection import Seed
 SAME_RANK, SAME_PARAMETERS = "same rank", "same trainable parameters"
 TOLERANCE = 0.05  # relative: trainable parameters that differ by less count as the same
 ALPHA = 0.05
-# The largest difference that counts as none, by the metric's last word: nats, points of 100, or a share of answers.
-MARGINS = {"loss": 0.01, "chrf": 1.0, "bleu": 1.0}
-OTHER_MARGIN = 0.01
 
 Values = Mapping[Seed, float]
 
@@ -86,14 +83,6 @@ class View:
     def family(self) -> int:
         """How many of the contrasts are tested: those with at least two seeds."""
         return sum(contrast.test.n >= 2 for contrast in self.contrasts)
-
-
-def lower_is_better(metric: str) -> bool:
-    return metric.rpartition("/")[2] in ("loss", "parse_failures", "after", "before", "change")
-
-
-def margin_of(metric: str) -> float:
-    return MARGINS.get(metric.rpartition("/")[2], OTHER_MARGIN)
 
 
 def by_seed(runs: pd.DataFrame, metric: str, of: str | list[str]) -> dict[Any, dict[Seed, float]]:

@@ -22,8 +22,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
+from ..measure import metrics
 from .comparison import Comparison, column
-from .notes import from_to, metric_label, seed_count, subject
+from .notes import from_to, seed_count, subject
 from .series import LINES, Series, safe, series
 
 SETTINGS: dict[Any, Any] = {
@@ -166,7 +167,7 @@ def learning_rates(comparison: Comparison, rates: pd.DataFrame) -> Figure:
             _log_ticks(axes, ticks[-1] / ticks[0])
         if len(panels) > 1:
             axes.set_title(f"r = {panel:g}", fontsize=9.5)
-    figure.supylabel(metric_label("val/loss"), fontsize=9.5)
+    figure.supylabel(metrics.label("val/loss"), fontsize=9.5)
     ring = Line2D([], [], color="#555555", ms=10, label="the chosen rate", **RING)
     entries, what = [*(one.entry() for one in lines), ring], "Validation loss of the tuning seeds by learning rate"
     return _finish(figure, comparison, entries, what, from_to(sorted(tried["tuning_runs"])))
@@ -203,7 +204,7 @@ def loss_curves(comparison: Comparison, curves: pd.DataFrame) -> Figure:
         _plain_log_y(grid[0, 0])
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     smooth = f"\nrunning mean over {window} logged points (faint: as logged)" if window > 1 else ""
-    figure.supylabel(f"training loss (nats per target token){smooth}", fontsize=9.5, ma="center")
+    figure.supylabel(f"training loss ({metrics.metric('train/loss').unit}){smooth}", fontsize=9.5, ma="center")
     entries = [Line2D([], [], label=one.label, **one.look | {"mfc": "white", "mec": one.color, "ms": 5}) for one in lines]
     if len(ranks) > 1 and not apart:
         styles = [LINES[turn % len(LINES)] for turn in range(len(ranks))]
@@ -267,7 +268,7 @@ def _begin(
         style = (0, (5, 3)) if one.variant.startswith("frozen") else (0, (1, 1.5))
         place = strip if (one, at) in far else axes
         entries.append(place.axhline(at, color=one.color, ls=style, lw=1.4, zorder=1.5, label=one.label))
-    axes.set_ylabel(metric_label(comparison.metrics[0]))
+    axes.set_ylabel(metrics.label(comparison.metrics[0]))
     if not lines:
         axes.set_xticks([])
     return figure, axes, lines, entries
@@ -351,7 +352,8 @@ def _short(value: float) -> str:
 
 
 def _title(metric: str) -> str:
-    return metric_label(metric).partition(" (")[0].capitalize()
+    words = metrics.words(metric)
+    return words[:1].upper() + words[1:]
 
 
 def _finish(figure: Figure, comparison: Comparison, entries: list[Line2D], what: str, seeds: str | None = None) -> Figure:

@@ -6,12 +6,13 @@ import math
 
 import pandas as pd
 
-from ..files.text import few
+from ..files.text import counted, few
+from ..measure import metrics
 from .assay import Assay, of_pair
 from .columns import decimals, interval, p_value, short, signed, with_interval
 from .comparison import column
-from .contrasts import ALPHA, SAME_RANK, TOLERANCE, Contrast, View, lower_is_better
-from .notes import ENOUGH_SEEDS, ended_badly, metric_label
+from .contrasts import ALPHA, SAME_RANK, TOLERANCE, Contrast, View
+from .notes import ENOUGH_SEEDS, ended_badly
 from .selection import CHOSEN_BY, Seed
 
 MOST = 8  # contrasts that get a sentence; the tables have them all
@@ -37,12 +38,12 @@ def _best_of(result: Assay, table: pd.DataFrame) -> list[str]:
     means = table[f"{main}_mean"].dropna()
     if len(means) < 2:
         return []
-    row = int(means.idxmin() if lower_is_better(result.metric) else means.idxmax())
-    word = "Lowest" if lower_is_better(result.metric) else "Highest"
+    row = int(means.idxmin() if metrics.metric(result.metric).lower_is_better else means.idxmax())
+    word = "Lowest" if metrics.metric(result.metric).lower_is_better else "Highest"
     mean = f"{decimals(means[row])} {interval(table['interval_low'][row], table['interval_high'][row], decimals)}".rstrip()
     n = int(table["n_seeds"][row])
     at = f" at learning rate {short(table['learning_rate'][row])}" if pd.notna(table["learning_rate"][row]) else ""
-    found = f"{word} {metric_label(result.metric)}: {result.labels[row]}{at}, {mean}, {_seeds(n)}."
+    found = f"{word} {metrics.label(result.metric)}: {result.labels[row]}{at}, {mean}, {counted(n, 'seed')}."
     close = [
         result.labels[other]
         for other in means.index
@@ -79,7 +80,7 @@ def _contrasts(result: Assay, fixed: pd.DataFrame) -> list[str]:
         middle = rates[len(rates) // 2]
         at = rows.loc[middle]
         lead = _lead(result, one, at["difference"], at["low"], at["high"])
-        first = f"at one fixed rate, {short(middle)} for both, {lead}, {_seeds(int(at['n']))}"
+        first = f"at one fixed rate, {short(middle)} for both, {lead}, {counted(int(at['n']), 'seed')}"
         if len(rates) > 1:
             ends = [f"{signed(rows['difference'][rate])} at {short(rate)}" for rate in (rates[0], rates[-1])]
             first += f" (from {ends[0]} to {ends[1]})"
@@ -109,7 +110,7 @@ def _untuned(result: Assay, one: Contrast) -> str:
 
 def _tuned(result: Assay, one: Contrast) -> str:
     test = one.test
-    text = f"{_lead(result, one, test.mean, test.low, test.high)}, {_seeds(test.n)}"
+    text = f"{_lead(result, one, test.mean, test.low, test.high)}, {counted(test.n, 'seed')}"
     if test.n < ENOUGH_SEEDS:
         return f"{text}: too few seeds for any claim."
     p = f"p = {p_value(one.p_holm)} after Holm"
@@ -129,7 +130,7 @@ def _lost(result: Assay, one: Contrast) -> str:
 
 def _lead(result: Assay, one: Contrast, difference: float, low: float, high: float) -> str:
     """``rslora leads, -0.1900 [-0.2000, -0.1800]``: who is better, so that the sign need not be read."""
-    better = difference < 0 if lower_is_better(result.metric) else difference > 0
+    better = difference < 0 if metrics.metric(result.metric).lower_is_better else difference > 0
     names = [str(result.table["variant"][row]) for row in (one.row, one.reference)]
     leader = f"{names[0] if better else names[1]} leads" if difference else "neither leads"
     return f"{leader}, {with_interval(difference, low, high)}"
@@ -204,11 +205,7 @@ def family(view: View) -> str:
     number = view.family
     if not number:
         return "one seed or none in common, so nothing is tested"
-    return f"sign-flip tests, exact up to 16 seeds, Holm over {number} contrast{'s' * (number != 1)}"
-
-
-def _seeds(n: int) -> str:
-    return f"{n} seed{'s' * (n != 1)}"
+    return f"sign-flip tests, exact up to 16 seeds, Holm over {counted(number, 'contrast')}"
 
 
 def _list(seeds: frozenset[Seed]) -> str:

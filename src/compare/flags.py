@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ..config.schema import QUANTISED
+from ..files.text import counted
 from .comparison import Comparison
 from .contrasts import View
 from .frame import MISSING
@@ -78,9 +79,7 @@ def _tuning(condition: Any, grids: set[tuple[float, ...]], selection: Selection)
     elif not selection.split.disjoint:
         some.append(Flag("tuned and reported on the same seeds", "tuned and reported on the same seeds"))
     if len(grids) > 1:
-        some.append(
-            Flag("unequal grids", f"grid of {len(condition.rates)} rate{'s' * (len(condition.rates) != 1)}, unequal to others")
-        )
+        some.append(Flag("unequal grids", f"grid of {counted(len(condition.rates), 'rate')}, unequal to others"))
     if not condition.complete:
         some.append(Flag("incomplete grid", "incomplete grid"))
     return some
@@ -91,7 +90,7 @@ def _seeds(table: pd.DataFrame, row: int, trained: bool) -> list[Flag]:
     if n == 0:
         return [Flag("no number", "no finished report run")]
     if n < ENOUGH_SEEDS and trained:
-        return [Flag(f"fewer than {ENOUGH_SEEDS} seeds", f"only {n} seed{'s' * (n != 1)}")]
+        return [Flag(f"fewer than {ENOUGH_SEEDS} seeds", f"only {counted(n, 'seed')}")]
     return []
 
 

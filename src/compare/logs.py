@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ..files.durable import Damaged
+from ..files.text import first_line
 from ..record.records import RUNS, RunFolder, read_lines
 from .frame import METRICS_BELOW, number
 
@@ -43,8 +44,7 @@ def curves(ids: Sequence[str], root: Path = RUNS) -> Curves:
         except Damaged as error:
             problems.append(f"{path}: {error}, so it is not read")
         except (OSError, ValueError, RecursionError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            problems.append(f"{path}: read up to a line that is broken: {reason}")
+            problems.append(f"{path}: read up to a line that is broken: {first_line(error)}")
     return Curves(pd.DataFrame(rows, columns=["run_id", "step", "metric", "value"]), problems)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from ..files.text import few
+from ..files.text import counted, few, plain
+from ..measure import metrics
 from .frame import MISSING
 
 ENOUGH_SEEDS = 6  # below it an exact sign-flip test cannot reach p < 0.05 two-sided: 2 / 2**5 = 0.0625
 MOST_IDS = 49  # a sentence names so many, or one less and counts the rest
-UNITS = {"loss": " (nats per target token)", "exact_match": " (share)", "chrf": " (0 to 100)", "bleu": " (0 to 100)"}
 MEMORY_KINDS = {
     "cuda_allocated": "CUDA memory allocated (cuda_allocated)",
     "process_rss": "resident memory of the whole process (process_rss)",
@@ -73,13 +72,7 @@ def from_to(counts: Sequence[int]) -> str:
     if not counts:
         return "no finished run"
     low, high = min(counts), max(counts)
-    return f"{low} seed{'s' * (low != 1)}" if low == high else f"{low} to {high} seeds"
-
-
-def metric_label(metric: str) -> str:
-    """``test/loss`` as ``test loss (nats per target token)``."""
-    name = re.sub(r"[/_]+", " ", metric)
-    return name + UNITS.get(metric.split("/")[-1], "")
+    return counted(low, "seed") if low == high else f"{low} to {high} seeds"
 
 
 def own_peak(table: pd.DataFrame) -> pd.Series:
@@ -98,7 +91,7 @@ def caption(groups: Groups) -> str:
     over = "no finished run"
     if len(ok):
         over = f"mean over {seed_count(groups.table)}, sd is the sample standard deviation over seeds"
-    parts = [f"{subject(groups.runs)}; {metric_label(groups.metric)}: {over}"]
+    parts = [f"{subject(groups.runs)}; {metrics.label(groups.metric)}: {over}"]
     if kinds:
         parts.append(f"peak memory is {' or '.join(kinds)}")
     if devices:
@@ -150,7 +143,7 @@ def _seeds(groups: Groups) -> list[str]:
 def _unlike(groups: Groups) -> list[str]:
     notes = []
     for key in groups.differing:
-        values = list(dict.fromkeys(_plain(value) for value in groups.table[key].dropna()))
+        values = list(dict.fromkeys(plain(value) for value in groups.table[key].dropna()))
         notes.append(f"Rows differ in {key} ({', '.join(values)}): compare those that agree in it.")
     return notes
 
@@ -187,16 +180,12 @@ def _packs(runs: pd.DataFrame) -> list[str]:
     elif sizes and sizes != ["1"]:
         notes.append(f"tokens/s does not compare variants that shared a pack: {share}.")
     halved = [
-        f"{count} run{'s' * (count > 1)} after a pack of {size:.0f}"
+        f"{counted(count, 'run')} after a pack of {size:.0f}"
         for size, count in runs["halved_from"].dropna().value_counts().sort_index().items()
     ]
     if halved:
         notes.append(f"Packs that ran out of memory went on in smaller ones: {', '.join(halved)}.")
     return notes
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _checks(runs: pd.DataFrame) -> list[str]:

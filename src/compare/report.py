@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..measure import metrics
 from . import findings
 from .assay import Assay, of_pair
 from .columns import (
@@ -29,10 +30,10 @@ from .columns import (
     with_interval,
 )
 from .comparison import column
-from .contrasts import SAME_RANK, Contrast, View, lower_is_better
+from .contrasts import SAME_RANK, Contrast, View
 from .flags import by_flag
 from .frame import MISSING
-from .notes import metric_label, subject
+from .notes import subject
 from .selection import REPORT
 from .styles import DARK, STYLES
 
@@ -66,10 +67,10 @@ def report(result: Assay, fixed: pd.DataFrame, curves: pd.DataFrame, command: st
         "caption": comparison.caption,
         "metric": {
             "name": result.metric,
-            "label": metric_label(result.metric),
-            "lower_is_better": lower_is_better(result.metric),
+            "label": metrics.label(result.metric),
+            "lower_is_better": metrics.metric(result.metric).lower_is_better,
         },
-        "validation": {"label": metric_label("val/loss")},
+        "validation": {"label": metrics.label("val/loss")},
         "reference": result.reference,
         "findings": findings.findings(result, fixed),
         "progress": _progress(result),

@@ -61,9 +61,9 @@ def _choose(
     tokens = _of_one_length(tokenise(options, tokenizer, dataset.max_length, dataset.chat_template), examples)
     for one, losses in zip(found, scorer.losses(tokens, progress("scoring the choices", len(options))), strict=True):
         chosen = answers.chosen([loss.nats for loss in losses], examples)
-        right = [choice == example.target for choice, example in zip(chosen, examples, strict=True)]
-        one.metrics["choice_accuracy"] = sum(right) / len(right)
-        for row, choice, good in zip(one.rows, chosen, right, strict=True):
+        judged = answers.judge_chosen(chosen, examples)
+        one.metrics |= judged.metrics
+        for row, choice, good in zip(one.rows, chosen, judged.correct, strict=True):
             row |= {"choice": choice, "choice_correct": good}
 
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from src.compare.assay import Assay
-from src.compare.contrasts import Contrast, lower_is_better, margin_of
+from src.compare.contrasts import Contrast
 from src.compare.statistics import Paired, paired
 from tests.compare.synthetic import DORA, FROZEN, QLORA, RSLORA, assayed, flagged
 
@@ -194,21 +194,6 @@ def test_a_share_is_better_when_higher(make) -> None:
     one = contrast(result, "rslora r=8")
     assert one.test.mean == pytest.approx(0.1) and result.margin == 0.01
     assert list(result.table["pareto"]) == ["memory", "memory, parameters, time"], "the better one takes more memory"
-
-
-@pytest.mark.parametrize(
-    ("metric", "lower"),
-    [("test/loss", True), ("val/loss", True), ("test/parse_failures", True), ("forgetting/change", True),
-     ("test/exact_match", False), ("test/macro_f1", False), ("test/choice_accuracy", False), ("test/item_f1", False),
-     ("test/item_accuracy", False), ("test/chrf", False), ("test/bleu", False)],
-)  # fmt: skip
-def test_which_way_is_better(metric, lower) -> None:
-    assert lower_is_better(metric) == lower
-
-
-def test_margins() -> None:
-    assert margin_of("test/loss") == 0.01 and margin_of("test/exact_match") == 0.01
-    assert margin_of("test/bleu") == margin_of("test/chrf") == 1.0  # of 100 points
 
 
 def test_runs_that_did_not_finish_are_in_no_pair(make) -> None:
