@@ -9,7 +9,7 @@ import pytest
 
 from src.compare.assay import at_fixed_rates
 from src.compare.audit import CONFOUND, NOTE, Line
-from src.compare.page import sections
+from src.compare.page.render import page
 from src.compare.report import report
 from src.eval.__main__ import main
 from src.files.text import few
@@ -127,7 +127,7 @@ def test_no_verdict_denies_a_flag_about_the_scale(make) -> None:
         result = assayed()
         curves = pd.DataFrame(columns=["run_id", "step", "metric", "value"])
         shown = report(result, at_fixed_rates(result), curves, "python -m src.eval")
-        assert sections.audit(shown["audit"]).startswith(f'<p class="verdict {look}"><strong>{verdict}</strong>')
+        assert f'<p class="verdict {look}"><strong>{verdict}</strong>' in page(shown)
         assert [flag["flag"] for flag in shown["flags"]].count("scale confounded with variant") == flags
         assert result.audit.summary.startswith(f"{verdict}: within the ")
 

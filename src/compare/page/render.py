@@ -11,15 +11,14 @@ import base64
 import hashlib
 import json
 import math
-from html import escape
+from itertools import accumulate, groupby
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import plotly.offline
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ...files.text import clean
-from . import sections
 
 HERE = Path(__file__).parent
 SCRIPTS = ("tables.js", "filters.js", "panels.js", "axes.js", "figures.js", "page.js")  # one scope, in this order
@@ -37,28 +36,35 @@ def page(report: dict[str, Any]) -> str:
             absent. Control characters and marks that turn the direction of writing are taken out of every text.
 
     Raises:
-        KeyError: a key is missing.
+        KeyError, jinja2.UndefinedError: a key is missing.
     """
     report = _cleaned(report)
     script = _script()
     bundle = plotly.offline.get_plotlyjs().replace("\r\n", "\n")
-    return Template(_read("page.html")).substitute(
-        title=escape(report["title"]),
+    return PAGES.get_template("page.html").render(
+        report=report,
         policy=_policy(script, bundle),
         css=_read("page.css"),
-        header=sections.header(report),
-        progress=sections.progress(report["progress"]),
-        findings=sections.findings(report["findings"]),
-        audit=sections.audit(report["audit"]),
-        flags=sections.flags(report["flags"]),
-        caption=sections.sentence(report["caption"]),
-        table=sections.table("main", report["title"], report["columns"], report["rows"]),
-        views=sections.views(report["views"]),
-        notes=sections.notes(report["notes"]),
         data=embedded_json({key: report[key] for key in DATA}),
         script=script,
         plotly=bundle,
     )
+
+
+def _column_groups(columns: list[dict[str, Any]], flagged: bool) -> list[tuple[str, int]]:
+    """Count the neighbors among the columns that are of one group: (group, columns). A column of flags is of ``state``."""
+    names = [column["group"] for column in columns] + (["state"] if flagged else [])
+    return [(name, len(list(members))) for name, members in groupby(names)]
+
+
+def _group_starts(groups: list[tuple[str, int]]) -> set[int]:
+    """Number the columns that begin a group, other than the first."""
+    return set(accumulate(span for _, span in groups[:-1]))
+
+
+# Jinja escapes what is put into a template unless it is marked as safe there; a name that is missing raises.
+PAGES = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+PAGES.globals |= {"column_groups": _column_groups, "group_starts": _group_starts}
 
 
 def embedded_json(value: Any) -> str:
