@@ -1,4 +1,4 @@
-"""What a reader must know beside a comparison table, as sentences."""
+"""Write the notes beside a comparison table: what a reader must know, as sentences."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Groups:
 
 
 def footnotes(groups: Groups, expected: int, absent: tuple[str, ...]) -> tuple[str, list[str]]:
-    """The caption and the notes under the table."""
+    """Write the caption and the notes under the table."""
     notes = [
         *_unfinished(groups.runs, expected, absent),
         *_base_models(groups.runs),
@@ -47,7 +47,7 @@ def footnotes(groups: Groups, expected: int, absent: tuple[str, ...]) -> tuple[s
 
 
 def subject(runs: pd.DataFrame) -> str:
-    """Model and data in a few words: ``smollm2_135m on cldr_names``."""
+    """Name model and data in a few words: ``smollm2_135m on cldr_names``."""
 
     def named(column: str, many: str) -> str:
         names = list(dict.fromkeys(str(name) for name in runs[column] if name))
@@ -57,18 +57,18 @@ def subject(runs: pd.DataFrame) -> str:
 
 
 def named(variant: str, r: float) -> str:
-    """``lora r=4``; the variant alone where there is no rank."""
+    """Name a variant at a rank: ``lora r=4``; the variant alone where there is no rank."""
     return variant if pd.isna(r) else f"{variant} r={r:.0f}"
 
 
 def seed_count(table: pd.DataFrame) -> str:
-    """How many seeds ended well in a row of the table: ``3 seeds`` or ``1 to 3 seeds``."""
+    """Say how many seeds finished in a row of the table: ``3 seeds`` or ``1 to 3 seeds``."""
     trained = table[table["trainable_parameters"] != 0]  # a control that trains nothing gives the same for every seed
     return from_to([int(n) for n in (trained if len(trained) else table)["n_seeds"] if n])
 
 
 def from_to(counts: Sequence[int]) -> str:
-    """These numbers of seeds in words."""
+    """Put numbers of seeds into words, from the smallest to the largest."""
     if not counts:
         return "no finished run"
     low, high = min(counts), max(counts)
@@ -76,7 +76,7 @@ def from_to(counts: Sequence[int]) -> str:
 
 
 def own_peak(table: pd.DataFrame) -> pd.Series:
-    """Whether a row's measured peak is one run's own, as trained: alone in its process, and with no copy of the base held.
+    """Tell which rows' measured peak is of one run alone in its process, with no copy of the base held.
 
     Elsewhere the tables show the closed form.
     """
@@ -108,13 +108,13 @@ def _unfinished(runs: pd.DataFrame, expected: int, absent: tuple[str, ...]) -> l
 
 
 def ended_badly(runs: pd.DataFrame) -> list[str]:
-    """How many runs ended in which way and why, with their ids."""
+    """Count the runs that did not finish, by status and reason, with their ids."""
     bad = runs[~runs["status"].isin(["ok", MISSING])].fillna({"reason": "no reason recorded"})
     groups = bad.groupby(["status", "reason"], sort=True)
-    return [f"{len(group)} {status}: {reason} ({_those(group)})." for (status, reason), group in groups]
+    return [f"{len(group)} {status}: {reason} ({_names_and_ids(group)})." for (status, reason), group in groups]
 
 
-def _those(runs: pd.DataFrame) -> str:
+def _names_and_ids(runs: pd.DataFrame) -> str:
     what = dict.fromkeys(map(named, runs["variant"], runs["r"]))
     return f"{', '.join(what)}; run{'s' * (len(runs) > 1)} {few(list(runs['run_id']), MOST_IDS)}"
 
@@ -149,7 +149,7 @@ def _unlike(groups: Groups) -> list[str]:
 
 
 def _memory(table: pd.DataFrame) -> list[str]:
-    """Where the memory column is no measured peak, and why."""
+    """Explain where the memory column is no measured peak."""
     closed = ~own_peak(table) & table["estimated_memory_bytes"].notna()
     packed = (table["pack_size"] > 1).fillna(False) & table["peak_memory_bytes"].notna()
     mixed = table["pack_sizes"].notna() & table["pack_size"].isna()
@@ -157,8 +157,8 @@ def _memory(table: pd.DataFrame) -> list[str]:
     if packed.any() or mixed.any():
         where = " where a row's packs are of one size" if mixed.any() else ""
         parts.append(f"the measured peak belongs to the whole pack and is in the CSV{where}")
-    said = "; ".join(parts)
-    notes = [f"{said[0].upper()}{said[1:]}."] if said else []
+    text = "; ".join(parts)
+    notes = [f"{text[0].upper()}{text[1:]}."] if text else []
     if table["hold_dequantised"].any():
         notes.append(
             "Precision (held): a dequantised copy of the 4-bit base stayed on the device, which gives the same numbers at LoRA's "
@@ -168,7 +168,7 @@ def _memory(table: pd.DataFrame) -> list[str]:
 
 
 def _packs(runs: pd.DataFrame) -> list[str]:
-    """What packs do to speed, and which of them did not fit."""
+    """Explain what packs do to speed, and count those that did not fit."""
     timed = runs[(runs["status"] == "ok") & runs["tokens_per_second"].notna()]
     sizes = [f"{size:.0f}" for size in sorted(timed["pack_size"].dropna().unique())]
     share = "in a pack it is the run's own tokens over the seconds of the whole pack"

@@ -41,7 +41,7 @@ MINUEND = re.compile(r"[\d)\]%]\s*$")
 
 @dataclass(frozen=True)
 class Judged:
-    """correct: one for each text. metrics: of all texts, without the name of a split."""
+    """The verdict on answers. correct: one for each text; metrics: of all texts, without the name of a split."""
 
     correct: list[bool]
     metrics: dict[str, float]
@@ -130,7 +130,7 @@ def refuse_unanswerable(dataset: DatasetConfig, examples: Iterable[Example]) -> 
 
 
 def chosen(nats: Sequence[float], examples: Sequence[Example]) -> list[str]:
-    """For each example the choice whose target text has the smallest summed log-loss; the first of equal ones.
+    """Choose for each example the choice of the smallest summed log-loss; the first of equal ones.
 
     Args:
         nats: of each choice of each example, in order; one that is not finite is never chosen before one that is.
@@ -138,28 +138,28 @@ def chosen(nats: Sequence[float], examples: Sequence[Example]) -> list[str]:
     offered = sum(len(example.choices) for example in examples)
     if len(nats) != offered:
         raise ValueError(f"{len(nats)} log-losses for {offered} choices")
-    found, at = [], 0
+    choices, start = [], 0
     for example in examples:
-        own = [value if math.isfinite(value) else math.inf for value in nats[at : at + len(example.choices)]]
-        found.append(example.choices[own.index(min(own))])
-        at += len(own)
-    return found
+        own = [value if math.isfinite(value) else math.inf for value in nats[start : start + len(example.choices)]]
+        choices.append(example.choices[own.index(min(own))])
+        start += len(own)
+    return choices
 
 
 def exact_match(predictions: Sequence[str], targets: Sequence[str]) -> list[bool]:
-    """Whether each prediction is its target, surrounding white space aside."""
+    """Compare each prediction with its target, surrounding white space aside."""
     return [p.strip() == t.strip() for p, t in zip(predictions, targets, strict=True)]
 
 
 def parse_label(prediction: str, labels: Sequence[str]) -> str:
-    """The label that the answer is, or ``UNPARSED``.
+    """Find the label that the answer is, or return ``UNPARSED``.
 
     An answer that merely contains a label is not parsed: "not negative" is no vote for "negative". Nor is one with two labels.
     """
     for read in (_plain, _bare):
-        found = [label for label in labels if read(label) == read(prediction)]
-        if found:
-            return found[-1] if read is _plain or len(found) == 1 else UNPARSED
+        matches = [label for label in labels if read(label) == read(prediction)]
+        if matches:
+            return matches[-1] if read is _plain or len(matches) == 1 else UNPARSED
     return UNPARSED
 
 
@@ -168,20 +168,20 @@ def _plain(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """Without white space and quotes around it, and closing punctuation inside or outside of these."""
+    """Strip white space and quotes around a text, and closing punctuation inside or outside of these."""
     return normalised(text).strip(QUOTES + " ").rstrip(CLOSING + " ").strip(QUOTES + " ")
 
 
 def final_number(text: str) -> float | None:
-    """The number after the last ``####``, else the last number; None where there is none.
+    """Read the number after the last ``####``, else the last number; None where there is none.
 
     Commas between thousands and signs of currency are read over. A percent sign is too: 5% is 5. 1/2 is a half.
     """
     _, mark, after = text.rpartition("####")
-    found = list(NUMBER.finditer(after))
-    if not found:
+    numbers = list(NUMBER.finditer(after))
+    if not numbers:
         return None
-    match = found[0] if mark else found[-1]
+    match = numbers[0] if mark else numbers[-1]
     sign = match["sign"] or match["inner"]
     negative = sign in ("-", "\u2212") and not MINUEND.search(after[: match.start()])
     value = float(match["digits"].replace(",", "") + (match["power"] or ""))
@@ -192,10 +192,10 @@ def final_number(text: str) -> float | None:
     return (-value if negative else value) if math.isfinite(value) else None
 
 
-def same_number(one: float | None, other: float | None) -> bool:
-    return one is not None and other is not None and abs(one - other) <= TOLERANCE
+def same_number(a: float | None, b: float | None) -> bool:
+    return a is not None and b is not None and abs(a - b) <= TOLERANCE
 
 
 def items(text: str) -> list[str]:
-    """The items of a comma list without letter case and white space; empty ones are none."""
+    """Split a comma list into items without letter case and white space; empty ones are left out."""
     return [item for part in text.casefold().split(",") if (item := "".join(part.split()))]

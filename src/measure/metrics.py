@@ -22,7 +22,7 @@ POINTS = "0 to 100"
 
 @dataclass(frozen=True)
 class Reading:
-    """Answers [n] as a judge reads them.
+    """Answers [n] as a judge has read them.
 
     read, wanted: what each answer says and what its target says; correct: whether it is right; unreadable: whether
     nothing could be read in it, for kinds of answers of which that can happen; labels: of a label task.
@@ -68,7 +68,7 @@ def share_unreadable(reading: Reading) -> float:
 
 
 def macro_f1(reading: Reading) -> float:
-    """Mean of F1 over those labels that are some target's; an unreadable answer is a class of its own and so always a miss.
+    """Average F1 over those labels that are some target's; an unreadable answer is a class of its own and so always a miss.
 
     A label that no target has cannot be predicted rightly, and would only count how many test examples were left out.
     """
@@ -81,27 +81,27 @@ def macro_f1(reading: Reading) -> float:
 
 
 def item_f1(reading: Reading) -> float:
-    """Micro-averaged F1 of items, each example's a multiset, wherever they stand: 2 hits / (items read + items wanted)."""
+    """Compute micro-averaged F1 of items, each example's a multiset in any order: 2 hits / (items read + items wanted)."""
     hits = sum((Counter(a) & Counter(b)).total() for a, b in zip(reading.read, reading.wanted, strict=True))
     total = sum(map(len, reading.read)) + sum(map(len, reading.wanted))
     return 2 * hits / total if total else 0.0
 
 
 def item_accuracy(reading: Reading) -> float:
-    """Share of wanted items that stand at their place in the answer, which FinLoRA calls accuracy on FiNER."""
+    """Compute the share of wanted items that stand at their place in the answer, which FinLoRA calls accuracy on FiNER."""
     hits = sum(x == y for a, b in zip(reading.read, reading.wanted, strict=True) for x, y in zip(a, b, strict=False))
     return hits / max(1, sum(map(len, reading.wanted)))
 
 
 def chrf(reading: Reading) -> float:
-    """Corpus chrF of texts against one target each, 0 to 100."""
+    """Compute corpus chrF of texts against one target each, 0 to 100."""
     from sacrebleu import corpus_chrf
 
     return float(corpus_chrf(list(reading.read), [list(reading.wanted)]).score)
 
 
 def bleu(reading: Reading) -> float:
-    """Corpus BLEU of texts, each against all of its references, 0 to 100. It is not the script of the E2E challenge."""
+    """Compute corpus BLEU of texts, each against all of its references, 0 to 100. It is not the script of the E2E challenge."""
     from sacrebleu import corpus_bleu
 
     # A text with fewer references than another has None in the last streams, which sacrebleu reads over.

@@ -1,4 +1,4 @@
-"""The confound audit: what differs between compared rows is named with them, and what they are about is not."""
+"""The confound audit names what differs between compared rows, and leaves out what the comparison is about."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_a_confound_is_printed_above_the_table(make, capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     said = lines.index("- confound: train.steps: 100 in lora r=4; 77 in rslora r=4")
     assert lines[said - 1].startswith("Confounded: 1 compared pair of rows differs in more than the variant: train.steps.")
-    assert said < next(at for at, line in enumerate(lines) if line.strip().startswith("variant"))
+    assert said < next(index for index, line in enumerate(lines) if line.strip().startswith("variant"))
 
 
 def test_many_rows_are_counted() -> None:

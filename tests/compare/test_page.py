@@ -1,4 +1,4 @@
-"""What Python writes of a report's page, as another parser reads it."""
+"""The HTML of a report's page, as another parser reads it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_numbers_that_are_not_finite_are_absent() -> None:
 
 
 def test_every_text_is_escaped_by_the_template_engine() -> None:
-    """What is marked as safe is ours: the parts that Python made for it, each of them once."""
+    """Only parts that Python made for the page are marked as safe, each of them once."""
     assert PAGES.autoescape is True
     templates = {path.name: path.read_text(encoding="utf-8") for path in HERE.glob("*.html")}
     safe = [name for text in templates.values() for name in re.findall(r"{{\s*([^}]*?)\s*\|\s*safe", text)]

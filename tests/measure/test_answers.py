@@ -1,4 +1,4 @@
-"""What counts as an answer, against hand-computed cases and scikit-learn."""
+"""Judges of answers, against hand-computed cases and scikit-learn."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SENTIMENT = ["negative", "neutral", "positive"]
 
 
 def examples(*targets: str, choices: tuple[str, ...] = ()) -> list[Example]:
-    return [Example(str(at), "p", target, "g", choices) for at, target in enumerate(targets)]
+    return [Example(str(index), "p", target, "g", choices) for index, target in enumerate(targets)]
 
 
 def test_exact_match() -> None:
@@ -122,8 +122,8 @@ def test_tags_item_by_item() -> None:
 
 
 def test_bleu_answers_may_be_any_reference() -> None:
-    one = Example("1", "p", "first", "g", references=("first", "second"))
-    judged = judge("bleu", ["second", "third"], [one, one])
+    example = Example("1", "p", "first", "g", references=("first", "second"))
+    judged = judge("bleu", ["second", "third"], [example, example])
     assert judged.correct == [True, False] and judged.metrics["exact_match"] == 0.5 and "bleu" in judged.metrics
 
 

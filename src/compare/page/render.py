@@ -1,8 +1,8 @@
-"""A comparison as one HTML page that works from disk, with no network and nothing beside it.
+"""Write a comparison as one HTML page that works from disk, with no network and nothing beside it.
 
-Python writes every sentence and table, so the page can be read without JavaScript; page.js makes the tables sortable and
-draws the plots from the same data. The names in a report are hostile until shown otherwise: here they are escaped for HTML
-and for JSON inside HTML, and a policy (CSP) that knows our scripts by their hashes lets no other script run.
+The templates write every sentence and table, so the page can be read without JavaScript; page.js makes the tables sortable
+and draws the plots from the same data. The names in a report may be hostile: Jinja escapes every text for HTML, and
+``embedded_json`` for JSON inside HTML. A policy (CSP) names our scripts by their hashes and lets no other script run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ UNSAFE_IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u202
 
 
 def page(report: dict[str, Any]) -> str:
-    """The whole HTML text of a report.
+    """Write the whole HTML text of a report.
 
     Args:
         report: what JSON can hold, with the keys that the tests of this module list. Numbers that are not finite count as
@@ -68,7 +68,7 @@ PAGES.globals |= {"column_groups": _column_groups, "group_starts": _group_starts
 
 
 def embedded_json(value: Any) -> str:
-    """JSON that stays inside its ``<script>`` element whatever the texts in it say.
+    """Write JSON that stays inside its ``<script>`` element whatever the texts in it say.
 
     Raises:
         ValueError: a number is not finite.
@@ -82,9 +82,9 @@ def _cleaned(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {clean(str(key)): _cleaned(held) for key, held in value.items()}
+        return {clean(str(key)): _cleaned(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_cleaned(held) for held in value]
+        return [_cleaned(entry) for entry in value]
     return value
 
 
@@ -97,7 +97,7 @@ def _script() -> str:
 
 
 def _policy(*scripts: str) -> str:
-    """Content-Security-Policy, level 2: these scripts and no others, styles inline (Plotly sets them), nothing fetched."""
+    """Write a Content-Security-Policy (level 2): these scripts and no others, inline styles (Plotly sets them), no fetching."""
     hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return (
