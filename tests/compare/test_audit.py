@@ -1,4 +1,4 @@
-"""The confound audit: what differs between compared rows is named with them, and what they are about is not."""
+"""The confound audit names what differs between compared rows, and leaves out what the comparison is about."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from src.compare.assay import at_fixed_rates
 from src.compare.audit import CONFOUND, NOTE, Line
-from src.compare.page import sections
+from src.compare.page.render import page
 from src.compare.report import report
 from src.files.text import few
 from tests.compare import synthetic
@@ -127,7 +127,7 @@ def test_no_verdict_denies_a_flag_about_the_scale(make) -> None:
         result = assayed()
         curves = pd.DataFrame(columns=["run_id", "step", "metric", "value"])
         shown = report(result, at_fixed_rates(result), curves, "python -m src.eval")
-        assert sections.audit(shown["audit"]).startswith(f'<p class="verdict {look}"><strong>{verdict}</strong>')
+        assert f'<p class="verdict {look}"><strong>{verdict}</strong>' in page(shown)
         assert [flag["flag"] for flag in shown["flags"]].count("scale confounded with variant") == flags
         assert result.audit.summary.startswith(f"{verdict}: within the ")
 
@@ -178,7 +178,7 @@ def test_a_confound_is_printed_above_the_table(make, capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     said = lines.index("- confound: train.steps: 100 in lora r=4; 77 in rslora r=4")
     assert lines[said - 1].startswith("Confounded: 1 compared pair of rows differs in more than the variant: train.steps.")
-    assert said < next(at for at, line in enumerate(lines) if line.strip().startswith("variant"))
+    assert said < next(index for index, line in enumerate(lines) if line.strip().startswith("variant"))
 
 
 def test_many_rows_are_counted() -> None:

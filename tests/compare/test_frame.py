@@ -1,4 +1,4 @@
-"""Records -> rows: what is read from where, and what a broken record does to the others: nothing."""
+"""Records become rows; a broken record is named and does nothing to the others."""
 
 from __future__ import annotations
 
