@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..files.text import clean
+from ..files.text import binary_size, clean
 from .comparison import Comparison, column
 from .notes import own_peak
 
@@ -170,6 +170,4 @@ def rate(value: float) -> str:
 
 
 def size(value: float) -> str:
-    if value < 2**20:
-        return f"{value / 2**10:.1f} KiB"
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+    return binary_size(value, KiB=1, MiB=1, GiB=2)

@@ -21,6 +21,7 @@ from yaml import YAMLError
 
 from ..config.schema import variant_name
 from ..files.durable import Damaged, unseal
+from ..files.text import first_line
 from ..record.records import PROVENANCE, RESULT, RUNS, RunFolder, id_of, identity, run_id, with_defaults
 
 if TYPE_CHECKING:
@@ -123,12 +124,12 @@ def _read_run(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
         try:
             row = _ordered_by_record(folder.name, result)
         except (ValueError, RecursionError) as error:
-            broken = _first_line(error)
+            broken = first_line(error)
     if row is None:
         try:
             row = _ordered_by_config(folder)
         except (OSError, ValueError, TypeError, AssertionError, YAMLError, OmegaConfBaseException, RecursionError) as error:
-            return None, f"{folder / 'config.yaml'}: cannot be read, so the run is in no row: {_first_line(error)}"
+            return None, f"{folder / 'config.yaml'}: cannot be read, so the run is in no row: {first_line(error)}"
     if row is None and broken is None:
         return None, None if result is None else f"{folder / 'config.yaml'}: not there, so the run is in no row"
     if row is None:
@@ -137,7 +138,7 @@ def _read_run(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
         try:
             row |= _recorded(result)
         except ValueError as error:
-            broken = _first_line(error)
+            broken = first_line(error)
     origin, unread = _origin(folder, result if broken is None else None)
     row |= origin
     if broken is None:
@@ -160,7 +161,7 @@ def _read(folder: Path, name: str, sha256: str | None = None) -> tuple[dict[str,
     except FileNotFoundError:
         return None, None
     except (OSError, ValueError, RecursionError) as error:
-        return None, _first_line(error)
+        return None, first_line(error)
     return value, None
 
 
@@ -319,8 +320,3 @@ def number(name: str, value: Any, below: float) -> float | None:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     raise ValueError(f"{name} is too large")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -15,6 +15,7 @@ from ..command import cli
 from ..config.schema import Config, Shape
 from ..config.values import RANGES
 from ..files.errors import ConfigError
+from ..files.text import binary_size
 from . import counts
 from .match import matching_rank
 from .scaling import effective_scale
@@ -160,10 +161,7 @@ def budget_of(asked: str, overrides: Sequence[str], chosen: Sequence[counts.Line
 
 def size(count: int) -> str:
     """Bytes, exact and in the largest binary unit they fill."""
-    value, unit = float(count), 0
-    while value >= 1024 and unit < 4:
-        value, unit = value / 1024, unit + 1
-    return f"{count:,} ({value:.2f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]})" if unit else f"{count:,}"
+    return f"{count:,} ({binary_size(count, KiB=2, MiB=2, GiB=2, TiB=2)})" if count >= 1024 else f"{count:,}"
 
 
 def show(table: list[tuple[str, str]]) -> None:
