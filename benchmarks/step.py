@@ -19,12 +19,11 @@ from src.command.cli import compose
 from src.config.schema import Config
 from src.data.batches import Item
 from src.data.datasets import Example
-from src.engine.packed.engine import PackedEngine
 from src.engine.packed.speed import EAGER_STEPS
-from src.engine.peft import PeftEngine
 from src.files.terminal import quiet_libraries
 from src.model import device, models
-from src.variants import adapters, counts, quantization
+from src.train import session
+from src.variants import counts, quantization
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,7 @@ def config_of(case: Case) -> Config:
         [
             f"model={case.model}", "model.weights=random", f"variant={case.variant}", f"lora.r={case.r}", "tracking=disabled",
             f"train.batch_size={case.rows}", f"dataset.max_length={case.length}", "train.steps=1000", "train.warmup=0",
+            f"engine={'packed' if case.engine == 'ours' else 'peft'}",
             *(["pack.compile=true"] if torch.cuda.is_available() else []), *case.overrides,
         ]
     )  # fmt: skip
@@ -83,14 +83,11 @@ def build(case: Case, configs: Sequence[Config]) -> Any:
     placing = quantization.placing(config.variant, numerics.device, numerics.compute)
     network, _ = models.load(config.model, numerics.base, numerics.device, placing)
     network = quantization.place(network, config.variant, numerics.device, numerics.compute)
-    items = items_of(case, network.config.vocab_size)
-    if case.engine == "ours":
-        return PackedEngine(network, configs, items, 0, 1000, numerics)
-    model: Any = adapters.attach(network, config.variant, config.lora, config.seed)
+    engine = session.engine_of(network, configs, items_of(case, network.config.vocab_size), 0, 1000, numerics)
     if case.engine == "peft compiled":
         for layer in network.model.layers:  # one compilation for all; of the whole model it would take minutes
             layer.compile()
-    return PeftEngine(model, config, items, 0, 1000, numerics)
+    return engine
 
 
 def measured(case: Case, peak: float, repeats: int = 5) -> dict[str, Any]:

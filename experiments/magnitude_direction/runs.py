@@ -17,16 +17,12 @@ import torch
 from experiments import sheet
 from experiments.magnitude_direction.decomposition import Change, of_pack, of_weights
 from src.config.schema import Config
-from src.data import batches, datasets
-from src.data.batches import Item
-from src.engine.packed.engine import PackedEngine
-from src.engine.packed.members import member, slot_order
-from src.engine.packed.speed import prepare_to_compile
-from src.engine.peft import PeftEngine
 from src.engine.protocol import Step
 from src.measure.scorer import Scorer, per_token
-from src.model import device, models
+from src.model import device
 from src.model.device import Numerics
+from src.train import session
+from src.train.session import Session
 from src.variants import quantization
 
 RESULTS, LOSSES = "results.csv", "losses.csv"
@@ -62,38 +58,19 @@ def _text(value: Any) -> Any:
     return f"{value:.5g}" if isinstance(value, float) else value
 
 
-class Ground:
-    """Base model, tokens and scorer's rows of a config, where it computes."""
-
-    def __init__(self, config: Config) -> None:
-        self.numerics: Numerics = device.choose(config)
-        if config.variant.trains == "adapter":
-            prepare_to_compile(config, self.numerics)
-        network, tokenizer = models.load(config.model, self.numerics.base, self.numerics.device)
-        splits = datasets.load(config.dataset)
-        chosen = {"train": splits.train, "val": splits.val[: config.eval.val_examples]}
-        chosen["test"] = splits.test[: config.eval.test_examples]
-        self.items: dict[str, list[Item]] = {
-            name: batches.tokenise(examples, tokenizer, config.dataset.max_length, config.dataset.chat_template)
-            for name, examples in chosen.items()
-        }
-        self.pad = tokenizer.pad_token_id
-        self.network: Any = quantization.place(network, config.variant, self.numerics.device, self.numerics.compute)
-
-
 class Losses:
     """Mean log-losses of the runs of an engine: of training since the last checkpoint, of validation, at the end of test."""
 
-    def __init__(self, plan: Plan, configs: Sequence[Config], ground: Ground, engine: Any) -> None:
-        self.plan, self.configs, self.ground = plan, configs, ground
-        self.scorer = Scorer(engine.scored, ROWS_AT_ONCE, ground.pad)
+    def __init__(self, plan: Plan, opened: Session) -> None:
+        self.plan, self.configs, self.items = plan, opened.configs, opened.loaded.rows.items
+        self.scorer = Scorer(opened.engine.scored, ROWS_AT_ONCE, opened.loaded.rows.pad)
 
     def write(self, step: int, steps: Sequence[Step]) -> str:
         """Append a row for each run; the range over runs, in words. A run that diverged has nan for its training loss."""
-        val = [per_token(losses) for losses in self.scorer.losses(self.ground.items["val"])]
+        val = [per_token(losses) for losses in self.scorer.losses(self.items["val"])]
         test: list[float | None] = [None] * len(val)
         if step == self.plan.steps:
-            test = [per_token(losses) for losses in self.scorer.losses(self.ground.items["test"])]
+            test = [per_token(losses) for losses in self.scorer.losses(self.items["test"])]
         rows = []
         for run, config in enumerate(self.configs):
             seen = [s.loss[run] if math.isfinite(s.grad_norm[run]) else math.nan for s in steps]
@@ -134,18 +111,17 @@ def _advance(plan: Plan, engine: Any, losses: Losses, read: Callable[[int], None
 
 def train_pack(plan: Plan, configs: Sequence[Config]) -> dict[str, Any]:
     """All runs with an adapter, together. Returns what the provenance says of it."""
-    configs = [configs[at] for at in slot_order([member(config) for config in configs])]
     started = time.perf_counter()
-    ground = Ground(configs[0])
-    engine = PackedEngine(ground.network, configs, ground.items["train"], ground.pad, plan.steps, ground.numerics)
+    opened = session.open(configs, steps=plan.steps)
+    engine: Any = opened.engine
     print(f"pack: {len(configs)} runs, {engine.speed_layers}, built in {time.perf_counter() - started:.1f} s", flush=True)
 
     def read(step: int) -> None:
-        for config, changes in zip(configs, of_pack(engine), strict=True):
+        for config, changes in zip(opened.configs, of_pack(engine), strict=True):
             _write_changes(plan, config, step, changes)
 
-    _advance(plan, engine, Losses(plan, configs, ground, engine), read, engine.finish, "pack")
-    return _measured(ground.numerics, started) | {"runs": len(configs), "speed": engine.speed_layers}
+    _advance(plan, engine, Losses(plan, opened), read, engine.finish, "pack")
+    return _measured(engine.numerics, started) | {"runs": len(configs), "speed": engine.speed_layers}
 
 
 def train_full(plan: Plan, config: Config, threads: int | None = None) -> dict[str, Any]:
@@ -156,19 +132,18 @@ def train_full(plan: Plan, config: Config, threads: int | None = None) -> dict[s
     if threads:
         torch.set_num_threads(threads)
     started = time.perf_counter()
-    ground = Ground(config)
-    linears = quantization.linear_layers(ground.network)
+    opened = session.open([config], steps=plan.steps)
+    engine = opened.engine
+    linears = quantization.linear_layers(engine.network)
     before = {name: layer.weight.detach().clone() for name, layer in linears}
-    ground.network.requires_grad_(True)
-    engine = PeftEngine(ground.network, config, ground.items["train"], ground.pad, plan.steps, ground.numerics)
 
     def read(step: int) -> None:
         _write_changes(plan, config, step, of_weights(before, {name: layer.weight for name, layer in linears}))
 
     name = f"full seed {config.seed}"
     print(f"{name}: built in {time.perf_counter() - started:.1f} s", flush=True)
-    _advance(plan, engine, Losses(plan, [config], ground, engine), read, engine.finish, name)
-    return _measured(ground.numerics, started)
+    _advance(plan, engine, Losses(plan, opened), read, engine.finish, name)
+    return _measured(engine.numerics, started)
 
 
 def _measured(numerics: Numerics, started: float) -> dict[str, Any]:

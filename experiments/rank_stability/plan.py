@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from src.command import cli
 from src.command.words import Key, Read, number, one_of, whole
 from src.config.schema import Config
 from src.files.errors import ConfigError
+from src.train import session
 
 VARIANTS = ("lora", "rslora")  # alpha/r and alpha/sqrt r
 LOGGED = (0, 1, 2, 10, 30, 100, 300)
@@ -138,3 +140,10 @@ def config_of(run: Planned, values: dict[str, Any]) -> Config:
         seed=run.seed,
         data_seed=run.seed,
     )
+
+
+def in_slots(runs: Sequence[Planned], values: dict[str, Any]) -> tuple[list[Planned], list[Config]]:
+    """Order the runs, and their configs, as a pack holds them."""
+    configs = [config_of(run, values) for run in runs]
+    order = session.slot_order(configs)
+    return [runs[index] for index in order], [configs[index] for index in order]

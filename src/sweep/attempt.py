@@ -17,7 +17,7 @@ from . import child
 from .child import Event, Workers
 from .display import Display, notice
 from .locks import Claims
-from .memory import oom_kills
+from .machine import oom_kills
 from .packs import Pack
 from .plan import Job
 

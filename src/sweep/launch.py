@@ -15,8 +15,8 @@ from ..record.records import ENDED
 from .attempt import Attempt
 from .child import Workers
 from .display import Display, describe, notice
+from .fit import Memory
 from .locks import Claims
-from .memory import Memory
 from .outlook import outlook
 from .packs import Pack, group
 from .plan import Job, plan, prepare

@@ -8,8 +8,10 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
+from ..files.text import binary_size
 from ..record.records import RUNS, RunFolder
-from .memory import Machine, Memory
+from .fit import Memory
+from .machine import Machine
 from .packs import Pack, steps_of
 
 SHOWN = 20  # packs; runs that train alone can be thousands
@@ -56,7 +58,7 @@ def _need(pack: Pack) -> str:
 
 
 def _bytes(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    return binary_size(count, MiB=0, GiB=1)
 
 
 def _duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ import torch
 from ..files.credentials import redact
 from ..files.durable import Damaged, write_atomically
 from ..files.errors import ConfigError
+from ..files.text import first_line
 from ..model.device import is_out_of_memory
 from ..record import checkpoint
 from ..record.checkpoint import Progress, Stand
@@ -46,7 +47,7 @@ class Run:
         """The steps that it can go on from."""
         return set(checkpoint.steps(self.folder.checkpoints))
 
-    def stand_at(self, step: int) -> bool:
+    def resume_from(self, step: int) -> bool:
         """Go on from the checkpoint of this step, or from nothing at step 0; False where it had to be set aside."""
         if step == 0:
             self.start_over()
@@ -72,13 +73,13 @@ class Run:
     def start_over(self) -> None:
         self.tensors, self.stand = None, Stand(Progress())
 
-    def rests_on(self, grounds: dict[str, str]) -> bool:
+    def matches(self, fingerprints: dict[str, str]) -> bool:
         """Whether what it goes on from was trained on these base weights and tokens."""
-        return self.tensors is None or self.stand.rests_on == grounds | {RUN: self.folder.run_id}
+        return self.tensors is None or self.stand.rests_on == fingerprints | {RUN: self.folder.run_id}
 
-    def save(self, tensors: dict[str, torch.Tensor], grounds: dict[str, str]) -> None:
+    def save(self, tensors: dict[str, torch.Tensor], fingerprints: dict[str, str]) -> None:
         """Write a checkpoint of ``tensors`` at the step where the run is."""
-        stand = Stand(self.progress, self.lines.mark(), grounds | {RUN: self.folder.run_id})
+        stand = Stand(self.progress, self.lines.mark(), fingerprints | {RUN: self.folder.run_id})
         checkpoint.save(self.folder.checkpoints, tensors, stand)
 
     def start(self) -> None:
@@ -150,7 +151,3 @@ class Run:
         summary = {key: value for key, value in values.items() if key not in ("metrics", "checks") and value is not None}
         if self.mirror is not None:
             self.mirror.finish(summary | self.outcome.metrics, ok=self.outcome.status == "ok")
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -178,13 +178,13 @@ def test_a_pack_that_memory_does_not_hold_is_halved(folder: Path, monkeypatch: p
 
 
 def test_a_run_that_is_no_longer_finite_has_no_losses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = measure.PackedEngine.advance
+    real = PackedEngine.advance
 
     def advance(self: PackedEngine, first: int, last: int) -> Any:
         self.alive[0] = False
         return real(self, first, last)
 
-    monkeypatch.setattr(measure.PackedEngine, "advance", advance)
+    monkeypatch.setattr(PackedEngine, "advance", advance)
     assert measure.main([*WORDS, "ranks=2,4", "seeds=0", f"out={folder}"]) == 0
     frame, lost = report.load(folder / "results.csv")
     assert lost == ["fixed: lora r=2 seed=0"]

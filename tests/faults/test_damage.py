@@ -24,8 +24,8 @@ from src.files.errors import ConfigError
 from src.record import checkpoint
 from src.record.records import RUNS, RunFolder, read_sweep, write_sweep
 from src.sweep.display import Display
+from src.sweep.fit import Memory
 from src.sweep.launch import Launch
-from src.sweep.memory import Memory
 from src.sweep.plan import Job
 from tests.faults.forked import server
 from tests.faults.shim import Mode, scratch
@@ -217,10 +217,10 @@ def test_no_damaged_checkpoint_is_loaded(size: Size, figure: Figure, tmp_path: P
     newest.unlink(missing_ok=True)
     for stranger, name in ((others[step], others[step].name), (before, f"{step:08d}{before.name[8:]}")):
         put(newest.parent / name, stranger.read_bytes())
-        assert not Run(runs / run).stand_at(step), f"{stranger} was taken for {name}"
+        assert not Run(runs / run).resume_from(step), f"{stranger} was taken for {name}"
         tried += 1
     put(newest, good)
-    assert Run(runs / run).stand_at(step)
+    assert Run(runs / run).resume_from(step)
     figure(CHECKPOINT, f"{tried} damages of a checkpoint: 0 loaded, 0 crashes")
 
 
@@ -233,7 +233,7 @@ def test_a_checkpoint_does_not_go_on_with_a_damaged_log(size: Size, figure: Figu
     step = max(checkpoint.steps(runs / run / "checkpoints"))
     path = runs / run / "metrics.jsonl"
     whole = Run(runs / run)
-    assert whole.stand_at(step)
+    assert whole.resume_from(step)
     good = path.read_bytes()
     marked = good[: whole.stand.log.bytes]
     aside = runs / run / "checkpoints"
@@ -244,7 +244,7 @@ def test_a_checkpoint_does_not_go_on_with_a_damaged_log(size: Size, figure: Figu
         tried += 1
         try:
             # What came after the checkpoint is cut off anyway, whatever it says.
-            if Run(runs / run).stand_at(step) and not (damage.content or b"").startswith(marked):
+            if Run(runs / run).resume_from(step) and not (damage.content or b"").startswith(marked):
                 wrong.append(f"{damage.what}: taken for good")
         except Exception as error:
             wrong.append(f"{damage.what}: {error!r}")

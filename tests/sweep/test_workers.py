@@ -18,7 +18,8 @@ from src.command.cli import compose
 from src.record.records import RUNS, RunFolder, run_id
 from src.sweep import child, handover
 from src.sweep.launch import launch
-from src.sweep.memory import Machine, Memory
+from src.sweep.fit import Memory
+from src.sweep.machine import Machine
 from src.sweep.plan import Job, prepare
 from tests.conftest import CODE, TINY
 
@@ -149,7 +150,7 @@ def test_locks_that_did_not_all_come_are_not_taken(tmp_path: Path) -> None:
     opened = [os.open(tmp_path / str(number), os.O_WRONLY | os.O_CREAT) for number in range(50)]
     taker = f"""
 import resource, socket
-from src.train import handover
+from src.sweep import handover
 resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30))
 with socket.socket(fileno={theirs.fileno()}) as end:
     assert handover.receive(end) is None

@@ -14,7 +14,7 @@ from itertools import accumulate
 
 import torch
 
-from .members import Member
+from .members import Member, padded_rank
 
 PARTS = ("A", "B", "m")
 # Modules of a decoder layer, in every family of src.model.models.FAMILIES, that are called on one and the same tensor.
@@ -70,8 +70,7 @@ class Bucket:
         self.first = first
         self.members = list(members)
         self.runs = len(members)
-        widest = max(member.r for member in members)
-        self.rank = -(-widest // multiple) * multiple  # tensor cores want ranks of a multiple of 8
+        self.rank = padded_rank((member.r for member in members), multiple)
         self.magnitude = members[0].magnitude
         self.blocks = blocks
         self.parts = PARTS if self.magnitude else PARTS[:2]
