@@ -66,19 +66,19 @@ class End:
 
 
 class Workers:
-    """The workers of a command, one at a time. With ``ahead`` the next one begins to import while one trains."""
+    """The workers of a command, one at a time. With ``preload`` the next one begins to import while one trains."""
 
     def __init__(self) -> None:
-        self.ahead = False
-        self._spare: Spare | None = None
+        self.preload = False
+        self._standby: Standby | None = None
         self._worker: subprocess.Popen[bytes] | None = None  # here, since a signal may come before its start is over
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._spare is not None:
-            self._spare.end()
+        if self._standby is not None:
+            self._standby.end()
 
     def run(
         self,
@@ -123,9 +123,9 @@ class Workers:
                 os.close(end)
 
     def _start(self, arguments: Sequence[str], locks: Sequence[int], events: int, output: int) -> subprocess.Popen[bytes]:
-        spare, self._spare = self._spare, None
-        if spare is not None and spare.take(arguments, [events, output, *locks]):
-            self._worker = spare.process
+        standby, self._standby = self._standby, None
+        if standby is not None and standby.take(arguments, [events, output, *locks]):
+            self._worker = standby.process
             return self._worker
         command = [*WORKER, "--events", str(events), *arguments]
         passed = [*locks, events]
@@ -136,23 +136,23 @@ class Workers:
 
     def _heard(self, event: Event, on_event: Callable[[Event], None]) -> None:
         # Not before the first step: until then this worker needs the processor to load and build.
-        if event["event"] == "step" and self.ahead and self._spare is None:
+        if event["event"] == "step" and self.preload and self._standby is None:
             try:
-                self._spare = Spare()
+                self._standby = Standby()
             except OSError:  # no more processes or files than these: the next worker starts in its turn, if it can
-                self.ahead = False
+                self.preload = False
         on_event(event)
 
 
-class Spare:
-    """A worker that has no runs yet. It ends by itself where the command that started it is gone."""
+class Standby:
+    """A preloaded worker that has no runs yet. It ends by itself where the command that started it is gone."""
 
     def __init__(self) -> None:
         self._channel, theirs = handover.channel()
         try:
             with theirs:
                 self.process = subprocess.Popen(
-                    [*WORKER, "--ahead", str(theirs.fileno())],
+                    [*WORKER, "--standby", str(theirs.fileno())],
                     env=environment(), pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                     process_group=0,
                 )  # fmt: skip

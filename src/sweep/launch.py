@@ -119,7 +119,7 @@ class Launch:
         halved = [self.halved_from[job.run_id] for job in pack.jobs if job.run_id in self.halved_from]
         attempt = Attempt(pack, claims, self.display, max(halved, default=None), self.workers)
         # Without a GPU the next worker's imports would take the processor from the steps of this one.
-        self.workers.ahead = bool(self.queue) and self.memory.machine(pack.config.device).gpu is not None
+        self.workers.preload = bool(self.queue) and self.memory.machine(pack.config.device).gpu is not None
         attempt.run()
         if attempt.untaken:
             self._put_in_front([attempt.untaken])

@@ -1,6 +1,6 @@
 """A child process: one pack from its configs to its results. ``python -m src.train.worker runs/<id> [runs/<id> ...]``
 
-``--ahead N`` in place of all else: import, then read the command line from the socket of that number.
+``--standby N`` in place of all else: import, then read the command line from the socket of that number.
 
 A process of its own keeps memory peaks clean, and a crash ends one pack. What happens to the pack is in life.py; here is
 what its parent sees: events, output, an exit code.
@@ -65,7 +65,7 @@ def _run(pack: Pack, stop: Stop) -> int:
     return 0
 
 
-def _begun_ahead(descriptor: int) -> list[str]:
+def _preload(descriptor: int) -> list[str]:
     """Import what takes its time and wait for the command line; what is printed from then on goes where it says."""
     import peft  # noqa: F401
 
@@ -91,8 +91,8 @@ def main() -> NoReturn:
         parser.add_argument("--events", type=int)
         parser.add_argument("--halved-from", type=int)
         parser.add_argument("paths", nargs="+", type=Path)
-        ahead = sys.argv[1:2] == ["--ahead"]
-        arguments = parser.parse_args(_begun_ahead(int(sys.argv[2])) if ahead else None)
+        standby = sys.argv[1:2] == ["--standby"]
+        arguments = parser.parse_args(_preload(int(sys.argv[2])) if standby else None)
         code = run(arguments.paths, Events(arguments.events), arguments.halved_from, stop)
     except KeyboardInterrupt:
         code = cli.SIGNALLED + (stop.asked or signal.SIGINT)  # the parent got a signal too, and says so once
