@@ -1,4 +1,4 @@
-"""``python -m benchmarks.step [CASE ...]``: one optimizer step, PEFT beside ours, solo and packed.
+"""Time one optimizer step, PEFT beside ours, solo and packed: ``python -m benchmarks.step [CASE ...]``.
 
 Every token but a row's first is labelled, so the head works on all of them: the worst case for us, the usual one in
 published figures. A run's rows are as long as the case says, without padding. Cases: python -m benchmarks.step --help
@@ -71,13 +71,13 @@ def config_of(case: Case) -> Config:
 
 
 def items_of(case: Case, vocabulary: int, count: int = 64) -> list[Item]:
-    """Rows of random tokens, one of prompt and the rest of target."""
+    """Draw rows of random tokens, one of prompt and the rest of target."""
     drawn = torch.randint(0, vocabulary, (count, case.length), generator=torch.Generator().manual_seed(0)).tolist()
     return [Item(Example(str(n), "", "", str(n)), row[:1], row[1:], False) for n, row in enumerate(drawn)]
 
 
 def build(case: Case, configs: Sequence[Config]) -> Any:
-    """The engine, ours or PEFT's."""
+    """Build the engine, ours or PEFT's, by the session's own hand."""
     config = configs[0]
     numerics = device.choose(config)
     placing = quantization.placing(config.variant, numerics.device, numerics.compute)
@@ -91,7 +91,7 @@ def build(case: Case, configs: Sequence[Config]) -> Any:
 
 
 def measured(case: Case, peak: float, repeats: int = 5) -> dict[str, Any]:
-    """One row of the table: the median over ``repeats`` timings of a few steps each, after some to warm up."""
+    """Measure one row of the table: the median over ``repeats`` timings of a few steps each, after some to warm up."""
     config = config_of(case)
     configs = [replace(config, seed=seed, data_seed=seed) for seed in range(case.runs)]
     row: dict[str, Any] = {
@@ -111,7 +111,7 @@ def measured(case: Case, peak: float, repeats: int = 5) -> dict[str, Any]:
         measure.synchronise()
         warm = time.perf_counter()
         starts = iter(range(warming, 1000, case.steps))
-        seconds, spread = measure.median_seconds(lambda: engine.advance(at := next(starts), at + case.steps), repeats)
+        seconds, spread = measure.median_seconds(lambda: engine.advance(first := next(starts), first + case.steps), repeats)
     except torch.OutOfMemoryError:
         return row | {"note": "out of memory"}
     seconds, spread = seconds / case.steps, spread / case.steps
@@ -128,7 +128,7 @@ def measured(case: Case, peak: float, repeats: int = 5) -> dict[str, Any]:
 
 
 def _gib(which: str) -> float | None:
-    """``torch.cuda``'s count of that name; None without a GPU."""
+    """Read ``torch.cuda``'s count of that name, in GiB; None without a GPU."""
     return getattr(torch.cuda, which)() / 2**30 if torch.cuda.is_available() else None
 
 

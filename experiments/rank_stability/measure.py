@@ -1,4 +1,4 @@
-"""``python -m experiments.rank_stability.measure [key=value ...]``: train at every rank under both scalings, and measure.
+"""Train at every rank under both scalings, and measure: ``python -m experiments.rank_stability.measure [key=value ...]``.
 
     out=FOLDER     where results.csv and provenance.json are written (default: this folder)
     ranks=4,8      numbers, or ranges such as 1-4 (default 4,8,16,32,64,128,256); so are seeds= and logged=. Ranges may
@@ -30,15 +30,16 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments import folders, sheet
-from experiments.rank_stability.norms import Norms, Spread
+from experiments import folders
+from experiments.rank_stability.norms import Norms
 from experiments.rank_stability.plan import DEFAULTS, KEYS, VARIANTS, Planned, config_of, in_slots, planned, read_rates
+from experiments.rank_stability.results import Sheet, rows_of
 from src.command import cli
 from src.command.words import read
 from src.files.durable import dump_json, write_atomically
@@ -49,37 +50,6 @@ from src.train import session
 
 EVERY = 10  # steps between two training losses
 WATCHED_ROWS = 32  # validation rows that the activations are measured on
-KEY_COLUMNS = ("form", "variant", "r", "scale", "learning_rate", "seed", "step", "module")
-LOSSES = ("train_loss", "val_loss", "test_loss")
-QUANTITIES = ("grad_A", "grad_B", "weight", "change", "activation")
-COLUMNS = (*KEY_COLUMNS, *LOSSES, *QUANTITIES)
-
-
-class Sheet:
-    """results.csv, a row at a time, so that a killed process leaves what it has measured."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-        self._write([])
-
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        self.rows += rows
-        self._write(rows)
-
-    def drop(self, runs: Iterable[Planned]) -> None:
-        """Take the rows of runs away that are trained again."""
-        gone = {(run.variant, run.r, run.rate, run.seed) for run in runs}
-        self.rows = [row for row in self.rows if (row["variant"], row["r"], row["learning_rate"], row["seed"]) not in gone]
-        self.path.unlink()
-        self._write(self.rows)
-
-    def _write(self, rows: Sequence[dict[str, Any]]) -> None:
-        sheet.append(self.path, COLUMNS, ([_text(row.get(name)) for name in COLUMNS] for row in rows))
-
-
-def _text(value: Any) -> Any:
-    return ("" if math.isnan(value) else f"{value:.6g}") if isinstance(value, float) else value
 
 
 class Study:
@@ -117,7 +87,7 @@ class Study:
         return fit.count == len(runs) and (fit.bytes or 0) * (1 + 4 / 18) <= fit.usable
 
     def train(self, pack: Sequence[Planned]) -> None:
-        """One pack from its base model to its last row."""
+        """Train one pack, from its base model to its last row."""
         values, steps = self.values, self.values["steps"]
         runs, configs = in_slots(pack, values)
         opened = session.open(configs, self.rows)
@@ -128,24 +98,24 @@ class Study:
         losses: list[list[float]] = []
         marks = sorted(logged | set(range(0, steps, EVERY)))
         for step, until in zip(marks, [*marks[1:], steps], strict=True):
-            found: dict[str, Any] = {}
+            measured: dict[str, Any] = {}
             if losses and (step % EVERY == 0 or step == steps):
-                found["train_loss"] = [sum(of_run) / len(losses) for of_run in zip(*losses, strict=True)]
+                measured["train_loss"] = [sum(of_run) / len(losses) for of_run in zip(*losses, strict=True)]
                 losses = []
             done = step
             if step in logged:
-                found |= {"weight": norms.weights(), "activation": norms.activations()}
+                measured |= {"weight": norms.weights(), "activation": norms.activations()}
                 if step == steps:
-                    found |= _last(opened, norms)
+                    measured |= _last(opened, norms)
                 else:
                     before = norms.values()
-                    losses += [one.loss for one in engine.advance(step, step + 1)]
-                    found |= {"grad_A": norms.gradients("A"), "grad_B": norms.gradients("B"), "change": norms.changes(before)}
+                    losses += [taken.loss for taken in engine.advance(step, step + 1)]
+                    measured |= {"grad_A": norms.gradients("A"), "grad_B": norms.gradients("B"), "change": norms.changes(before)}
                     del before
                     done += 1
                 self.say(f"step {step} is measured")
-            self.sheet.add(_rows(runs, engine, step, found))
-            losses += [one.loss for one in engine.advance(done, until)]
+            self.sheet.add(rows_of(runs, engine, step, measured))
+            losses += [taken.loss for taken in engine.advance(done, until)]
         self.peak = max(self.peak, device.peak_memory(self.numerics.device)[0])
 
 
@@ -156,28 +126,12 @@ def _last(opened: session.Session, norms: Norms) -> dict[str, Any]:
     engine.alive.fill_(False)  # the step computes its gradient and changes no number
     engine.advance(engine.steps, engine.steps + 1)
     engine.alive.copy_(alive)
-    found: dict[str, Any] = {"grad_A": norms.gradients("A"), "grad_B": norms.gradients("B")}
+    measured: dict[str, Any] = {"grad_A": norms.gradients("A"), "grad_B": norms.gradients("B")}
     engine.finish()
     good = [went and finite for went, finite in zip(alive.tolist(), engine.finite(), strict=True)]
     for name in ("val", "test"):
-        found[f"{name}_loss"] = [loss if ok else math.nan for loss, ok in zip(opened.losses(name), good, strict=True)]
-    return found
-
-
-def _rows(runs: Sequence[Planned], engine: Any, step: int, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a step: losses stand in the row of all modules."""
-    spreads: dict[str, Spread] = {name: found[name] for name in QUANTITIES if name in found}
-    modules = list(next(iter(spreads.values()), {"all": []}))
-    rows = []
-    for at, run in enumerate(runs):
-        for form in run.forms:
-            for module in modules:
-                key = (form, run.variant, run.r, *engine.scales(at), run.rate, run.seed, step, module)
-                row = dict(zip(KEY_COLUMNS, key, strict=True)) | {name: spread[module][at] for name, spread in spreads.items()}
-                if module == "all":
-                    row |= {name: found[name][at] for name in LOSSES if name in found}
-                rows.append(row)
-    return rows
+        measured[f"{name}_loss"] = [loss if ok else math.nan for loss, ok in zip(opened.losses(name), good, strict=True)]
+    return measured
 
 
 def free() -> None:
@@ -189,7 +143,7 @@ def free() -> None:
 
 
 def halves(pack: Sequence[Planned]) -> list[list[Planned]]:
-    """A pack that memory did not hold as two: by seeds, or if there is one, by runs."""
+    """Split a pack that memory did not hold in two: by seeds, or if there is one, by runs."""
     seeds = list(dict.fromkeys(run.seed for run in pack))
     if len(seeds) == 1:
         return [list(pack[: len(pack) // 2]), list(pack[len(pack) // 2 :])]
@@ -198,12 +152,12 @@ def halves(pack: Sequence[Planned]) -> list[list[Planned]]:
 
 
 def provenance(study: Study, words: Sequence[str], runs: int, done: int) -> str:
-    """What was measured, with what, where; without the names of folders and of the host."""
+    """Describe what was measured, with what, where; without the names of folders and of the host."""
     known = records.provenance([])
     del known["argv"], known["host"]
-    said = [f"rates={Path(word[6:]).name}" if word.startswith("rates=") else word for word in words if word[:4] != "out="]
+    arguments = [f"rates={Path(word[6:]).name}" if word.startswith("rates=") else word for word in words if word[:4] != "out="]
     return dump_json(
-        {"command": " ".join(["python -m experiments.rank_stability.measure", *said])}
+        {"command": " ".join(["python -m experiments.rank_stability.measure", *arguments])}
         | known
         | {
             "device": device.describe(study.numerics.device),
@@ -244,7 +198,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _train_all(
     study: Study, words: Sequence[str], runs: Sequence[Planned], waiting: list[list[Planned]], provenance_file: Path
 ) -> None:
-    """Pack by pack; one that memory does not hold is halved."""
+    """Train pack by pack; one that memory does not hold is halved."""
     done = 0
     write_atomically(provenance_file, provenance(study, words, len(runs), done))
     while waiting:

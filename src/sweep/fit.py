@@ -44,7 +44,7 @@ RUNS_ON_A_CPU = 32
 
 @dataclass(frozen=True)
 class Tokens:
-    """Count the tokens of one run in one micro-batch."""
+    """The tokens of one run in one micro-batch."""
 
     padded: int  # each row as long as the longest
     laid: int  # as a pack lays them: end to end, where that saves much
@@ -52,7 +52,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Fit:
-    """Say how many runs fit, from the first on."""
+    """The number of runs that fit, from the first on, and the memory that says so."""
 
     count: int
     bytes: int | None  # estimated need of these together; None if unknown
@@ -179,7 +179,7 @@ def fewest_parts(jobs: Sequence[Job], memory: Memory, limit: int | None) -> list
 
 
 def _added_bytes(jobs: Sequence[Job], memory: Memory) -> list[float]:
-    """What each of these jobs, which agree on all but their adapters, adds to a pack's need; 1 where that is unknown."""
+    """Count the bytes that each of these jobs, alike but for their adapters, adds to a pack's need; 1 where unknown."""
     known: dict[tuple[int, str], float] = {}
     for job in jobs:
         key = (job.config.lora.r, job.config.variant.magnitude)

@@ -1,4 +1,4 @@
-"""Which runs train together: those that share base, data, batch shape and steps, as many as memory holds.
+"""Group the runs that can train together: those that share base, data, batch shape and steps, as many as memory holds.
 
 Written the safe way round: ``MAY_DIFFER`` lists what may differ within a pack, so a new field of the config keeps runs
 apart until someone has made sure that a pack can hold both its values.
@@ -34,7 +34,7 @@ class Pack:
 
     @property
     def config(self) -> Config:
-        """Any of its configs, for what they agree on."""
+        """Give any of its configs, for what they agree on."""
         return self.jobs[0].config
 
     @property
@@ -51,15 +51,15 @@ class Pack:
 
     @property
     def settings(self) -> str:
-        """What varies beside the variant: ``r 4-256, 3 rates, 2 seeds``."""
+        """List what varies beside the variant: ``r 4-256, 3 rates, 2 seeds``."""
         configs = [job.config for job in self.jobs]
         parts = []
         if self.config.variant.trains == "adapter":
             ranks = [config.lora.r for config in configs]
             parts.append(f"r {min(ranks)}" + (f"-{max(ranks)}" if max(ranks) > min(ranks) else ""))
-        for name, found in (("rates", {c.train.lr for c in configs}), ("seeds", {c.seed for c in configs})):
-            if len(found) > 1:
-                parts.append(f"{len(found)} {name}")
+        for name, values in (("rates", {c.train.lr for c in configs}), ("seeds", {c.seed for c in configs})):
+            if len(values) > 1:
+                parts.append(f"{len(values)} {name}")
         return ", ".join(parts)
 
     def describe(self) -> str:
@@ -67,7 +67,7 @@ class Pack:
 
 
 def group(jobs: Sequence[Job], memory: Memory, limit: int | None = None) -> list[Pack]:
-    """The jobs in packs of at most ``limit`` runs, in the order in which each kind first appears.
+    """Group the jobs in packs of at most ``limit`` runs, in the order in which each kind first appears.
 
     Runs of a pack take every step together, so they also go on from checkpoints of one step.
     """
@@ -76,7 +76,7 @@ def group(jobs: Sequence[Job], memory: Memory, limit: int | None = None) -> list
         kinds.setdefault(agreement(job.config), []).append(job)
     packs = []
     for kind in kinds.values():
-        for _, places in checkpoint.together([steps_of(job) for job in kind]):
+        for _, places in checkpoint.together([resumable_steps(job) for job in kind]):
             parts = fewest_parts([kind[place] for place in places], memory, limit)
             packs += [Pack(tuple(part), memory.need(part)) for part in parts]
     return packs
@@ -96,6 +96,6 @@ def agreement(config: Config) -> str:
     return json.dumps(fields, sort_keys=True)
 
 
-def steps_of(job: Job) -> set[int]:
-    """The steps that the run can go on from."""
+def resumable_steps(job: Job) -> set[int]:
+    """List the steps that the run can resume from."""
     return set() if job.config.force else set(checkpoint.steps(job.folder.checkpoints))

@@ -33,7 +33,7 @@ def at_most(part: Part, most: int) -> Iterator[Part]:
 
 
 def _cut(cumulative: Sequence[float], number: int, count: int) -> int:
-    """Where part ``number`` of ``count`` begins: before the first weight, or after the one that reaches its share."""
+    """Find where part ``number`` of ``count`` begins: at the first weight, or after the one that reaches the parts before."""
     if number in (0, count):
         return len(cumulative) if number else 0
     return bisect.bisect_left(cumulative, _weight_at(cumulative, number, count)) + 1

@@ -1,4 +1,4 @@
-"""``python -m src.train``: Hydra's entry. All work is in launch.py."""
+"""Start Hydra for ``python -m src.train``. All work is in sweep/launch.py."""
 
 from __future__ import annotations
 

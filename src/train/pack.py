@@ -19,7 +19,7 @@ class Pack:
 
     @property
     def config(self) -> Config:
-        """Any run's, for what they agree on."""
+        """Give any run's config, for what they agree on."""
         return self.runs[0].config
 
     @property
@@ -32,7 +32,7 @@ class Pack:
         self.events.taken([run.folder.run_id for run in self.runs], memory, why)
 
     def sound(self) -> dict[int, Run]:
-        """The runs that have not failed so far, by their place."""
+        """Give the runs that have not failed so far, by their place."""
         return {place: run for place, run in enumerate(self.runs) if run.outcome.status == "ok"}
 
     def finish(self, run: Run) -> None:

@@ -12,7 +12,7 @@ from ..data.batches import Item
 
 @dataclass(frozen=True)
 class Rows:
-    """Everything that the runs of a pack read."""
+    """The rows that the runs of a pack read, as tokens."""
 
     splits: datasets.Splits
     items: dict[str, list[Item]]  # "train", "val" and "test", as far as the config asks for them

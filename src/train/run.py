@@ -1,4 +1,4 @@
-"""One run of a pack as the worker sees it: its config, its folder, its mirror, how far it is and what it came to."""
+"""Keep one run of a pack: its config, its folder, its mirror, how far it is and what it came to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..record.result import Outcome, result
 from ..record.wandb.mirror import Mirror
 from .loop import Divergence
 
-RUN = "run"  # what a checkpoint rests on beside base weights and tokens
+RUN = "run"  # what a checkpoint belongs to, beside base weights and tokens
 
 
 class Run:
@@ -44,11 +44,11 @@ class Run:
         return self.stand.progress
 
     def checkpoints(self) -> set[int]:
-        """The steps that it can go on from."""
+        """List the steps that it can resume from."""
         return set(checkpoint.steps(self.folder.checkpoints))
 
     def resume_from(self, step: int) -> bool:
-        """Go on from the checkpoint of this step, or from nothing at step 0; False where it had to be set aside."""
+        """Load the checkpoint of this step, or nothing at step 0; False where it is damaged and was set aside."""
         if step == 0:
             self.start_over()
             return True
@@ -74,7 +74,7 @@ class Run:
         self.tensors, self.stand = None, Stand(Progress())
 
     def matches(self, fingerprints: dict[str, str]) -> bool:
-        """Whether what it goes on from was trained on these base weights and tokens."""
+        """Tell whether what it resumes from was trained on these base weights and tokens."""
         return self.tensors is None or self.stand.rests_on == fingerprints | {RUN: self.folder.run_id}
 
     def save(self, tensors: dict[str, torch.Tensor], fingerprints: dict[str, str]) -> None:
@@ -98,7 +98,7 @@ class Run:
         self._keep(line)
 
     def _keep(self, line: dict[str, Any]) -> None:
-        """The last validation loss is a metric of the run; one that was not finite leaves none."""
+        """Keep the last validation loss as a metric of the run; one that was not finite leaves none."""
         if "val/loss" not in line:
             return
         self.outcome.metrics.pop("val/loss", None)
@@ -126,7 +126,7 @@ class Run:
             measured["tokens_per_second"] = progress.rated_tokens / progress.rated_seconds
 
     def fail(self, error: BaseException) -> None:
-        """A run that fails for any reason is a row that says why; the traceback of a surprise is kept."""
+        """Make an error the run's outcome: a failed run is a row that says why. The traceback of a surprise is kept."""
         if is_out_of_memory(error):
             self.outcome.status, self.outcome.reason = "out_of_memory", first_line(error)
         elif isinstance(error, ConfigError):
@@ -137,7 +137,7 @@ class Run:
             self.outcome.status, self.outcome.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
 
     def values(self) -> dict[str, Any]:
-        """The content of the result, as far as it is known."""
+        """Give the content of the result, as far as it is known."""
         return result(self.config, self.folder.run_id, self.outcome)
 
     def finish(self) -> None:

@@ -39,7 +39,7 @@ from .rows import Rows
 
 @dataclass(frozen=True)
 class Loaded:
-    """What the runs of a pack share before any of them has an adapter."""
+    """The base and the rows that the runs of a pack share, before any of them has an adapter."""
 
     config: Config  # of any of them, for what they agree on
     numerics: Numerics
@@ -58,7 +58,7 @@ class Loaded:
         return rank_multiple(self.numerics.device.type == "cuda")
 
     def costs(self, config: Config) -> dict[str, int | None]:
-        """What a run has of parameters, and needs of memory by itself, under its result's keys."""
+        """Count a run's parameters and the memory that it needs by itself, under its result's keys."""
         return {
             "total_parameters": self.total_parameters,
             "trainable_parameters": counts.trainable_parameters(config.variant, config.lora, self.targets, self.total_parameters),
@@ -76,15 +76,15 @@ class Session:
     scorer: Scorer
 
     def losses(self, split: str) -> list[float]:
-        """Mean log-loss per target token of ``split`` ("val", "test") for each run as it stands, in nats."""
+        """Score each run as it is now: mean log-loss per target token of ``split`` ("val", "test"), in nats."""
         return [per_token(of_run) for of_run in self.scorer.losses(self.loaded.rows.items[split])]
 
     def batch(self, split: str, count: int) -> Batch:
-        """The first ``count`` rows of a split as tensors, where the runs compute."""
+        """Give the first ``count`` rows of a split as tensors, where the runs compute."""
         return collate(self.loaded.rows.items[split][:count], self.loaded.rows.pad, self.engine.numerics.device)
 
     def facts(self) -> dict[str, Any]:
-        """What the runs' results share and is known before a step is taken, under the result's keys."""
+        """List what the runs' results share and is known before the first step, under the result's keys."""
         loaded, engine = self.loaded, self.engine
         model, variant, rows = loaded.config.model, loaded.config.variant, loaded.rows
         return {
@@ -103,13 +103,13 @@ class Session:
 
 
 def _precision(loaded: Loaded) -> str:
-    """What the base really is held or multiplied in: bf16 becomes fp32 on a processor without bf16 products."""
+    """Name the format that the base really is held or multiplied in: bf16 becomes fp32 on a processor without bf16 products."""
     precision = loaded.config.variant.base_precision
     return "fp32" if precision == "bf16" and loaded.numerics.compute is None else precision
 
 
 def slot_order(configs: Sequence[Config]) -> list[int]:
-    """Indices of ``configs`` in the order in which a pack holds them: those that are multiplied together side by side."""
+    """Order the indices of ``configs`` as a pack holds them: those that are multiplied together side by side."""
     return [0] if len(configs) == 1 else members.slot_order([member(config) for config in configs])
 
 

@@ -1,4 +1,4 @@
-"""How many runs of a pack fit into memory, with the numbers of the tiny model worked out by hand.
+"""Count the runs of a pack that fit into memory, with the numbers of the tiny model worked out by hand.
 
 It has 98,624 weights, a vocabulary of 384, and two decoder layers whose seven linear layers have 36,864 weights, 1,024 in
 and out features together, and 512 outputs.

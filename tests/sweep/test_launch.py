@@ -1,4 +1,4 @@
-"""How packs are run: what becomes of their runs when the worker ends well, takes fewer, dies, or is not alone.
+"""Run packs: what becomes of their runs when the worker ends well, takes fewer, dies, or is not alone.
 
 The worker here is a stand-in: it writes down how it was called and does what ``play.json`` says.
 """

@@ -1,4 +1,4 @@
-"""One pack trains at a time: the lock that says which."""
+"""Take turns on a GPU: one pack trains at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which runs train together, how many fit into memory, and what is said of it before the first starts."""
+"""Group runs into packs: which share one, how many fit into memory, and what is said before the first starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers that are started ahead of their runs: what is handed over, and that a sweep comes out as without them."""
+"""Preload workers: all that is handed over arrives, and a sweep comes out as without them."""
 
 from __future__ import annotations
 
@@ -190,10 +190,10 @@ def test_a_standby_that_nobody_needs_is_ended(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(child, "WORKER", [sys.executable, "-c", "import time; time.sleep(60)"])
     with child.Workers() as workers:
         workers.preload = True
-        workers._heard({"event": "phase", "what": "loading"}, lambda event: None)
+        workers._on_event({"event": "phase", "what": "loading"}, lambda event: None)
         assert workers._standby is None
-        workers._heard({"event": "step"}, lambda event: None)
+        workers._on_event({"event": "step"}, lambda event: None)
         standby = workers._standby
-        workers._heard({"event": "step"}, lambda event: None)
+        workers._on_event({"event": "step"}, lambda event: None)
         assert workers._standby is standby and standby is not None and standby.process.poll() is None
     assert standby.process.poll() is not None

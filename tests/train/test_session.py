@@ -1,4 +1,4 @@
-"""What a session opens: its runs in slot order, losses that are transformers' own, and a refusal of runs that do not mix."""
+"""Open sessions: runs in slot order, losses equal to transformers' own, and runs that do not mix refused."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_what_does_not_pack_is_a_session_of_one(overrides: tuple[str, ...], name
 
 def test_rows_serve_several_sessions_and_a_base_one(monkeypatch: pytest.MonkeyPatch) -> None:
     first = session.open([config()])
-    monkeypatch.setattr(session.reading, "read", lambda *_: pytest.fail("the rows were read again"))
+    monkeypatch.setattr("src.train.rows.read", lambda *_: pytest.fail("the rows were read again"))
     second = session.open([config("seed=1")], first.loaded.rows)
     assert second.loaded.rows is first.loaded.rows and second.engine.network is not first.engine.network
     first.engine.advance(0, 3)

@@ -1,4 +1,4 @@
-"""A worker from configs to records: what it writes, how it goes on, and how runs end when something goes wrong."""
+"""Run workers from configs to records: the files they write, how runs resume, and how they end when something goes wrong."""
 
 from __future__ import annotations
 
