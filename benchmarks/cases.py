@@ -1,8 +1,8 @@
-"""Cases of ``benchmarks.step`` one after the other, within so many seconds, so that none of them can end the others.
+"""Measure cases of ``benchmarks.step`` one after the other, within a budget of seconds; none of them can end the others.
 
 A child process measures; each case becomes a row of a CSV as soon as it is done. Where a case fails with more
-than a lack of memory, its process, whose GPU may be in no state to go on, ends and another takes the cases after it. A case
-that stands there already, from the same kind of machine and versions, is not measured again.
+than a lack of memory, its process ends, as its GPU may be broken, and another takes the cases after it. A case that the
+table holds already, from the same kind of machine and versions, is not measured again.
 
 ``python -m benchmarks.cases TABLE`` is the child: the cases come as JSON on its standard input.
 """
@@ -30,7 +30,7 @@ from src.model import device
 
 Row = dict[str, Any]
 CASE = ("model", "variant", "engine", "runs", "rows", "length", "r", "options", "steps")
-FOUND = (
+MEASURED = (
     "speed", "ms/step", "spread ms", "tokens/s", "share of peak", "peak GiB", "held GiB", "building GiB", "build s", "warm-up s",
     "note", "peak TFLOP/s", "seconds",
 )  # fmt: skip
@@ -42,7 +42,7 @@ REPEATS = 5
 
 
 def identity(case: Case) -> Row:
-    """What a case is, in the columns of ``CASE``."""
+    """Describe a case in the columns of ``CASE``."""
     return {**asdict(case), "options": " ".join(case.overrides)}
 
 
@@ -51,7 +51,7 @@ def key_of(row: Row) -> tuple[str, ...]:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, none where there is no file. Raises ConfigError where it is another table; one line."""
+    """Read the rows of a table, none where there is no file. Raises ConfigError where it is another table; one line."""
     if not path.exists():
         return []
     try:
@@ -66,20 +66,20 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def known(paths: Sequence[Path], about: dict[str, str]) -> dict[tuple[str, ...], dict[str, str]]:
-    """Rows, by case, that need not be measured again: such a machine's, with a time or a lack of memory."""
-    rows = [row for path in reversed(paths) for row in read(path) if _alike(row, about)]
+    """Find rows, by case, that need not be measured again: of such a machine, with a time or a lack of memory."""
+    rows = [row for path in reversed(paths) for row in read(path) if _same_machine(row, about)]
     return {key_of(row): row for row in rows if row["ms/step"] or row["note"] == OUT_OF_MEMORY}
 
 
 def filled(row: Row, about: dict[str, str]) -> dict[str, str]:
-    """A whole line of the table."""
-    return {name: "" if row.get(name) is None else str(row[name]) for name in (*CASE, *FOUND)} | about
+    """Fill a row up to a whole line of the table."""
+    return {name: "" if row.get(name) is None else str(row[name]) for name in (*CASE, *MEASURED)} | about
 
 
 def write(path: Path, row: dict[str, str]) -> None:
     """Put ``row`` into the table at ``path``, in the place of an earlier one of its case on such a machine."""
-    about = {name: row[name] for name in row if name not in (*CASE, *FOUND)}
-    rows = [other for other in read(path) if key_of(other) != key_of(row) or not _alike(other, about)]
+    about = {name: row[name] for name in row if name not in (*CASE, *MEASURED)}
+    rows = [other for other in read(path) if key_of(other) != key_of(row) or not _same_machine(other, about)]
     _replace(path, [*rows, row])
 
 
@@ -87,21 +87,21 @@ def forget(path: Path, cases: Sequence[Case], about: dict[str, str]) -> None:
     """Take the failures of ``cases`` on such a machine out of the table: they are tried again."""
     gone = {key_of(identity(case)) for case in cases}
     rows = read(path)
-    kept = [row for row in rows if key_of(row) not in gone or not _alike(row, about)]
+    kept = [row for row in rows if key_of(row) not in gone or not _same_machine(row, about)]
     if len(kept) < len(rows):
         _replace(path, kept)
 
 
 def _replace(path: Path, rows: Sequence[dict[str, str]]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)) or [*CASE, *FOUND])
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)) or [*CASE, *MEASURED])
     writer.writeheader()
     writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.getvalue())
 
 
-def _alike(row: dict[str, str], about: dict[str, str]) -> bool:
+def _same_machine(row: dict[str, str], about: dict[str, str]) -> bool:
     return all(row.get(name) == value for name, value in about.items() if name != "commit")
 
 
@@ -114,17 +114,17 @@ def run(cases: Sequence[Case], path: Path, seconds: float, reuse: Sequence[Path]
     started, about = time.monotonic(), measure.machine()
     left = []
     for case in cases:
-        found = known([path, *reuse], about).get(key_of(identity(case)))
-        if found is None:
+        row = known([path, *reuse], about).get(key_of(identity(case)))
+        if row is None:
             left.append(case)
         else:
             print(f"known already: {name_of(case)}", flush=True)
-            write(path, found)
+            write(path, row)
     forget(path, left, about)
     while left and (remaining := seconds - (time.monotonic() - started)) > 0:
         begun = time.monotonic()
         code = _in_a_child(left, path, remaining)
-        tried = {key_of(row) for row in read(path) if _alike(row, about)}
+        tried = {key_of(row) for row in read(path) if _same_machine(row, about)}
         left = [case for case in left if key_of(identity(case)) not in tried]
         if code not in (0, BROKEN) and left:
             lost = {"note": f"its process ended with code {code}", "seconds": f"{time.monotonic() - begun:.1f}"}
@@ -147,7 +147,7 @@ def note(path: Path, started: float) -> None:
 
 
 def _in_a_child(cases: Sequence[Case], path: Path, remaining: float) -> int:
-    """The exit code of a process that measures; -9 where it was given up."""
+    """Measure in a child process; gives its exit code, -9 where it was given up."""
     stated = json.dumps({"cases": [asdict(case) for case in cases], "seconds": remaining})
     command = [sys.executable, "-m", "benchmarks.cases", str(path.resolve())]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, cwd=ROOT)
@@ -174,14 +174,14 @@ def main() -> int:
         if begun - started > stated["seconds"]:
             return 0
         try:
-            found = measured(case, peak, REPEATS)
+            row = measured(case, peak, REPEATS)
         except Exception as error:  # whatever it is, it is this case's
             broken = not device.is_out_of_memory(error)
-            found = {"note": f"{type(error).__name__}: {one_line(error)}"[:200] if broken else OUT_OF_MEMORY}
+            row = {"note": f"{type(error).__name__}: {one_line(error)}"[:200] if broken else OUT_OF_MEMORY}
         seconds = time.monotonic() - begun
-        write(path, filled(found | identity(case) | {"peak TFLOP/s": peak / 1e12, "seconds": round(seconds, 1)}, about))
-        said = found.get("note") or f"{found['ms/step']:.1f} ms a step, {found['tokens/s']:,.0f} tokens/s, {_gib(found)} GiB"
-        print(f"{name_of(case)}: {said}; took {seconds:.1f} s, {time.monotonic() - started:.0f} s in all", flush=True)
+        write(path, filled(row | identity(case) | {"peak TFLOP/s": peak / 1e12, "seconds": round(seconds, 1)}, about))
+        shown = row.get("note") or f"{row['ms/step']:.1f} ms a step, {row['tokens/s']:,.0f} tokens/s, {_gib(row)} GiB"
+        print(f"{name_of(case)}: {shown}; took {seconds:.1f} s, {time.monotonic() - started:.0f} s in all", flush=True)
         if broken:
             return BROKEN
     return 0
@@ -192,8 +192,8 @@ def name_of(case: Case) -> str:
     return " ".join(parts)
 
 
-def _gib(found: Row) -> str:
-    return "-" if found["peak GiB"] is None else f"{found['peak GiB']:.1f}"
+def _gib(row: Row) -> str:
+    return "-" if row["peak GiB"] is None else f"{row['peak GiB']:.1f}"
 
 
 if __name__ == "__main__":

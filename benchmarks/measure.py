@@ -1,4 +1,4 @@
-"""How the benchmarks time, and how they write what they saw."""
+"""Time steps, and write what the benchmarks measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton")
 
 
 def matmul_peak(size: int = 8192, repeats: int = 20) -> float:
-    """FLOP/s of a large bf16 product on this device, random operands: the ceiling that shares are of."""
+    """Measure FLOP/s of a large bf16 product on this device, random operands: the ceiling that shares are of."""
     if not torch.cuda.is_available():
         size, repeats = 1024, 3
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,7 +43,7 @@ def synchronise() -> None:
 
 
 def median_seconds(step: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """(median, spread as half the distance of the quartiles) of the seconds of ``step``, each waited for."""
+    """Time ``step``: (median, spread as half the distance of the quartiles) of its seconds, each waited for."""
     seconds = []
     for _ in range(repeats):
         synchronise()
@@ -82,7 +82,7 @@ def machine() -> dict[str, str]:
 
 
 def write(name: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS, show: bool = True) -> None:
-    """``name``.csv with every column and ``name``.md, the table that ``show`` prints.
+    """Write ``name``.csv with every column and ``name``.md, the table that ``show`` prints.
 
     Rows of other cases that stand there from the same kind of machine and the same versions stay, each with its commit: a
     lease of a GPU is shorter than all cases.
@@ -93,7 +93,7 @@ def write(name: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS, sho
     kept = [
         row
         for row in _written(folder / f"{name}.csv")
-        if _alike(row, about) and row.get("case") not in {r.get("case") for r in rows}
+        if _same_machine(row, about) and row.get("case") not in {r.get("case") for r in rows}
     ]
     every = [*kept, *fresh]
     columns = list(dict.fromkeys(key for row in every for key in row if key not in about))
@@ -105,13 +105,13 @@ def write(name: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS, sho
     lines = ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
     lines += ["| " + " | ".join(_text(row.get(column)) for column in shown) + " |" for row in every]
     same = {key: value for key, value in about.items() if key != "commit"}
-    (folder / f"{name}.md").write_text("\n".join([*lines, "", _said(same), ""]), encoding="utf-8")
+    (folder / f"{name}.md").write_text("\n".join([*lines, "", _listed(same), ""]), encoding="utf-8")
     if show:
         print_table(rows)
 
 
 def _written(path: Path) -> list[dict[str, Any]]:
-    """The rows of an earlier table, numbers as numbers."""
+    """Read the rows of an earlier table, numbers as numbers."""
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
@@ -129,7 +129,7 @@ def _value(text: str) -> Any:
     return text
 
 
-def _alike(row: dict[str, Any], about: dict[str, str]) -> bool:
+def _same_machine(row: dict[str, Any], about: dict[str, str]) -> bool:
     return all(str(row.get(key)) == value for key, value in about.items() if key != "commit")
 
 
@@ -140,10 +140,10 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
         table.add_row(*(_text(row.get(column)) for column in columns))
     console = Console(width=220, highlight=False)
     console.print(table)
-    console.print(_said(machine()))
+    console.print(_listed(machine()))
 
 
-def _said(about: dict[str, str]) -> str:
+def _listed(about: dict[str, str]) -> str:
     return ", ".join(f"{key} {value}" for key, value in about.items())
 
 

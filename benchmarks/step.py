@@ -1,4 +1,4 @@
-"""``python -m benchmarks.step [CASE ...]``: one optimizer step, PEFT beside ours, solo and packed.
+"""Time one optimizer step, PEFT beside ours, solo and packed: ``python -m benchmarks.step [CASE ...]``.
 
 Every token but a row's first is labelled, so the head works on all of them: the worst case for us, the usual one in
 published figures. A run's rows are as long as the case says, without padding. Cases: python -m benchmarks.step --help
@@ -19,12 +19,11 @@ from src.command.cli import compose
 from src.config.schema import Config
 from src.data.batches import Item
 from src.data.datasets import Example
-from src.engine.packed.engine import PackedEngine
 from src.engine.packed.speed import EAGER_STEPS
-from src.engine.peft import PeftEngine
 from src.files.terminal import quiet_libraries
 from src.model import device, models
-from src.variants import adapters, counts, quantization
+from src.train import session
+from src.variants import counts, quantization
 
 
 @dataclass(frozen=True)
@@ -65,36 +64,34 @@ def config_of(case: Case) -> Config:
         [
             f"model={case.model}", "model.weights=random", f"variant={case.variant}", f"lora.r={case.r}", "tracking=disabled",
             f"train.batch_size={case.rows}", f"dataset.max_length={case.length}", "train.steps=1000", "train.warmup=0",
+            f"engine={'packed' if case.engine == 'ours' else 'peft'}",
             *(["pack.compile=true"] if torch.cuda.is_available() else []), *case.overrides,
         ]
     )  # fmt: skip
 
 
 def items_of(case: Case, vocabulary: int, count: int = 64) -> list[Item]:
-    """Rows of random tokens, one of prompt and the rest of target."""
+    """Draw rows of random tokens, one of prompt and the rest of target."""
     drawn = torch.randint(0, vocabulary, (count, case.length), generator=torch.Generator().manual_seed(0)).tolist()
     return [Item(Example(str(n), "", "", str(n)), row[:1], row[1:], False) for n, row in enumerate(drawn)]
 
 
 def build(case: Case, configs: Sequence[Config]) -> Any:
-    """The engine, ours or PEFT's."""
+    """Build the engine, ours or PEFT's, by the session's own hand."""
     config = configs[0]
     numerics = device.choose(config)
     placing = quantization.placing(config.variant, numerics.device, numerics.compute)
     network, _ = models.load(config.model, numerics.base, numerics.device, placing)
     network = quantization.place(network, config.variant, numerics.device, numerics.compute)
-    items = items_of(case, network.config.vocab_size)
-    if case.engine == "ours":
-        return PackedEngine(network, configs, items, 0, 1000, numerics)
-    model: Any = adapters.attach(network, config.variant, config.lora, config.seed)
+    engine = session.engine_of(network, configs, items_of(case, network.config.vocab_size), 0, 1000, numerics)
     if case.engine == "peft compiled":
         for layer in network.model.layers:  # one compilation for all; of the whole model it would take minutes
             layer.compile()
-    return PeftEngine(model, config, items, 0, 1000, numerics)
+    return engine
 
 
 def measured(case: Case, peak: float, repeats: int = 5) -> dict[str, Any]:
-    """One row of the table: the median over ``repeats`` timings of a few steps each, after some to warm up."""
+    """Measure one row of the table: the median over ``repeats`` timings of a few steps each, after some to warm up."""
     config = config_of(case)
     configs = [replace(config, seed=seed, data_seed=seed) for seed in range(case.runs)]
     row: dict[str, Any] = {
@@ -114,7 +111,7 @@ def measured(case: Case, peak: float, repeats: int = 5) -> dict[str, Any]:
         measure.synchronise()
         warm = time.perf_counter()
         starts = iter(range(warming, 1000, case.steps))
-        seconds, spread = measure.median_seconds(lambda: engine.advance(at := next(starts), at + case.steps), repeats)
+        seconds, spread = measure.median_seconds(lambda: engine.advance(first := next(starts), first + case.steps), repeats)
     except torch.OutOfMemoryError:
         return row | {"note": "out of memory"}
     seconds, spread = seconds / case.steps, spread / case.steps
@@ -131,7 +128,7 @@ def measured(case: Case, peak: float, repeats: int = 5) -> dict[str, Any]:
 
 
 def _gib(which: str) -> float | None:
-    """``torch.cuda``'s count of that name; None without a GPU."""
+    """Read ``torch.cuda``'s count of that name, in GiB; None without a GPU."""
     return getattr(torch.cuda, which)() / 2**30 if torch.cuda.is_available() else None
 
 

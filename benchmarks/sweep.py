@@ -1,4 +1,4 @@
-"""``python -m benchmarks.sweep``: a learning-rate x rank x seed sweep, from the command to the records.
+"""Time a learning-rate x rank x seed sweep, from the command to the records: ``python -m benchmarks.sweep``.
 
 48 runs of SmolLM2-135M on ``cldr_names``: r 4 and 64, alpha/r and alpha/sqrt r, three learning rates, four seeds; 300
 steps of 16 rows, then the whole test split and generated answers for each. Beside it PEFT's seconds for the steps alone
@@ -31,7 +31,7 @@ RUNS, STEPS = 48, 300
 
 
 def command(folder: Path, overrides: list[str]) -> tuple[float, list[dict[str, Any]]]:
-    """(seconds from the command to its end, the results)"""
+    """Run a sweep; gives (seconds from the command to its end, the results)."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "src.train", "-m", "tracking=disabled", *overrides], cwd=folder, check=True)
     seconds = time.perf_counter() - started
@@ -60,15 +60,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         _, sample = command(Path(folder), [*SAMPLE, *[e for e in extra if not e.startswith(("pack.", "train."))]])
     per_step = [r["train_seconds"] / r["steps"] for r in sample]
-    rate = len(sample) / sum(1 / r["tokens_per_second"] for r in sample)  # of equal work at each rank
+    speed = len(sample) / sum(1 / r["tokens_per_second"] for r in sample)  # of equal work at each rank
     tokens = sum(r["train_tokens"] for r in results)
     rows.append(
         {
             "what": "PEFT eager, one run after another; extrapolated from two of 40 steps",
             "runs": RUNS,
             "in one pack": 1,
-            "steps alone": tokens / rate,
-            "tokens/s": rate,
+            "steps alone": tokens / speed,
+            "tokens/s": speed,
             "speed": "eager",
             "peak GiB": max(r["peak_memory_bytes"] for r in sample) / 2**30,
         }

@@ -17,16 +17,12 @@ import torch
 from experiments import sheet
 from experiments.magnitude_direction.decomposition import Change, of_pack, of_weights
 from src.config.schema import Config
-from src.data import batches, datasets
-from src.data.batches import Item
-from src.engine.packed.engine import PackedEngine
-from src.engine.packed.members import member, slot_order
-from src.engine.packed.speed import prepare_to_compile
-from src.engine.peft import PeftEngine
 from src.engine.protocol import Step
 from src.measure.scorer import Scorer, per_token
-from src.model import device, models
+from src.model import device
 from src.model.device import Numerics
+from src.train import session
+from src.train.session import Session
 from src.variants import quantization
 
 RESULTS, LOSSES = "results.csv", "losses.csv"
@@ -62,38 +58,19 @@ def _text(value: Any) -> Any:
     return f"{value:.5g}" if isinstance(value, float) else value
 
 
-class Setup:
-    """The base model and the tokens of a config, on its device."""
-
-    def __init__(self, config: Config) -> None:
-        self.numerics: Numerics = device.choose(config)
-        if config.variant.trains == "adapter":
-            prepare_to_compile(config, self.numerics)
-        network, tokenizer = models.load(config.model, self.numerics.base, self.numerics.device)
-        splits = datasets.load(config.dataset)
-        chosen = {"train": splits.train, "val": splits.val[: config.eval.val_examples]}
-        chosen["test"] = splits.test[: config.eval.test_examples]
-        self.items: dict[str, list[Item]] = {
-            name: batches.tokenise(examples, tokenizer, config.dataset.max_length, config.dataset.chat_template)
-            for name, examples in chosen.items()
-        }
-        self.pad = tokenizer.pad_token_id
-        self.network: Any = quantization.place(network, config.variant, self.numerics.device, self.numerics.compute)
-
-
 class Losses:
     """Mean log-losses of an engine's runs: training since the last checkpoint, validation, and test at the end."""
 
-    def __init__(self, plan: Plan, configs: Sequence[Config], setup: Setup, engine: Any) -> None:
-        self.plan, self.configs, self.setup = plan, configs, setup
-        self.scorer = Scorer(engine.scored, ROWS_AT_ONCE, setup.pad)
+    def __init__(self, plan: Plan, opened: Session) -> None:
+        self.plan, self.configs, self.items = plan, opened.configs, opened.loaded.rows.items
+        self.scorer = Scorer(opened.engine.scored, ROWS_AT_ONCE, opened.loaded.rows.pad)
 
     def write(self, step: int, steps: Sequence[Step]) -> str:
         """Append a row for each run and return the range over runs, in words. A diverged run has nan as its training loss."""
-        val = [per_token(losses) for losses in self.scorer.losses(self.setup.items["val"])]
+        val = [per_token(losses) for losses in self.scorer.losses(self.items["val"])]
         test: list[float | None] = [None] * len(val)
         if step == self.plan.steps:
-            test = [per_token(losses) for losses in self.scorer.losses(self.setup.items["test"])]
+            test = [per_token(losses) for losses in self.scorer.losses(self.items["test"])]
         rows = []
         for run, config in enumerate(self.configs):
             seen = [s.loss[run] if math.isfinite(s.grad_norm[run]) else math.nan for s in steps]
@@ -137,18 +114,17 @@ def _advance(plan: Plan, engine: Any, losses: Losses, read: Callable[[int], None
 
 def train_pack(plan: Plan, configs: Sequence[Config]) -> dict[str, Any]:
     """Train all runs with an adapter together. Returns entries for the provenance."""
-    configs = [configs[index] for index in slot_order([member(config) for config in configs])]
     started = time.perf_counter()
-    setup = Setup(configs[0])
-    engine = PackedEngine(setup.network, configs, setup.items["train"], setup.pad, plan.steps, setup.numerics)
+    opened = session.open(configs, steps=plan.steps)
+    engine: Any = opened.engine
     print(f"pack: {len(configs)} runs, {engine.speed_layers}, built in {time.perf_counter() - started:.1f} s", flush=True)
 
     def read(step: int) -> None:
-        for config, changes in zip(configs, of_pack(engine), strict=True):
+        for config, changes in zip(opened.configs, of_pack(engine), strict=True):
             _write_changes(plan, config, step, changes)
 
-    _advance(plan, engine, Losses(plan, configs, setup, engine), read, engine.finish, "pack")
-    return _measured(setup.numerics, started) | {"runs": len(configs), "speed": engine.speed_layers}
+    _advance(plan, engine, Losses(plan, opened), read, engine.finish, "pack")
+    return _measured(engine.numerics, started) | {"runs": len(configs), "speed": engine.speed_layers}
 
 
 def train_full(plan: Plan, config: Config, threads: int | None = None) -> dict[str, Any]:
@@ -159,19 +135,18 @@ def train_full(plan: Plan, config: Config, threads: int | None = None) -> dict[s
     if threads:
         torch.set_num_threads(threads)
     started = time.perf_counter()
-    setup = Setup(config)
-    linears = quantization.linear_layers(setup.network)
+    opened = session.open([config], steps=plan.steps)
+    engine = opened.engine
+    linears = quantization.linear_layers(engine.network)
     before = {name: layer.weight.detach().clone() for name, layer in linears}
-    setup.network.requires_grad_(True)
-    engine = PeftEngine(setup.network, config, setup.items["train"], setup.pad, plan.steps, setup.numerics)
 
     def read(step: int) -> None:
         _write_changes(plan, config, step, of_weights(before, {name: layer.weight for name, layer in linears}))
 
     name = f"full seed {config.seed}"
     print(f"{name}: built in {time.perf_counter() - started:.1f} s", flush=True)
-    _advance(plan, engine, Losses(plan, [config], setup, engine), read, engine.finish, name)
-    return _measured(setup.numerics, started)
+    _advance(plan, engine, Losses(plan, opened), read, engine.finish, name)
+    return _measured(engine.numerics, started)
 
 
 def _measured(numerics: Numerics, started: float) -> dict[str, Any]:

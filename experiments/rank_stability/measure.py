@@ -1,4 +1,4 @@
-"""``python -m experiments.rank_stability.measure [key=value ...]``: train at every rank under both scalings, and measure.
+"""Train at every rank under both scalings, and measure: ``python -m experiments.rank_stability.measure [key=value ...]``.
 
     out=FOLDER     where results.csv and provenance.json are written (default: this folder)
     ranks=4,8      numbers, or ranges such as 1-4 (default 4,8,16,32,64,128,256); so are seeds= and logged=. Ranges may
@@ -30,65 +30,26 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments import folders, sheet
-from experiments.rank_stability.norms import Norms, Spread
-from experiments.rank_stability.plan import DEFAULTS, KEYS, VARIANTS, Planned, config_of, planned, read_rates
+from experiments import folders
+from experiments.rank_stability.norms import Norms
+from experiments.rank_stability.plan import DEFAULTS, KEYS, VARIANTS, Planned, config_of, in_slots, planned, read_rates
+from experiments.rank_stability.results import Sheet, rows_of
 from src.command import cli
 from src.command.words import read
-from src.config.schema import Config
-from src.data import batches, datasets
-from src.engine.packed.engine import PackedEngine
-from src.engine.packed.feed import Feed
-from src.engine.packed.members import member, slot_order
-from src.engine.packed.speed import prepare_to_compile
 from src.files.durable import dump_json, write_atomically
 from src.files.terminal import quiet_libraries
-from src.measure.scorer import Scorer, per_token
-from src.model import device, models
+from src.model import device
 from src.record import records
-from src.sweep import room
-from src.sweep.memory import Tokens
-from src.variants import adapters, counts, quantization
+from src.train import session
 
 EVERY = 10  # steps between two training losses
 WATCHED_ROWS = 32  # validation rows that the activations are measured on
-KEY_COLUMNS = ("form", "variant", "r", "scale", "learning_rate", "seed", "step", "module")
-LOSSES = ("train_loss", "val_loss", "test_loss")
-QUANTITIES = ("grad_A", "grad_B", "weight", "change", "activation")
-COLUMNS = (*KEY_COLUMNS, *LOSSES, *QUANTITIES)
-
-
-class Sheet:
-    """results.csv, a row at a time, so that a killed process leaves what it has measured."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-        self._write([])
-
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        self.rows += rows
-        self._write(rows)
-
-    def drop(self, runs: Iterable[Planned]) -> None:
-        """Take the rows of runs away that are trained again."""
-        gone = {(run.variant, run.r, run.rate, run.seed) for run in runs}
-        self.rows = [row for row in self.rows if (row["variant"], row["r"], row["learning_rate"], row["seed"]) not in gone]
-        self.path.unlink()
-        self._write(self.rows)
-
-    def _write(self, rows: Sequence[dict[str, Any]]) -> None:
-        sheet.append(self.path, COLUMNS, ([_text(row.get(name)) for name in COLUMNS] for row in rows))
-
-
-def _text(value: Any) -> Any:
-    return ("" if math.isnan(value) else f"{value:.6g}") if isinstance(value, float) else value
 
 
 class Study:
@@ -99,131 +60,78 @@ class Study:
         self.sheet = sheet
         self.started = time.monotonic()
         self.peak = 0
-        self.config = config_of(runs[0], values)  # for what the runs agree on
-        self.numerics = device.choose(self.config)
-        splits = datasets.refuse_impossible(self.config.dataset, values["rows"])
-        assert splits is not None
-        self.splits = splits
-        prepare_to_compile(self.config, self.numerics)
-        self.network, tokenizer = models.load(self.config.model, self.numerics.base, self.numerics.device)
-        self.linears = adapters.linears_of(self.network)
-        self.pad = tokenizer.pad_token_id
-        dataset, evaluation = self.config.dataset, self.config.eval
-        chosen = {
-            "train": splits.train,
-            "val": splits.val[: evaluation.val_examples],
-            "test": splits.test[: evaluation.test_examples],
-        }
-        self.items = {
-            name: batches.tokenise(examples, tokenizer, dataset.max_length, dataset.chat_template)
-            for name, examples in chosen.items()
-        }
+        loaded = session.load(config_of(runs[0], values))
+        self.rows, self.numerics = loaded.rows, loaded.numerics
+        # Its base goes with it: a pack adapts the base, so each takes a fresh one, and they share the rows.
+        self.packs = self._packs(runs, loaded)
 
     def say(self, text: str) -> None:
         print(f"{time.monotonic() - self.started:6.1f} s  {text}", flush=True)
 
-    def packs(self, runs: Sequence[Planned]) -> list[list[Planned]]:
-        """The runs in as few packs as memory holds and ``runs=`` allows, each of whole seeds where one seed fits."""
+    def _packs(self, runs: Sequence[Planned], loaded: session.Loaded) -> list[list[Planned]]:
+        """Group the runs in as few packs as memory holds and ``runs=`` allows, each of whole seeds where one seed fits."""
         seeds = list(dict.fromkeys(run.seed for run in runs))
         of_seed = {seed: [run for run in runs if run.seed == seed] for seed in seeds}
         most = self.values["runs"]
         fitting = len(seeds) if most is None else max(1, min(len(seeds), most // len(of_seed[seeds[0]])))
-        while most is None and fitting > 1 and not self._fit([run for seed in seeds[:fitting] for run in of_seed[seed]]):
+        while most is None and fitting > 1 and not self._fit([r for seed in seeds[:fitting] for r in of_seed[seed]], loaded):
             fitting -= 1
         count = -(-len(seeds) // fitting)  # packs, of nearly equal size
-        groups = [seeds[at * len(seeds) // count : (at + 1) * len(seeds) // count] for at in range(count)]
+        groups = [seeds[i * len(seeds) // count : (i + 1) * len(seeds) // count] for i in range(count)]
         whole_seeds = [[run for seed in group for run in of_seed[seed]] for group in groups]
-        return [pack[at : at + (most or len(pack))] for pack in whole_seeds for at in range(0, len(pack), most or len(pack))]
+        return [pack[i : i + (most or len(pack))] for pack in whole_seeds for i in range(0, len(pack), most or len(pack))]
 
-    def _fit(self, runs: Sequence[Planned]) -> bool:
-        """By the worker's estimate, for the tokens that are really laid out."""
-        configs = _in_slots(runs, self.values)[1]
-        cuda = self.numerics.device.type == "cuda"
-        feed = Feed(self.items["train"], self.pad, [member(each) for each in configs], self.values["steps"], static=cuda)
-        tokens = Tokens(feed.sequences * feed.width, feed.sequences * feed.width)
-        targets = counts.targets(self.linears, self.config.lora.target_modules, self.config.model.name)
-        count, need = room.fitting(configs, targets, tokens, self.numerics.device)
-        if count < len(configs) or need is None or not cuda:
-            return count == len(configs)
-        copied = need * 4 / counts.PACKED_STATE_BYTES  # at most, by ``change``: 4 of a trained number's bytes once more
-        return need + copied <= room.USABLE * torch.cuda.mem_get_info(self.numerics.device)[0]
-
-    def _base(self) -> Any:
-        """The frozen model where it computes; a pack adapts it, so each takes a fresh one."""
-        network, self.network = self.network, None
-        if network is None:
-            network, _ = models.load(self.config.model, self.numerics.base, self.numerics.device)
-        return quantization.place(network, self.config.variant, self.numerics.device, self.numerics.compute)
+    def _fit(self, runs: Sequence[Planned], loaded: session.Loaded) -> bool:
+        """Ask the worker's estimate, with room for ``change``: 4 of the 18 bytes a trained number takes are copied for it."""
+        fit = session.fit_of(loaded, in_slots(runs, self.values)[1])
+        return fit.count == len(runs) and (fit.bytes or 0) * (1 + 4 / 18) <= fit.usable
 
     def train(self, pack: Sequence[Planned]) -> None:
-        """One pack from its base model to its last row."""
+        """Train one pack, from its base model to its last row."""
         values, steps = self.values, self.values["steps"]
-        runs, configs = _in_slots(pack, values)
-        engine = PackedEngine(self._base(), configs, self.items["train"], self.pad, steps, self.numerics)
-        watched = batches.collate(self.items["val"][:WATCHED_ROWS], self.pad, self.numerics.device)
-        norms = Norms(engine.model, watched)
+        runs, configs = in_slots(pack, values)
+        opened = session.open(configs, self.rows)
+        engine: Any = opened.engine
+        norms = Norms(engine.model, opened.batch("val", WATCHED_ROWS))
         self.say(f"{len(runs)} runs are built ({engine.speed_layers})")
         logged = {step for step in values["logged"] if step < steps} | {steps}
         losses: list[list[float]] = []
         marks = sorted(logged | set(range(0, steps, EVERY)))
         for step, until in zip(marks, [*marks[1:], steps], strict=True):
-            found: dict[str, Any] = {}
+            measured: dict[str, Any] = {}
             if losses and (step % EVERY == 0 or step == steps):
-                found["train_loss"] = [sum(of_run) / len(losses) for of_run in zip(*losses, strict=True)]
+                measured["train_loss"] = [sum(of_run) / len(losses) for of_run in zip(*losses, strict=True)]
                 losses = []
             done = step
             if step in logged:
-                found |= {"weight": norms.weights(), "activation": norms.activations()}
+                measured |= {"weight": norms.weights(), "activation": norms.activations()}
                 if step == steps:
-                    found |= self._last(engine, norms)
+                    measured |= _last(opened, norms)
                 else:
                     before = norms.values()
-                    losses += [one.loss for one in engine.advance(step, step + 1)]
-                    found |= {"grad_A": norms.gradients("A"), "grad_B": norms.gradients("B"), "change": norms.changes(before)}
+                    losses += [taken.loss for taken in engine.advance(step, step + 1)]
+                    measured |= {"grad_A": norms.gradients("A"), "grad_B": norms.gradients("B"), "change": norms.changes(before)}
                     del before
                     done += 1
                 self.say(f"step {step} is measured")
-            self.sheet.add(_rows(runs, engine, step, found))
-            losses += [one.loss for one in engine.advance(done, until)]
+            self.sheet.add(rows_of(runs, engine, step, measured))
+            losses += [taken.loss for taken in engine.advance(done, until)]
         self.peak = max(self.peak, device.peak_memory(self.numerics.device)[0])
 
-    def _last(self, engine: PackedEngine, norms: Norms) -> dict[str, Any]:
-        """After the last update: the gradient on the rows that would come next, and the losses."""
-        alive = engine.alive.clone()
-        engine.alive.fill_(False)  # the step computes its gradient and changes no number
-        engine.advance(engine.steps, engine.steps + 1)
-        engine.alive.copy_(alive)
-        found: dict[str, Any] = {"grad_A": norms.gradients("A"), "grad_B": norms.gradients("B")}
-        engine.finish()
-        good = [went and finite for went, finite in zip(alive.tolist(), engine.finite(), strict=True)]
-        scorer = Scorer(engine.scored, self.config.eval.batch_size, self.pad)
-        for name in ("val", "test"):
-            of_runs = [per_token(of_run) for of_run in scorer.losses(self.items[name])]
-            found[f"{name}_loss"] = [loss if ok else math.nan for loss, ok in zip(of_runs, good, strict=True)]
-        return found
 
-
-def _in_slots(runs: Sequence[Planned], values: dict[str, Any]) -> tuple[list[Planned], list[Config]]:
-    """The runs, and their configs, as a pack holds them."""
-    configs = [config_of(run, values) for run in runs]
-    order = slot_order([member(config) for config in configs])
-    return [runs[at] for at in order], [configs[at] for at in order]
-
-
-def _rows(runs: Sequence[Planned], engine: PackedEngine, step: int, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a step: losses stand in the row of all modules."""
-    spreads: dict[str, Spread] = {name: found[name] for name in QUANTITIES if name in found}
-    modules = list(next(iter(spreads.values()), {"all": []}))
-    rows = []
-    for at, run in enumerate(runs):
-        for form in run.forms:
-            for module in modules:
-                key = (form, run.variant, run.r, *engine.scales(at), run.rate, run.seed, step, module)
-                row = dict(zip(KEY_COLUMNS, key, strict=True)) | {name: spread[module][at] for name, spread in spreads.items()}
-                if module == "all":
-                    row |= {name: found[name][at] for name in LOSSES if name in found}
-                rows.append(row)
-    return rows
+def _last(opened: session.Session, norms: Norms) -> dict[str, Any]:
+    """Measure after the last update: the gradient on the rows that would come next, and the losses."""
+    engine: Any = opened.engine
+    alive = engine.alive.clone()
+    engine.alive.fill_(False)  # the step computes its gradient and changes no number
+    engine.advance(engine.steps, engine.steps + 1)
+    engine.alive.copy_(alive)
+    measured: dict[str, Any] = {"grad_A": norms.gradients("A"), "grad_B": norms.gradients("B")}
+    engine.finish()
+    good = [went and finite for went, finite in zip(alive.tolist(), engine.finite(), strict=True)]
+    for name in ("val", "test"):
+        measured[f"{name}_loss"] = [loss if ok else math.nan for loss, ok in zip(opened.losses(name), good, strict=True)]
+    return measured
 
 
 def free() -> None:
@@ -235,7 +143,7 @@ def free() -> None:
 
 
 def halves(pack: Sequence[Planned]) -> list[list[Planned]]:
-    """A pack that memory did not hold as two: by seeds, or if there is one, by runs."""
+    """Split a pack that memory did not hold in two: by seeds, or if there is one, by runs."""
     seeds = list(dict.fromkeys(run.seed for run in pack))
     if len(seeds) == 1:
         return [list(pack[: len(pack) // 2]), list(pack[len(pack) // 2 :])]
@@ -244,12 +152,12 @@ def halves(pack: Sequence[Planned]) -> list[list[Planned]]:
 
 
 def provenance(study: Study, words: Sequence[str], runs: int, done: int) -> str:
-    """What was measured, with what, where; without the names of folders and of the host."""
+    """Describe what was measured, with what, where; without the names of folders and of the host."""
     known = records.provenance([])
     del known["argv"], known["host"]
-    said = [f"rates={Path(word[6:]).name}" if word.startswith("rates=") else word for word in words if word[:4] != "out="]
+    arguments = [f"rates={Path(word[6:]).name}" if word.startswith("rates=") else word for word in words if word[:4] != "out="]
     return dump_json(
-        {"command": " ".join(["python -m experiments.rank_stability.measure", *said])}
+        {"command": " ".join(["python -m experiments.rank_stability.measure", *arguments])}
         | known
         | {
             "device": device.describe(study.numerics.device),
@@ -258,7 +166,7 @@ def provenance(study: Study, words: Sequence[str], runs: int, done: int) -> str:
             "runs_done": done,
             "seconds": time.monotonic() - study.started,
             "peak_memory_bytes": study.peak,
-            "data_fingerprint": study.splits.fingerprint(),
+            "data_fingerprint": study.rows.splits.fingerprint(),
         }
     )
 
@@ -277,7 +185,7 @@ def main(words: Sequence[str] | None = None) -> int:
     study.say(
         f"{len(runs)} runs: {', '.join(VARIANTS)}, r {values['ranks'][0]}-{values['ranks'][-1]}, {len(values['seeds'])} seeds"
     )
-    waiting = study.packs(runs)
+    waiting = study.packs
     study.say(f"packs of {', '.join(str(len(pack)) for pack in waiting)} runs")
     try:
         _train_all(study, words, runs, waiting, folder / "provenance.json")
@@ -290,7 +198,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _train_all(
     study: Study, words: Sequence[str], runs: Sequence[Planned], waiting: list[list[Planned]], provenance_file: Path
 ) -> None:
-    """Pack by pack; one that memory does not hold is halved."""
+    """Train pack by pack; one that memory does not hold is halved."""
     done = 0
     write_atomically(provenance_file, provenance(study, words, len(runs), done))
     while waiting:

@@ -1,9 +1,10 @@
-"""What the study trains: its keys, the rates that it reads, and the config of each run."""
+"""Plan what the study trains: its keys, the learning rates that it reads, and the config of each run."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from src.command import cli
 from src.command.words import Key, Read, number, one_of, whole
 from src.config.schema import Config
 from src.files.errors import ConfigError
+from src.train import session
 
 VARIANTS = ("lora", "rslora")  # alpha/r and alpha/sqrt r
 LOGGED = (0, 1, 2, 10, 30, 100, 300)
@@ -32,25 +34,25 @@ class Planned:
 
 
 def numbers(low: int, high: int) -> Read:
-    """Whole numbers and ranges of them, such as ``0-5`` or ``0,1,8``, sorted.
+    """Make a reader of whole numbers and ranges of them, such as ``0-5`` or ``0,1,8``, sorted.
 
     Ranges may overlap. What adds nothing to the rest, such as the second 4 of ``4,4``, was meant to be another.
     """
 
     def check(value: str) -> list[int]:
         ranges: dict[str, range] = {}
-        found: Counter[int] = Counter()
+        times: Counter[int] = Counter()
         for part in value.split(","):
             match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part)
             ends = [int(end) for end in match.groups() if end] if match else []
             if not ends or not low <= ends[0] <= ends[-1] <= high:
                 raise ValueError(f"whole numbers from {low} to {high}")
             ranges[part] = range(ends[0], ends[-1] + 1)
-            found.update(ranges[part])
+            times.update(ranges[part])
         for part, each in ranges.items():
-            if all(found[number] > 1 for number in each):
+            if all(times[number] > 1 for number in each):
                 raise ValueError(f"{part} only once")
-        return sorted(found)
+        return sorted(times)
 
     return check
 
@@ -88,27 +90,27 @@ DEFAULTS: dict[str, Any] = {
 
 
 def read_rates(path: Path) -> dict[tuple[str, int], float]:
-    """The learning rate of each (variant, rank) of a CSV.
+    """Read the learning rate of each (variant, rank) of a CSV.
 
     Raises:
         ConfigError: no such file, one that is cut off, or a row that says no rate; one line.
     """
-    found: dict[tuple[str, int], float] = {}
+    rates: dict[tuple[str, int], float] = {}
     rows = sheet.read(path, ("variant", "r", "learning_rate"), numbers=())
-    for at, row in enumerate(rows.to_dict("records"), start=1):
+    for line, row in enumerate(rows.to_dict("records"), start=1):
         try:
             key = (one_of(*VARIANTS)(row["variant"]), whole(1, HIGHEST_RANK)(row["r"]))
             rate = number(1e-9, 1.0)(row["learning_rate"])
         except ValueError as error:
-            raise ConfigError(f"{path}: row {at} needs {error}") from error
-        if key in found:
-            raise ConfigError(f"{path}: row {at} names {key[0]} r={key[1]} twice")
-        found[key] = rate
-    return found
+            raise ConfigError(f"{path}: row {line} needs {error}") from error
+        if key in rates:
+            raise ConfigError(f"{path}: row {line} names {key[0]} r={key[1]} twice")
+        rates[key] = rate
+    return rates
 
 
 def planned(values: dict[str, Any], rates: dict[tuple[str, int], float]) -> list[Planned]:
-    """All runs, seed by seed, so that the runs to be compared share a pack."""
+    """List all runs, seed by seed, so that the runs to be compared share a pack."""
     forms: dict[tuple[str, int, float], list[str]] = {}
     for variant in VARIANTS:
         for r in values["ranks"]:
@@ -124,7 +126,7 @@ def _composed(variant: str, words: tuple[str, ...]) -> Config:
 
 
 def config_of(run: Planned, values: dict[str, Any]) -> Config:
-    """Composed once for each variant: composing takes 0.1 s."""
+    """Make the config of a run. It is composed once for each variant, since composing takes 0.1 s."""
     words = (
         f"model={values['model']}", f"lora.alpha={values['alpha']}", f"train.steps={values['steps']}",
         f"train.batch_size={values['rows']}", f"train.schedule={values['schedule']}",
@@ -138,3 +140,10 @@ def config_of(run: Planned, values: dict[str, Any]) -> Config:
         seed=run.seed,
         data_seed=run.seed,
     )
+
+
+def in_slots(runs: Sequence[Planned], values: dict[str, Any]) -> tuple[list[Planned], list[Config]]:
+    """Order the runs, and their configs, as a pack holds them."""
+    configs = [config_of(run, values) for run in runs]
+    order = session.slot_order(configs)
+    return [runs[index] for index in order], [configs[index] for index in order]

@@ -1,7 +1,8 @@
-"""``python -m experiments.rank_stability.report [folder=FOLDER]``: results.csv as tables.md and rank_stability.png.
+"""Write results.csv as tables and a figure: ``python -m experiments.rank_stability.report [folder=FOLDER]``.
 
-A slope is that of log(quantity) against log(r) by least squares over the ranks, one for each seed; then its mean over seeds
-with a 95% t interval. Means by rank are geometric, with the t interval of the logarithm; those of losses are plain.
+They are tables.md and rank_stability.png. A slope is that of log(quantity) against log(r) by least squares over the ranks,
+one for each seed; then its mean over seeds with a 95% t interval. Means by rank are geometric, with the t interval of the
+logarithm; those of losses are plain.
 
 What theory says of slopes, with gamma = alpha/r or alpha/sqrt r and y = W x + gamma B A x:
 
@@ -71,22 +72,22 @@ class Point(NamedTuple):
 
 
 def load(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of the runs that ended well, and a line for each that did not: it diverged, was stopped, or lacks rows.
+    """Read the rows of the runs that ended well, and a line for each that did not: it diverged, was stopped, or lacks rows.
 
     Raises:
         ConfigError: no results, or not such a table; one line.
     """
-    found = sheet.read(path, [*RUN, "step", "module"], ["r", "seed", "step", *QUANTITIES, *LOSSES])
-    rows = found.groupby(RUN)["step"].transform("size")
-    ended = (found.groupby(RUN)["test_loss"].transform("count") > 0) & (rows == rows.max())
+    table = sheet.read(path, [*RUN, "step", "module"], ["r", "seed", "step", *QUANTITIES, *LOSSES])
+    rows = table.groupby(RUN)["step"].transform("size")
+    ended = (table.groupby(RUN)["test_loss"].transform("count") > 0) & (rows == rows.max())
     if not ended.any():
         raise ConfigError(f"{path}: no run has a test loss")
-    lost = [*found[~ended][RUN].drop_duplicates().itertuples(index=False), *sheet.lacking(found, RUN[:-1])]
-    return found[ended], [f"{form}: {variant} r={r} seed={seed}" for form, variant, r, seed in lost]
+    lost = [*table[~ended][RUN].drop_duplicates().itertuples(index=False), *sheet.lacking(table, RUN[:-1])]
+    return table[ended], [f"{form}: {variant} r={r} seed={seed}" for form, variant, r, seed in lost]
 
 
 def values(frame: pd.DataFrame, form: str, variant: str, point: Point, module: str = "all") -> pd.DataFrame:
-    """[seeds x ranks]; a run that is missing is NaN."""
+    """Lay a quantity out as [seeds x ranks]; a run that is missing is NaN."""
     rows = frame[
         (frame["form"] == form) & (frame["variant"] == variant) & (frame["step"] == point.step) & (frame["module"] == module)
     ]
@@ -94,28 +95,28 @@ def values(frame: pd.DataFrame, form: str, variant: str, point: Point, module: s
 
 
 def slopes(table: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Of log(value) against log(r), for each seed that has a value above 0 at every rank."""
+    """Fit the slope of log(value) against log(r), for each seed that has a value above 0 at every rank."""
     whole = table[(table > 0).all(axis=1)]
     x = np.log(np.asarray(table.columns, dtype=float))
     if len(x) < 2 or whole.empty:
         return np.empty(0)
     x -= x.mean()
-    found: np.ndarray[Any, np.dtype[np.float64]] = np.log(whole.to_numpy(dtype=float)) @ x / (x @ x)
-    return found
+    fitted: np.ndarray[Any, np.dtype[np.float64]] = np.log(whole.to_numpy(dtype=float)) @ x / (x @ x)
+    return fitted
 
 
 def by_rank(table: pd.DataFrame, quantity: str) -> dict[int, Interval]:
-    """Mean over seeds and its interval at each rank: geometric, and plain for losses. Without values: none."""
-    found = {}
+    """Average over seeds at each rank, with an interval: geometric, and plain for losses. Without values: none."""
+    averages = {}
     for r, column in table.items():
         numbers = column.dropna().to_numpy(dtype=float)
         if quantity in LOSSES:
-            found[int(r)] = mean_interval(numbers)
+            averages[int(r)] = mean_interval(numbers)
         elif len(numbers) and (numbers > 0).all():
             logs = mean_interval(np.log(numbers))
             mean, low, high = (float(np.exp(value)) for value in (logs.mean, logs.low, logs.high))
-            found[int(r)] = Interval(mean, low, high, logs.sd, logs.n)  # sd: of the logarithm
-    return found
+            averages[int(r)] = Interval(mean, low, high, logs.sd, logs.n)  # sd: of the logarithm
+    return averages
 
 
 class Study:
@@ -132,7 +133,7 @@ class Study:
         return mean_interval(slopes(values(self.frame, form, variant, point, module)))
 
     def points(self) -> list[Point]:
-        """All that is logged, without what is 0 at every rank, as all but the gradient is at first."""
+        """List all that is logged, without what is 0 at every rank, as all but the gradient is at first."""
         whole = self.frame[self.frame["module"] == "all"]
         return [
             Point(quantity, int(step))
@@ -142,7 +143,7 @@ class Study:
         ]
 
     def key_points(self) -> list[Point]:
-        """Those of the figure."""
+        """List the points of the figure."""
         after = next((step for step in self.logged if step > self.moved), self.last)
         return [
             Point("grad_B", self.logged[0]),
@@ -179,7 +180,7 @@ def _expected(study: Study, form: str, point: Point) -> str:
 
 
 def module_table(study: Study, form: str) -> str:
-    """Slopes by kind of module at the points of the figure: k and v may be narrower than the highest rank."""
+    """Tabulate slopes by kind of module at the points of the figure: k and v may be narrower than the highest rank."""
     points = [point for point in study.key_points() if point.quantity in QUANTITIES]
     modules = [name for name in study.frame["module"].unique() if name != "all"]
     rows = [
@@ -193,29 +194,26 @@ def rank_table(study: Study, form: str) -> str:
     for point in dict.fromkeys([*study.key_points(), Point("weight", study.last), Point("val_loss", study.last)]):
         digits = ".4f" if point.quantity in LOSSES else ".3g"
         for variant, rule in SCALINGS.items():
-            found = by_rank(values(study.frame, form, variant, point), point.quantity)
-            rows += [[point.name, rule, str(r), shown(value, digits), str(value.n)] for r, value in found.items()]
+            averages = by_rank(values(study.frame, form, variant, point), point.quantity)
+            rows += [[point.name, rule, str(r), shown(value, digits), str(value.n)] for r, value in averages.items()]
     return markdown.under(["quantity", "scaling", "r", "mean [95% interval]", "n"], rows)
 
 
 def differences(study: Study, form: str) -> dict[int, Interval]:
-    """Test loss under alpha/sqrt r minus that under alpha/r, by rank, paired by seed."""
+    """Compute the test loss under alpha/sqrt r minus that under alpha/r, by rank, paired by seed."""
     ours, theirs = (values(study.frame, form, variant, Point("test_loss", study.last)) for variant in ("rslora", "lora"))
-    found = {}
-    for r, column in (ours - theirs).items():
-        found[int(r)] = mean_interval(column.dropna().to_numpy(dtype=float))
-    return found
+    return {int(r): mean_interval(column.dropna().to_numpy(dtype=float)) for r, column in (ours - theirs).items()}
 
 
 def gain(study: Study, form: str, variant: str) -> tuple[int, int, Interval]:
-    """(lowest rank, highest rank, test loss at the highest minus at the lowest, paired by seed)."""
+    """Compute (lowest rank, highest rank, test loss at the highest minus at the lowest, paired by seed)."""
     table = values(study.frame, form, variant, Point("test_loss", study.last))
     low, high = min(table.columns), max(table.columns)
     return int(low), int(high), mean_interval((table[high] - table[low]).dropna().to_numpy(dtype=float))
 
 
 def root_error(study: Study, form: str) -> float:
-    """The largest |ratio - 1| over ranks and seeds of ||dL/dB|| at step 0, rsLoRA's to LoRA's, over sqrt r."""
+    """Find the largest |ratio - 1| over ranks and seeds of ||dL/dB|| at step 0, rsLoRA's to LoRA's, over sqrt r."""
     ours, theirs = (values(study.frame, form, variant, Point("grad_B", 0)) for variant in ("rslora", "lora"))
     ratio = ours / theirs / np.sqrt(np.asarray(ours.columns, dtype=float))
     return float((ratio - 1).abs().max().max())
@@ -245,7 +243,7 @@ def findings(study: Study) -> list[str]:
 
 
 def draw(study: Study, path: Path) -> None:
-    """Panels: a quantity against the rank, a line for each scaling and form, 95% intervals as bars."""
+    """Draw panels: a quantity against the rank, a line for each scaling and form, 95% intervals as bars."""
     settings: dict[Any, Any] = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(9.2, 6), layout="constrained")
@@ -265,11 +263,11 @@ def draw(study: Study, path: Path) -> None:
 def _panel(axes: Axes, study: Study, point: Point) -> None:
     for form in study.forms:
         for variant, rule in SCALINGS.items():
-            found = by_rank(values(study.frame, form, variant, point), point.quantity)
-            if not found:
+            averages = by_rank(values(study.frame, form, variant, point), point.quantity)
+            if not averages:
                 continue
-            ranks, means = list(found), [value.mean for value in found.values()]
-            bars = np.nan_to_num([[v.mean - v.low for v in found.values()], [v.high - v.mean for v in found.values()]])
+            ranks, means = list(averages), [value.mean for value in averages.values()]
+            bars = np.nan_to_num([[v.mean - v.low for v in averages.values()], [v.high - v.mean for v in averages.values()]])
             rule = f"{NAMES[variant]}, {rule}"
             label = rule if study.forms == ["fixed"] else f"{rule}, {'one rate' if form == 'fixed' else 'its best rate'}"
             colour, marker = style(variant)
@@ -278,8 +276,8 @@ def _panel(axes: Axes, study: Study, point: Point) -> None:
             axes.errorbar([r * beside for r in ranks], means, bars, label=label, **look)
             if form == "fixed" and point == Point("grad_B", 0):
                 theory = [means[0] * (r / ranks[0]) ** STEP_0[variant] for r in ranks]
-                said = "theory at step 0: slopes -1/2 and 0" if variant == "rslora" else None
-                axes.plot(ranks, theory, label=said, **THEORY)
+                legend = "theory at step 0: slopes -1/2 and 0" if variant == "rslora" else None
+                axes.plot(ranks, theory, label=legend, **THEORY)
     ticks = sorted(int(r) for r in study.frame["r"].unique())
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(r) for r in ticks])
@@ -293,8 +291,8 @@ def _panel(axes: Axes, study: Study, point: Point) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         fitted = {rule: study.slope("fixed", variant, point) for variant, rule in SCALINGS.items() if "fixed" in study.forms}
-        said = ", ".join(f"{slope.mean:+.2f} ({rule})" for rule, slope in fitted.items() if slope.n)
-        axes.set_title(f"{point.name}\nslope {said}" if said else point.name, fontsize=8)
+        shown_slopes = ", ".join(f"{slope.mean:+.2f} ({rule})" for rule, slope in fitted.items() if slope.n)
+        axes.set_title(f"{point.name}\nslope {shown_slopes}" if shown_slopes else point.name, fontsize=8)
     else:
         axes.set_ylabel("nats per target token")
 

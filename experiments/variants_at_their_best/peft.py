@@ -21,12 +21,10 @@ from src.command import cli, words
 from src.command.cli import compose
 from src.command.words import Key
 from src.config.schema import Config
-from src.data import batches, datasets
-from src.engine.peft import PeftEngine
 from src.files.durable import dump_json, write_atomically
 from src.files.terminal import quiet_libraries
-from src.model import device, models
-from src.variants import adapters, quantization
+from src.model import device
+from src.train import session
 
 WARM_UP, TIMED = 5, 30  # steps
 TABLE, MACHINE = "peft.csv", "peft.json"
@@ -37,20 +35,14 @@ KEYS = {"out": Key(Path, "FOLDER")}
 
 def sample(config: Config) -> dict[str, Any]:
     """Measure seconds and tokens, prompts included, of ``TIMED`` steps of this run on its device."""
-    numerics = device.choose(config)
-    network, tokenizer = models.load(config.model, numerics.base, numerics.device)
-    network = quantization.place(network, config.variant, numerics.device, numerics.compute)
-    rows = datasets.load(config.dataset).train
-    items = batches.tokenise(rows, tokenizer, config.dataset.max_length, config.dataset.chat_template)
-    model: Any = adapters.attach(network, config.variant, config.lora, config.seed)
-    engine = PeftEngine(model, config, items, tokenizer.pad_token_id, WARM_UP + TIMED, numerics)
+    engine = session.open([config], steps=WARM_UP + TIMED).engine
     engine.advance(0, WARM_UP)
     measure.synchronise()
     started = time.perf_counter()
     steps = engine.advance(WARM_UP, WARM_UP + TIMED)
     measure.synchronise()
     seconds, tokens = time.perf_counter() - started, sum(step.tokens[0] for step in steps)
-    peak, _ = device.peak_memory(numerics.device)
+    peak, _ = device.peak_memory(engine.numerics.device)
     return {
         "variant": config.variant.name, "r": config.lora.r, "steps": TIMED, "tokens": tokens, "seconds": round(seconds, 4),
         "tokens_per_second": round(tokens / seconds, 1), "peak_gib": round(peak / 2**30, 2),

@@ -64,6 +64,12 @@ def identity(device: torch.device) -> str:
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else device.type
 
 
+def gpu_memory(device: torch.device) -> tuple[int, int]:
+    """(bytes that this process can have, those that it holds already among them; all bytes) of a GPU."""
+    free, total = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device), total
+
+
 def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,4 +1,4 @@
-"""One worker process for one pack: what stands in the folders before it, and what is made of its end."""
+"""Run one worker process for one pack: prepare its run folders, start it, interpret its exit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from . import child
 from .child import Event, Workers
 from .display import Display, notice
 from .locks import Claims
-from .memory import oom_kills
+from .machine import oom_kills
 from .packs import Pack
 from .plan import Job
 
@@ -25,7 +25,7 @@ EARLIER = ("started", "commit", "dirty", "python", "packages", "host", "device")
 
 
 class Attempt:
-    """After ``run``: ``statuses`` of the runs that ended; ``untaken``, ``too_big`` and ``dead`` are still to be done."""
+    """One try at a pack. After ``run``: ``statuses`` of ended runs; ``untaken``, ``too_big`` and ``dead`` are to be done."""
 
     def __init__(self, pack: Pack, claims: Claims, display: Display, halved_from: int | None, workers: Workers) -> None:
         self.pack = pack
@@ -43,7 +43,7 @@ class Attempt:
         self.started = 0.0
 
     def run(self) -> None:
-        """Raises CannotWrite where the worker, or this process, could not write a record file."""
+        """Start the worker and wait for its end. Raises CannotWrite where it, or we, could not write a record file."""
         self.jobs = self._prepare_folders()
         self.display.started(self.pack)
         self.started = time.perf_counter()
@@ -53,7 +53,7 @@ class Attempt:
         silence = self.pack.config.pack.silence
         self.end = self.workers.run([*options, *folders], self.claims.locks, self._on_event, self.display.on_line, silence)
         for job in self.jobs:
-            self._end(job)
+            self._show_end(job)
         if self.end.code == child.CANNOT_WRITE:
             raise CannotWrite(self.unwritten)
         unfinished = [job for job in self.jobs if job.run_id not in self.statuses]
@@ -65,7 +65,7 @@ class Attempt:
             self.record_death(unfinished, "out_of_memory")
 
     def _ran_out_of_memory(self, killed_before: int | None) -> bool:
-        """Whether memory ended the worker. The kernel frees memory with SIGKILL, and counts how often; where it does not
+        """Tell whether memory ended the worker. The kernel frees memory with SIGKILL, and counts how often; where it does not
         say, a pack is believed to have been too big."""
         assert self.end is not None
         if self.end.code != -signal.SIGKILL or self.end.silent is not None:
@@ -77,10 +77,10 @@ class Attempt:
         """Write how their process ended as the end of these runs."""
         for job in jobs:
             job.folder.write_result(record(job.config, job.run_id, Outcome(status, str(self.end))))
-            self._end(job)
+            self._show_end(job)
 
     def _prepare_folders(self) -> list[Job]:
-        """Also the jobs as they stand from here on: forced no more, since a second attempt goes on from checkpoints."""
+        """Write what a run needs to start. Returns the jobs without ``force``, as a second attempt resumes from checkpoints."""
         origin = provenance(sys.argv)
         losing = []
         for job in self.pack.jobs:
@@ -94,7 +94,7 @@ class Attempt:
             if job.config.force:
                 job.folder.clear_progress()
             job.folder.write_config(job.config)
-            earlier = _earlier(job) if checkpoint.steps(job.folder.checkpoints) else []
+            earlier = _earlier_attempts(job) if checkpoint.steps(job.folder.checkpoints) else []
             job.folder.write_provenance(origin | {"earlier": earlier})
         if losing:
             whose = f"{losing[0]}: its" if len(losing) == 1 else f"{len(losing)} runs: their"
@@ -103,16 +103,17 @@ class Attempt:
 
     def _on_event(self, event: Event) -> None:
         if event["event"] == "taken":
-            self._take(set(event["runs"]), event["why"])
+            self._narrow(set(event["runs"]), event["why"])
         elif event["event"] == "cannot_write":
             self.unwritten = event["why"]
         elif event["event"] == "ended":
             for job in self.jobs:
                 if job.run_id == event["run"]:
-                    self._end(job)
+                    self._show_end(job)
         self.display.show(event)
 
-    def _take(self, run_ids: set[str], why: str) -> None:
+    def _narrow(self, run_ids: set[str], why: str) -> None:
+        """Put back the jobs that the worker does not take."""
         taken = [job for job in self.jobs if job.run_id in run_ids]
         left = [job for job in self.jobs if job.run_id not in run_ids]
         if not taken or not left:
@@ -122,8 +123,8 @@ class Attempt:
         for job in left:
             self.claims.give_up(job.folder)
 
-    def _end(self, job: Job) -> None:
-        """Say how a run ended, once, if its record is there."""
+    def _show_end(self, job: Job) -> None:
+        """Show how a run ended, once, if its record is there."""
         result = job.folder.result()
         if result is not None and job.run_id not in self.statuses:
             self.statuses[job.run_id] = result["status"]
@@ -132,8 +133,8 @@ class Attempt:
             self.display.ended(job, result, time.perf_counter() - self.started)
 
 
-def _earlier(job: Job) -> list[dict[str, object]]:
-    """What came of the code and machines of attempts that the run goes on from: one entry each, the newest last."""
+def _earlier_attempts(job: Job) -> list[dict[str, object]]:
+    """List code and machine of each attempt that the run resumes from, the newest last."""
     known = job.folder.provenance()
     if known is None:
         return []

@@ -1,10 +1,10 @@
-"""The worker processes of a command and what they say: events, one JSON object a line, through a pipe of their own.
+"""Start the worker processes of a command and read what they say: events, one JSON object a line, through their own pipe.
 
 A worker inherits the locks of its runs. It goes on if its parent is killed, and then nobody listens to it. It is the
 head of a process group of its own, so that it can be ended with all that it started.
 
-A worker imports its libraries for seconds, on some machines half a minute, while the GPU waits; so the next one can be started
-while one trains, and gets its command line once there is one.
+A worker imports its libraries for seconds, on some machines half a minute, while the GPU waits. So a standby is preloaded
+while a worker trains, and gets its command line when its turn comes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CANNOT_WRITE = 4  # and where a record file could not be written
 STDERR = 2  # file descriptor
 # Seconds that a worker gets to save and stop before it is killed: a scheduler gives ten to all of us.
 GRACE = 8.5
-IMPORTS = 120.0  # seconds that a worker that was started ahead may still take for its imports
+IMPORTS = 120.0  # seconds that a standby may still take for its imports
 
 # For every child process. One runs at a time, so it may have all cores; CUBLAS's setting makes repeated sums alike.
 ENVIRONMENT = {
@@ -52,7 +52,7 @@ def environment() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class End:
-    """How a worker's process ended: its exit code, negative if a signal ended it; ``silent`` if it had to be stopped."""
+    """The end of a worker's process: its exit code, negative if a signal ended it; ``silent`` if it had to be stopped."""
 
     code: int
     silent: float | None = None  # seconds without a sign of life
@@ -66,19 +66,19 @@ class End:
 
 
 class Workers:
-    """The workers of a command, one at a time. With ``ahead`` the next one begins to import while one trains."""
+    """The workers of a command, one at a time. With ``preload`` a standby begins to import while a worker trains."""
 
     def __init__(self) -> None:
-        self.ahead = False
-        self._spare: Spare | None = None
+        self.preload = False
+        self._standby: Standby | None = None
         self._worker: subprocess.Popen[bytes] | None = None  # here, since a signal may come before its start is over
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._spare is not None:
-            self._spare.end()
+        if self._standby is not None:
+            self._standby.end()
 
     def run(
         self,
@@ -94,7 +94,7 @@ class Workers:
         that stops us is passed on.
         """
         ours, theirs = os.pipe()
-        readers = {ours: _Lines(lambda line: _tell(line, lambda event: self._heard(event, on_event)))}
+        readers = {ours: _Lines(lambda line: _parse(line, lambda event: self._on_event(event, on_event)))}
         output = STDERR
         opened = [theirs]
         if on_line is not None:
@@ -123,9 +123,9 @@ class Workers:
                 os.close(end)
 
     def _start(self, arguments: Sequence[str], locks: Sequence[int], events: int, output: int) -> subprocess.Popen[bytes]:
-        spare, self._spare = self._spare, None
-        if spare is not None and spare.take(arguments, [events, output, *locks]):
-            self._worker = spare.process
+        standby, self._standby = self._standby, None
+        if standby is not None and standby.take(arguments, [events, output, *locks]):
+            self._worker = standby.process
             return self._worker
         command = [*WORKER, "--events", str(events), *arguments]
         passed = [*locks, events]
@@ -134,25 +134,25 @@ class Workers:
         )
         return self._worker
 
-    def _heard(self, event: Event, on_event: Callable[[Event], None]) -> None:
+    def _on_event(self, event: Event, on_event: Callable[[Event], None]) -> None:
         # Not before the first step: until then this worker needs the processor to load and build.
-        if event["event"] == "step" and self.ahead and self._spare is None:
+        if event["event"] == "step" and self.preload and self._standby is None:
             try:
-                self._spare = Spare()
+                self._standby = Standby()
             except OSError:  # no more processes or files than these: the next worker starts in its turn, if it can
-                self.ahead = False
+                self.preload = False
         on_event(event)
 
 
-class Spare:
-    """A worker that has no runs yet. It ends by itself where the command that started it is gone."""
+class Standby:
+    """A preloaded worker that has no runs yet. It ends by itself where the command that started it is gone."""
 
     def __init__(self) -> None:
         self._channel, theirs = handover.channel()
         try:
             with theirs:
                 self.process = subprocess.Popen(
-                    [*WORKER, "--ahead", str(theirs.fileno())],
+                    [*WORKER, "--standby", str(theirs.fileno())],
                     env=environment(), pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                     process_group=0,
                 )  # fmt: skip
@@ -161,7 +161,7 @@ class Spare:
             raise
 
     def take(self, arguments: Sequence[str], descriptors: Sequence[int]) -> bool:
-        """Let it work: the descriptors are its events, its output and its locks. False where it has died or says nothing."""
+        """Give it runs: the descriptors are its events, its output and its locks. False where it has died or says nothing."""
         taken = False
         self._channel.settimeout(IMPORTS)
         try:
@@ -180,7 +180,7 @@ class Spare:
 
 
 def _kill(worker: subprocess.Popen[bytes]) -> None:
-    """With what it started."""
+    """Kill a worker with all that it started."""
     with suppress(ProcessLookupError):
         os.killpg(worker.pid, signal.SIGKILL)
 
@@ -194,7 +194,7 @@ def _stop(worker: subprocess.Popen[bytes], ends: Sequence[int]) -> None:
 
 
 class _Lines:
-    """Bytes in whatever portions they come, nothing at the end; each line goes to ``take``, also the last without its end."""
+    """A buffer that cuts bytes into lines and gives each to ``take``; at the end, which is no bytes, what is left too."""
 
     def __init__(self, take: Callable[[bytes], None]) -> None:
         self.take = take
@@ -213,7 +213,7 @@ def _read(worker: subprocess.Popen[bytes], readers: dict[int, _Lines], silence: 
 
     False where the worker lives on and has said nothing for ``silence`` seconds.
     """
-    heard = time.monotonic()
+    last_sign = time.monotonic()
     with selectors.DefaultSelector() as selector:
         for end in readers:
             selector.register(end, selectors.EVENT_READ)
@@ -225,15 +225,15 @@ def _read(worker: subprocess.Popen[bytes], readers: dict[int, _Lines], silence: 
                 if not data:
                     selector.unregister(key.fd)
             if ready:
-                heard = time.monotonic()
+                last_sign = time.monotonic()
             elif worker.poll() is not None:
                 return True
-            elif time.monotonic() - heard > silence:
+            elif time.monotonic() - last_sign > silence:
                 return False
     return True
 
 
-def _tell(line: bytes, on_event: Callable[[Event], None]) -> None:
+def _parse(line: bytes, on_event: Callable[[Event], None]) -> None:
     """Pass an event on. What is no event, such as a line that the worker's death cut off, is left out."""
     try:
         event = json.loads(line)

@@ -1,4 +1,4 @@
-"""What a user sees while packs train: a line for each run that ends and, on a terminal, bars below them."""
+"""Show how packs are doing: a line for each run that ends and, on a terminal, bars below them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """A result in a few words: its status with the reason, or its test loss."""
+    """Describe a result in a few words: its status with the reason, or its test loss."""
     if result["status"] != "ok":
         return f"{result['status']}: {result['reason']}"
     metrics = result["metrics"]
@@ -25,7 +25,7 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def notice(text: str) -> None:
-    """Something out of the ordinary, on stderr."""
+    """Print something out of the ordinary, on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -53,7 +53,7 @@ class Display:
 
     @property
     def on_line(self) -> Callable[[str], None] | None:
-        """Where a worker's own output goes while bars are drawn, which would be written over otherwise."""
+        """Give what prints a worker's own lines while bars are drawn, which would write over them; None without bars."""
         return None if self.bars is None else notice
 
     def started(self, pack: Pack) -> None:
@@ -66,7 +66,7 @@ class Display:
             self.bars.start(pack)
 
     def show(self, event: Event) -> None:
-        """Progress of the current pack: bars only."""
+        """Show progress of the current pack, where there are bars."""
         if self.bars is not None:
             self.bars.show(event, self.done)
 
@@ -85,8 +85,8 @@ class Display:
         if self.bars is not None:
             self.bars.end(job, self.done)
 
-    def _head(self, job: Job, at: int) -> str:
-        return f"[{at}/{self.runs}] {job.run_id} {job.label()}"
+    def _head(self, job: Job, number: int) -> str:
+        return f"[{number}/{self.runs}] {job.run_id} {job.label()}"
 
 
 class Bars:

@@ -1,4 +1,4 @@
-"""What a worker tells the process that started it: one JSON object a line. If nobody listens, it trains all the same."""
+"""Tell the process that started this worker how it goes: one JSON object a line. If nobody listens, it trains all the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Events:
             self.descriptor = None
 
     def taken(self, run_ids: Sequence[str], memory_bytes: int | None, why: str) -> None:
-        """Which of the runs given this process takes; ``why`` begins a sentence on how many of the others follow."""
+        """Name the runs that this process takes; ``why`` begins a sentence on how many of the others follow."""
         self._say("taken", runs=list(run_ids), memory_bytes=memory_bytes, why=why)
 
     def phase(self, what: str) -> None:
@@ -31,7 +31,7 @@ class Events:
         self._say("step", step=step, steps=steps, losses=losses, tokens_per_second=tokens_per_second)
 
     def scoring(self, what: str, total: int) -> Callable[[int], None]:
-        """A function that counts rows done."""
+        """Begin a count of rows: returns the function that adds to it."""
         done = 0
 
         def advance(rows: int) -> None:
@@ -43,7 +43,7 @@ class Events:
         return advance
 
     def cannot_write(self, why: str) -> None:
-        """A record file could not be written; the process ends with it."""
+        """Say that a record file could not be written; the process ends with it."""
         self._say("cannot_write", why=why)
 
     def ended(self, run_id: str) -> None:

@@ -1,4 +1,4 @@
-"""From jobs to records: group them into packs, run one pack after the other, and put back what has to wait.
+"""Bring jobs to records: group them into packs, run one pack after the other, and put back what has to wait.
 
 Light as plan.py is; the work is done in the worker's process.
 """
@@ -15,8 +15,8 @@ from ..record.records import ENDED
 from .attempt import Attempt
 from .child import Workers
 from .display import Display, describe, notice
+from .fit import Memory
 from .locks import Claims
-from .memory import Memory
 from .outlook import outlook
 from .packs import Pack, group
 from .plan import Job, plan, prepare
@@ -59,7 +59,7 @@ def launch(jobs: Sequence[Job]) -> None:
 
 
 class Launch:
-    """One command on its way: the jobs that wait for their turn or for another process, and how runs ended."""
+    """The state of a command: the jobs that wait for their turn or for another process, and how runs ended."""
 
     def __init__(self, display: Display, memory: Memory) -> None:
         self.display = display
@@ -85,7 +85,7 @@ class Launch:
                         self._run_claimable(jobs, claims)
 
     def is_done(self, job: Job) -> bool:
-        """Whether the run has ended before; then this is said and counted."""
+        """Tell whether the run has ended before; then this is shown and counted."""
         before = job.folder.result()
         if before is None or before["status"] not in ENDED or job.config.force or job.folder.damage(before):
             return False
@@ -98,7 +98,7 @@ class Launch:
 
         They are grouped anew: since the plan was made, another process may have brought some of them further.
         """
-        mine = []
+        claimed = []
         for job in jobs:
             if not claims.take(job.folder):
                 self.put_off.append(job)
@@ -106,10 +106,10 @@ class Launch:
                 job.folder.clear_checkpoints()
                 claims.give_up(job.folder)
             else:
-                mine.append(job)
-        if not mine:
+                claimed.append(job)
+        if not claimed:
             return
-        pack, *later = group(mine, self.memory, self.limit)
+        pack, *later = group(claimed, self.memory, self.limit)
         for job in (job for other in later for job in other.jobs):
             claims.give_up(job.folder)
         self._put_in_front([other.jobs for other in later])
@@ -119,7 +119,7 @@ class Launch:
         halved = [self.halved_from[job.run_id] for job in pack.jobs if job.run_id in self.halved_from]
         attempt = Attempt(pack, claims, self.display, max(halved, default=None), self.workers)
         # Without a GPU the next worker's imports would take the processor from the steps of this one.
-        self.workers.ahead = bool(self.queue) and self.memory.machine(pack.config.device).gpu is not None
+        self.workers.preload = bool(self.queue) and self.memory.machine(pack.config.device).gpu is not None
         attempt.run()
         if attempt.untaken:
             self._put_in_front([attempt.untaken])
@@ -130,7 +130,7 @@ class Launch:
         self.statuses |= attempt.statuses
 
     def _try_again(self, attempt: Attempt) -> None:
-        """Once: what ended the process may have been an accident from outside."""
+        """Queue runs whose process died, once each: what ended it may have been an accident from outside."""
         again = [job for job in attempt.dead if job.run_id not in self.died]
         attempt.record_death([job for job in attempt.dead if job.run_id in self.died])
         self.died.update(job.run_id for job in again)
@@ -153,7 +153,7 @@ class Launch:
 
 
 def _clear_leftovers(job: Job) -> None:
-    """A kill between a result and the end of its run leaves checkpoints that nobody needs."""
+    """Delete checkpoints that nobody needs: a kill between a result and the end of its run leaves them."""
     if job.folder.checkpoints.exists():
         with Claims() as claims:
             if claims.take(job.folder):
@@ -166,7 +166,6 @@ def _half(count: int) -> int:
 
 def _wait(jobs: Sequence[Job], claims: Claims) -> None:
     """Wait for the first of these jobs, which other processes have."""
-    one = len(jobs) == 1
-    what, them = (f"{jobs[0].run_id} is", "it") if one else (f"{len(jobs)} runs are", "them")
+    what, them = (f"{jobs[0].run_id} is", "it") if len(jobs) == 1 else (f"{len(jobs)} runs are", "them")
     notice(f"{what} being trained by another process; waiting for {them}")
     claims.wait(jobs[0].folder)

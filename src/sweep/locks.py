@@ -1,4 +1,4 @@
-"""Lock files between commands: which of them trains a run, and which may use the GPU now.
+"""Lock runs and the GPU between commands, so that a run trains once and packs use the GPU one after another.
 
 A run's lock lets commands that want the same run train it once. The worker inherits it, and the system gives it up when the
 last of both ends, however it ends. A process blocks on a lock only while it holds none, so no two can wait for each other.
@@ -22,8 +22,8 @@ from typing import TextIO
 from ..files.durable import writing
 from ..record.records import RunFolder
 
-LOOK = 0.05  # seconds between two looks whether the turn is ours
-SAY = 30.0  # and between two signs of life
+LOOK = 0.05  # seconds between two looks at the lock
+SIGN = 30.0  # and between two signs of life
 
 
 class Claims:
@@ -45,7 +45,7 @@ class Claims:
         return [file.fileno() for file in self._files.values()]
 
     def take(self, folder: RunFolder) -> bool:
-        """Hold a run, or say that another process has it."""
+        """Hold a run; False where another process has it."""
         if folder.run_id in self._files:
             return True
         file = _lock_file(folder)
@@ -79,7 +79,7 @@ def _lock_file(folder: RunFolder) -> TextIO:
 def turn(lock: Path, waiting: Callable[[], None], stopping: Callable[[], bool]) -> Iterator[None]:
     """Hold the file ``lock``, which the system gives up when the process ends, however it does.
 
-    ``waiting`` is called at once and every ``SAY`` seconds until it is free. Where ``stopping`` says so, it is waited for no
+    ``waiting`` is called at once and every ``SIGN`` seconds until it is free. Where ``stopping`` says so, it is waited for no
     longer and not held: there is nothing to train any more.
 
     Raises:
@@ -88,18 +88,18 @@ def turn(lock: Path, waiting: Callable[[], None], stopping: Callable[[], bool]) 
     with writing(lock):
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        said = -math.inf
-        while not _taken(descriptor, lock) and not stopping():
-            if time.monotonic() - said >= SAY:
+        last_sign = -math.inf
+        while not _try_lock(descriptor, lock) and not stopping():
+            if time.monotonic() - last_sign >= SIGN:
                 waiting()
-                said = time.monotonic()
+                last_sign = time.monotonic()
             time.sleep(LOOK)
         yield
     finally:
         os.close(descriptor)
 
 
-def _taken(descriptor: int, lock: Path) -> bool:
+def _try_lock(descriptor: int, lock: Path) -> bool:
     with writing(lock):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

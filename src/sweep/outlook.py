@@ -1,4 +1,4 @@
-"""What a command is about to do: its packs, what they need, and how long it took the last time."""
+"""Describe what a command is about to do: its packs, what they need, and how long it took the last time."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
+from ..files.text import byte_size
 from ..record.records import RUNS, RunFolder
-from .memory import Machine, Memory
-from .packs import Pack, steps_of
+from .fit import Memory
+from .machine import Machine
+from .packs import Pack, resumable_steps
 
 SHOWN = 20  # packs; runs that train alone can be thousands
 
 
 def outlook(packs: Sequence[Pack], memory: Memory) -> str:
-    """The packs as a table under one line that sums them up."""
+    """Write the packs as a table under one line that sums them up."""
     config = packs[0].config
     lines = [_summary(packs)]
     rows = [
-        (str(at), pack.precision, pack.size, pack.variants, pack.settings, _need(pack))
-        for at, pack in enumerate(packs[:SHOWN], start=1)
+        (str(number), pack.precision, pack.size, pack.variants, pack.settings, _need(pack))
+        for number, pack in enumerate(packs[:SHOWN], start=1)
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
@@ -56,7 +58,7 @@ def _need(pack: Pack) -> str:
 
 
 def _bytes(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    return byte_size(count, MiB=0, GiB=1)
 
 
 def _duration(seconds: float) -> str:
@@ -67,7 +69,7 @@ def _duration(seconds: float) -> str:
 
 
 def expected(packs: Sequence[Pack], machine: Machine) -> float | None:
-    """Seconds of training, from the speed of earlier packs of this model and data on this kind of device; None if unknown."""
+    """Estimate the seconds of training by earlier packs of this model and data on this kind of device; None if unknown."""
     names = {(pack.config.model.name, pack.config.dataset.name) for pack in packs}
     if len(names) > 1 or any(pack.config.train.epochs is not None for pack in packs):
         return None
@@ -81,18 +83,18 @@ def expected(packs: Sequence[Pack], machine: Machine) -> float | None:
         train, kind = pack.config.train, (pack.precision, len(pack.jobs))
         if kind not in speeds:
             speeds[kind] = _nearest(known, *kind)["pack_tokens_per_second"]
-        rows = (train.steps - max(steps_of(pack.jobs[0]), default=0)) * train.batch_size * train.grad_accum
+        rows = (train.steps - max(resumable_steps(pack.jobs[0]), default=0)) * train.batch_size * train.grad_accum
         seconds += len(pack.jobs) * rows * per_row / speeds[kind]
     return seconds
 
 
 def _results() -> list[dict[str, Any]]:
-    found = [RunFolder(path.parent.name).result() for path in sorted(RUNS.glob("*/result.json"))]
-    return [result for result in found if result]
+    results = (RunFolder(path.parent.name).result() for path in sorted(RUNS.glob("*/result.json")))
+    return [result for result in results if result]
 
 
 def _is_like(result: dict[str, Any], model: str, dataset: str, machine: Machine) -> bool:
-    """The device's text is the GPU's name; a processor's is not known here, so any will do."""
+    """Tell whether a result is of this model, data and kind of device: a GPU's name has to match, any processor will do."""
     device = str(result.get("device"))
     here = device == f"cuda: {machine.gpu}" if machine.gpu else device.startswith("cpu:")
     same = (result.get("model"), result.get("dataset")) == (model, dataset)
@@ -100,12 +102,12 @@ def _is_like(result: dict[str, Any], model: str, dataset: str, machine: Machine)
 
 
 def _nearest(known: Sequence[dict[str, Any]], precision: str, size: int) -> dict[str, Any]:
-    """The earlier pack most like this one: of its precision if there is one, then of the nearest size."""
+    """Find the earlier pack most like this one: of its precision if there is one, then of the nearest size."""
     return min(known, key=lambda result: (result["base_precision"] != precision, abs(math.log(result["pack_size"] / size))))
 
 
 def _tokens_per_row(result: dict[str, Any]) -> float | None:
-    """Tokens of a training row, padding left out, from what a run counted; None where its config cannot be read any more."""
+    """Count the tokens of a training row, without padding, from a run's counts; None where its config is unreadable by now."""
     try:
         train = RunFolder(result["run_id"]).read_config().train
         return float(result["train_tokens"] / (result["steps"] * train.batch_size * train.grad_accum))

@@ -1,4 +1,4 @@
-"""From the jobs of a command line to checked jobs, no run twice, with what they need prepared.
+"""Check the jobs of a command line, each run once, and prepare what they need.
 
 Everything here is light (no torch): a refusal comes at once, and before the first job starts.
 """
@@ -44,13 +44,13 @@ class Job:
 
 
 def plan(nodes: Sequence[tuple[DictConfig, Any]]) -> list[Job]:
-    """The jobs of a command line, as ``admit`` gives them."""
+    """Resolve the jobs of a command line and admit them."""
     configs = [resolve(node) for node, _ in nodes]
     return admit(configs, nodes[-1][1].get("experiment"))
 
 
 def admit(configs: Sequence[Config], experiment: str | None = None) -> list[Job]:
-    """Jobs of resolved configs, each checked, no run twice; writes the sweep's list of runs, and nothing if a job is refused."""
+    """Make checked jobs of configs, each run once; writes the sweep's list of runs, and nothing if a job is refused."""
     jobs: dict[str, Job] = {}
     for config in configs:
         job = Job(run_id(config), config)
@@ -60,17 +60,17 @@ def admit(configs: Sequence[Config], experiment: str | None = None) -> list[Job]
         raise ConfigError("sweep: needs one name for all jobs of a command")
     for group in _by_inputs(jobs.values()):
         refuse(group)
-    (given,) = names
-    name = given or _sweep_name(list(jobs), experiment)
+    (stated,) = names
+    name = stated or _sweep_name(list(jobs), experiment)
     if name is not None:
-        write_sweep(name, list(jobs), add=given is not None)
+        write_sweep(name, list(jobs), add=stated is not None)
     for job in jobs.values():
         job.config.sweep = name
     return list(jobs.values())
 
 
 def _sweep_name(run_ids: list[str], experiment: str | None) -> str | None:
-    """The experiment's name, or for several runs one that the same sweep gets again."""
+    """Name a sweep: by its experiment, or if it has several runs, by their ids, so that it gets the same name again."""
     if experiment:
         return experiment.replace("/", ".")
     if len(run_ids) == 1:
@@ -79,7 +79,7 @@ def _sweep_name(run_ids: list[str], experiment: str | None) -> str | None:
 
 
 def _by_inputs(jobs: Any) -> list[list[Job]]:
-    """Jobs that share model, data and targets, so that each file is read once however long the sweep is."""
+    """Group jobs that share model, data and targets, so that each file is read once however long the sweep is."""
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         c = job.config

@@ -1,1 +1,1 @@
-"""From configs to records: plan, worker, loop, engine."""
+"""Train a pack of runs, from their configs to their records. life.py tells how."""

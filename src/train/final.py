@@ -1,4 +1,4 @@
-"""What is scored beside validation, for all runs of a pack together: the test split, and held-out prose."""
+"""Score the test split and held-out prose, for all runs of a pack together."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def test(
 ) -> None:
     """Score ``runs``, by their place in the pack, and write their predictions. ``labels`` are those of a label task."""
     config = next(iter(runs.values())).config  # for what the runs of a pack agree on
-    found = measure(scorer, tokenizer, items, config.dataset, labels, config.eval, events.scoring)
-    for at, run in runs.items():
-        if "loss" not in found[at].metrics:
+    measured = measure(scorer, tokenizer, items, config.dataset, labels, config.eval, events.scoring)
+    for place, run in runs.items():
+        if "loss" not in measured[place].metrics:
             run.outcome.status, run.outcome.reason = "diverged", "the test loss was not finite"
             continue
-        run.outcome.metrics |= {f"test/{name}": value for name, value in found[at].metrics.items()}
-        run.folder.write_predictions(found[at].rows)
+        run.outcome.metrics |= {f"test/{name}": value for name, value in measured[place].metrics.items()}
+        run.folder.write_predictions(measured[place].rows)
 
 
 class Forgetting:
@@ -44,13 +44,13 @@ class Forgetting:
 
     def before(self, runs: Sequence[Run]) -> None:
         """Measure runs that stand at step 0, before their first step. A later one has it in its metrics.jsonl."""
-        fresh = {at: run for at, run in enumerate(runs) if run.progress.step == 0}
-        for at, loss in self._losses(fresh).items():
-            fresh[at].log({"step": 0, BEFORE: loss})
+        fresh = {place: run for place, run in enumerate(runs) if run.progress.step == 0}
+        for place, loss in self._losses(fresh).items():
+            fresh[place].log({"step": 0, BEFORE: loss})
         for run in runs:
-            known = [line[BEFORE] for line in run.folder.logged() if line.get(BEFORE) is not None]
-            if self.items and known:
-                run.outcome.metrics[BEFORE] = known[-1]
+            logged = [line[BEFORE] for line in run.folder.logged() if line.get(BEFORE) is not None]
+            if self.items and logged:
+                run.outcome.metrics[BEFORE] = logged[-1]
 
     def after(self, runs: dict[int, Run]) -> None:
         """Measure ``runs``, by their place in the pack, as they are now; what trains nothing is what it was."""
@@ -60,13 +60,13 @@ class Forgetting:
             if BEFORE in run.outcome.metrics:
                 run.outcome.metrics[AFTER] = run.outcome.metrics[BEFORE]
         # A record that was begun without the first number has nothing to compare the second with.
-        trained = {at: run for at, run in runs.items() if run not in untrained and BEFORE in run.outcome.metrics}
-        for at, loss in self._losses(trained).items():
+        trained = {place: run for place, run in runs.items() if run not in untrained and BEFORE in run.outcome.metrics}
+        for place, loss in self._losses(trained).items():
             if math.isfinite(loss):
-                trained[at].outcome.metrics[AFTER] = loss
+                trained[place].outcome.metrics[AFTER] = loss
 
     def _losses(self, runs: dict[int, Run]) -> dict[int, float]:
         if not self.items or not runs:
             return {}
-        found = self.scorer.losses(self.items, self.events.scoring("scoring held-out prose", len(self.items)))
-        return {at: per_token(found[at]) for at in runs}
+        losses = self.scorer.losses(self.items, self.events.scoring("scoring held-out prose", len(self.items)))
+        return {place: per_token(losses[place]) for place in runs}

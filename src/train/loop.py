@@ -1,4 +1,4 @@
-"""The one training loop: steps of all runs of a pack, validation, checkpoints, and a stop where a number is not finite."""
+"""Train all runs of a pack: steps, validation, checkpoints, and a stop for a run whose numbers are not finite."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop tells the world. Runs are told apart by their place in the pack."""
+    """The calls by which the loop reaches the world. A run is named by its place in the pack."""
 
     log: Callable[[int, Line], None]
     validate: Callable[[], Sequence[float]]  # the loss of every run
@@ -50,7 +50,7 @@ class Hooks:
 
 
 def steps_of(config: Config, rows: int) -> int:
-    """Optimizer steps of a run: train.steps, or what train.epochs over ``rows`` examples come to."""
+    """Count the optimizer steps of a run: train.steps, or what train.epochs over ``rows`` examples come to."""
     if config.train.epochs is None:
         return config.train.steps
     return max(1, round(config.train.epochs * rows / (config.train.batch_size * config.train.grad_accum)))
@@ -93,7 +93,7 @@ class _Loop:
         return self.step < self.engine.steps and bool(self.alive)
 
     def chunk(self) -> None:
-        """The steps up to the next event, or as many as the engine likes to do at once."""
+        """Take the steps up to the next event, or as many as the engine likes to do at once."""
         start, end = self.step, min(self.step + self.engine.chunk, self.engine.steps)
         for every in filter(None, (self.every, self.checkpoint_every)):
             end = min(end, (start // every + 1) * every)
@@ -101,8 +101,8 @@ class _Loop:
         steps, seconds = self._advance(start, end)
         for step in steps:
             self._take(step, seconds / len(steps), rated)
-        rate = sum(step.tokens[run] for step in steps for run in self.alive) / seconds if rated else None
-        self.hooks.advance(self.step, [run.loss if at in self.alive else None for at, run in enumerate(self.runs)], rate)
+        speed = sum(step.tokens[run] for step in steps for run in self.alive) / seconds if rated else None
+        self.hooks.advance(self.step, [run.loss if place in self.alive else None for place, run in enumerate(self.runs)], speed)
         if not self.alive:
             return
         done = self.step == self.engine.steps
@@ -128,7 +128,7 @@ class _Loop:
             self.runs[run].checkpoint_seconds += self.saved - began
 
     def _advance(self, start: int, end: int) -> tuple[list[Step], float]:
-        """The steps, and the seconds they took on the device."""
+        """Take steps; gives them, and the seconds that they took on the device."""
         device.synchronise(self.engine.numerics.device)
         started = time.perf_counter()
         steps = self.engine.advance(start, end)
@@ -170,5 +170,5 @@ class _Loop:
 
 
 def _interval(seconds: float) -> float:
-    """Seconds between two checkpoints that take ``seconds`` each."""
+    """Choose the seconds between two checkpoints that take ``seconds`` each."""
     return max(CHECKPOINT_SECONDS, seconds / CHECKPOINT_SHARE)

@@ -1,4 +1,4 @@
-"""One run of a pack as the worker sees it: its config, its folder, its mirror, how far it is and what it came to."""
+"""Keep one run of a pack: its config, its folder, its mirror, how far it is and what it came to."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from ..files.credentials import redact
 from ..files.durable import Damaged, write_atomically
 from ..files.errors import ConfigError
+from ..files.text import first_line
 from ..model.device import is_out_of_memory
 from ..record import checkpoint
 from ..record.checkpoint import CheckpointState, Progress
@@ -43,7 +44,7 @@ class Run:
         return self.resumed.progress
 
     def checkpoints(self) -> set[int]:
-        """The steps that it can go on from."""
+        """List the steps that it can resume from."""
         return set(checkpoint.steps(self.folder.checkpoints))
 
     def resume_from(self, step: int) -> bool:
@@ -97,7 +98,7 @@ class Run:
         self._keep(line)
 
     def _keep(self, line: dict[str, Any]) -> None:
-        """The last validation loss is a metric of the run; one that was not finite leaves none."""
+        """Keep the last validation loss as a metric of the run; one that was not finite leaves none."""
         if "val/loss" not in line:
             return
         self.outcome.metrics.pop("val/loss", None)
@@ -125,7 +126,7 @@ class Run:
             measured["tokens_per_second"] = progress.rated_tokens / progress.rated_seconds
 
     def fail(self, error: BaseException) -> None:
-        """A run that fails for any reason is a row that says why; the traceback of a surprise is kept."""
+        """Make an error the run's outcome: a failed run is a row that says why. The traceback of a surprise is kept."""
         if is_out_of_memory(error):
             self.outcome.status, self.outcome.reason = "out_of_memory", first_line(error)
         elif isinstance(error, ConfigError):
@@ -136,7 +137,7 @@ class Run:
             self.outcome.status, self.outcome.reason = "failed", f"{type(error).__name__}: {first_line(error)}"
 
     def values(self) -> dict[str, Any]:
-        """The content of the result, as far as it is known."""
+        """Give the content of the result, as far as it is known."""
         return result(self.config, self.folder.run_id, self.outcome)
 
     def finish(self) -> None:
@@ -150,7 +151,3 @@ class Run:
         summary = {key: value for key, value in values.items() if key not in ("metrics", "checks") and value is not None}
         if self.mirror is not None:
             self.mirror.finish(summary | self.outcome.metrics, ok=self.outcome.status == "ok")
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""What a signal asks of a worker: to save and stop between two steps while it trains, to stop at once elsewhere."""
+"""Stop a worker on a signal: while it trains, save and stop between two steps; elsewhere stop at once."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """``asked`` is the number of the first signal that came, None as long as there was none."""
+    """The state of being asked to stop: ``asked`` is the number of the first signal, None as long as there was none."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
         self._waits = False  # for the end of a step
 
     def listen(self) -> None:
-        """From now on take the signals; one that is ignored, as after nohup, stays so."""
+        """Take the signals from now on; one that is ignored, as after nohup, stays so."""
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
@@ -41,7 +41,7 @@ class Stop:
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
-        """The first signal only sets ``asked``; a second, or the end of patience, raises Interrupted."""
+        """Let the first signal only set ``asked``; a second, or the end of patience, raises Interrupted."""
         self._waits = True
         try:
             yield

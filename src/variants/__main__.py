@@ -16,6 +16,7 @@ from ..command.words import Key
 from ..config.schema import Config, Shape
 from ..config.values import RANGES
 from ..files.errors import ConfigError
+from ..files.text import byte_size
 from . import counts
 from .match import matching_rank
 from .methods.scaling import effective_scale
@@ -166,10 +167,7 @@ def budget_of(budget_text: str, overrides: Sequence[str], chosen: Sequence[count
 
 def size(count: int) -> str:
     """Write a number of bytes, exact and in the largest binary unit it fills."""
-    value, unit = float(count), 0
-    while value >= 1024 and unit < 4:
-        value, unit = value / 1024, unit + 1
-    return f"{count:,} ({value:.2f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]})" if unit else f"{count:,}"
+    return f"{count:,} ({byte_size(count, KiB=2, MiB=2, GiB=2, TiB=2)})" if count >= 1024 else f"{count:,}"
 
 
 def show(table: list[tuple[str, str]]) -> None:

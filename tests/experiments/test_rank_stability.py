@@ -1,4 +1,4 @@
-"""The study of rank stability: its norms against dense products, PEFT's modules and the theory; its files; its slopes."""
+"""Test the study of rank stability: its norms against dense products, PEFT's modules and the theory; its files; its slopes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.rank_stability import measure, plan, report
+from experiments.rank_stability import measure, plan, report, results
 from experiments.rank_stability.norms import Norms, product_norms
 from experiments.rank_stability.plan import DEFAULTS, Planned
 from src.command import cli
@@ -172,19 +172,19 @@ def test_a_pack_that_memory_does_not_hold_is_halved(folder: Path, monkeypatch: p
 
     monkeypatch.setattr(measure.Study, "train", train)
     assert measure.main([*WORDS, "ranks=2,4", "seeds=0-2", f"out={folder}"]) == 0
-    keys = Counter(tuple(row[name] for name in measure.KEY_COLUMNS) for row in rows_of(folder))
+    keys = Counter(tuple(row[name] for name in results.KEY_COLUMNS) for row in rows_of(folder))
     assert set(keys.values()) == {1}
     assert {key[5] for key in keys} == {"0", "1", "2"}
 
 
 def test_a_run_that_is_no_longer_finite_has_no_losses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = measure.PackedEngine.advance
+    real = PackedEngine.advance
 
     def advance(self: PackedEngine, first: int, last: int) -> Any:
         self.alive[0] = False
         return real(self, first, last)
 
-    monkeypatch.setattr(measure.PackedEngine, "advance", advance)
+    monkeypatch.setattr(PackedEngine, "advance", advance)
     assert measure.main([*WORDS, "ranks=2,4", "seeds=0", f"out={folder}"]) == 0
     frame, lost = report.load(folder / "results.csv")
     assert lost == ["fixed: lora r=2 seed=0"]

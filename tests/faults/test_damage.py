@@ -24,8 +24,8 @@ from src.files.errors import ConfigError
 from src.record import checkpoint
 from src.record.records import RUNS, RunFolder, read_sweep, write_sweep
 from src.sweep.display import Display
+from src.sweep.fit import Memory
 from src.sweep.launch import Launch
-from src.sweep.memory import Memory
 from src.sweep.plan import Job
 from tests.faults.forked import server
 from tests.faults.shim import Mode, scratch

@@ -1,4 +1,4 @@
-"""What a worker says, and that nothing happens to it where nobody listens."""
+"""Read what a worker says; nothing happens to it where nobody listens."""
 
 from __future__ import annotations
 

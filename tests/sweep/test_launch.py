@@ -1,4 +1,4 @@
-"""How packs are run: what becomes of their runs when the worker ends well, takes fewer, dies, or is not alone.
+"""Run packs: what becomes of their runs when the worker ends well, takes fewer, dies, or is not alone.
 
 The worker here is a stand-in: it writes down how it was called and does what ``play.json`` says.
 """
@@ -25,9 +25,10 @@ from src.command.cli import compose
 from src.record.records import run_id
 from src.sweep import child, launch
 from src.sweep.display import Display
+from src.sweep.fit import Memory
 from src.sweep.launch import RunsFailed
 from src.sweep.locks import Claims
-from src.sweep.memory import Machine, Memory
+from src.sweep.machine import Machine
 from src.sweep.packs import group
 from src.sweep.plan import Job
 from tests.conftest import CODE, TINY, shown_on

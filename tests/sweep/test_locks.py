@@ -1,4 +1,4 @@
-"""One pack trains at a time: the lock that says which."""
+"""Take turns on a GPU: one pack trains at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from src.files.durable import CannotWrite
 from src.sweep import locks as module
 from src.sweep.locks import turn
-from src.train.worker import Pack
+from src.train import session
 from tests.conftest import TrainPack
 
 
@@ -61,14 +61,14 @@ def test_a_lock_that_cannot_be_written_is_said_with_its_path(tmp_path: Path) -> 
 def test_a_pack_that_fills_its_device_takes_its_first_steps_and_then_waits(
     train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine_of = Pack._engine
+    engine_of = session.engine_of
 
     def full(*arguments: Any) -> Any:
         engine = engine_of(*arguments)
         engine.fills_device = True
         return engine
 
-    monkeypatch.setattr(Pack, "_engine", full)
+    monkeypatch.setattr(session, "engine_of", full)
     lock = Path("runs") / ".turn-cpu"
     lock.parent.mkdir(exist_ok=True)
     others = turn(lock, lambda: None, never)

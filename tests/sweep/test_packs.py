@@ -1,4 +1,4 @@
-"""Which runs train together, how many fit into memory, and what is said of it before the first starts."""
+"""Group runs into packs: which share one, how many fit into memory, and what is said before the first starts."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ from src.engine.packed.feed import Feed
 from src.engine.packed.members import member
 from src.record import checkpoint
 from src.record.records import RunFolder, run_id
-from src.sweep.memory import Machine, Memory, free_memory, length, tokens_of
+from src.sweep import split
+from src.sweep.fit import Memory, fewest_parts, length, tokens_of
+from src.sweep.machine import Machine, free_memory, oom_kills
 from src.sweep.outlook import outlook
-from src.sweep.packs import Pack, _ends, _fit, agreement, group, split
+from src.sweep.packs import Pack, agreement, group
 from src.sweep.plan import Job
 from tests.conftest import TINY
 
@@ -127,23 +129,27 @@ def other(value: Any) -> Any:
 def test_every_field_keeps_runs_apart_unless_a_pack_can_hold_both_values() -> None:
     leaves = [key for key in known_keys() if not is_dataclass(value_at(Config(), key))]
     assert set(leaves) > MAY_DIFFER
-    one = agreement(job())
+    one = agreement(job().config)
     for key in leaves:
         changed = job()
         *path, last = key.split(".")
         node = value_at(changed.config, ".".join(path)) if path else changed.config
         setattr(node, last, other(getattr(node, last)))
-        assert (agreement(changed) == one) == (key in MAY_DIFFER), key
+        assert (agreement(changed.config) == one) == (key in MAY_DIFFER), key
+
+
+def parts_of(jobs: Sequence[Job], weights: Sequence[float], count: int) -> list[list[Job]]:
+    return [list(jobs[start:end]) for start, end in split.equal_weights(list(itertools.accumulate(weights)), count)]
 
 
 def test_the_parts_of_a_split_are_even() -> None:
     jobs, ones = ranks(24), [1.0] * 24
-    assert [len(part) for part in split(jobs, ones, 5)] == [5, 5, 5, 5, 4]
-    assert [each for part in split(jobs, ones, 5) for each in part] == jobs
-    assert [len(part) for part in split(jobs, [0.1] * 24, 3)] == [8, 8, 8]  # however the sums are rounded
+    assert [len(part) for part in parts_of(jobs, ones, 5)] == [5, 5, 5, 5, 4]
+    assert [each for part in parts_of(jobs, ones, 5) for each in part] == jobs
+    assert [len(part) for part in parts_of(jobs, [0.1] * 24, 3)] == [8, 8, 8]  # however the sums are rounded
     heavy = [1.0] * 20 + [10.0] * 4  # 60 in all
-    assert [len(part) for part in split(jobs, heavy, 3)] == [20, 2, 2]
-    assert [len(part) for part in split(jobs, heavy, 30)] == [2] * 10 + [1] * 4  # what weighs more stands alone
+    assert [len(part) for part in parts_of(jobs, heavy, 3)] == [20, 2, 2]
+    assert [len(part) for part in parts_of(jobs, heavy, 30)] == [2] * 10 + [1] * 4  # what weighs more stands alone
     packs = group(list(reversed(jobs)), Roomy(total=240))  # 85 % are 204 bytes: ten runs
     assert [len(pack.jobs) for pack in packs] == [8, 8, 8]
     assert [pack.settings for pack in packs] == ["r 1-8", "r 9-16", "r 17-24"]
@@ -173,12 +179,15 @@ def test_a_machine_without_room_for_the_higher_ranks_gets_smaller_packs(rows: Pa
     def of(r: int) -> int:
         return 18 * r * 2 * 1024 + tokens * 2 * 2 * ((4 * 64 + 2 * 64 + 2 * 32 + 3 * 128) + 7 * r)
 
-    assert memory.need(jobs) == fixed + of(4) + of(8) + of(16) + of(32)
-    three = fixed + of(4) + of(8) + of(16)
+    # Ranks up to 16 share a bucket and are padded to its largest; by themselves on a GPU, to a multiple of 8.
+    three = fixed + 3 * of(16)
     memory.machine = lambda device: Machine("a GPU", round(three / 0.85) + 2)  # type: ignore[method-assign]
+    assert memory.need(jobs) == three + of(32) and memory.need(jobs[:1]) == fixed + of(8)
     assert [pack.settings for pack in group(jobs, memory)] == ["r 4-16", "r 32"]
     memory.machine = lambda device: Machine("a GPU", round(three / 0.85) - 2)  # type: ignore[method-assign]
     assert [pack.settings for pack in group(jobs, memory)] == ["r 4-8", "r 16", "r 32"]
+    memory.machine = lambda device: Machine(None, None)  # type: ignore[method-assign]
+    assert memory.need(jobs[:1]) == fixed + of(4)
 
 
 class Drawn(Memory):
@@ -201,7 +210,9 @@ def one_by_one(jobs: Sequence[Job], memory: Drawn, most: int) -> tuple[int, list
     weights = [float(memory.need([each, each]) - memory.need([each])) for each in jobs]
     usable = 0.85 * 1000
     for count in itertools.count(max(1, math.floor(sum(weights) / usable))):
-        parts = [few for part in split(jobs, weights, count) for few in split(part, [1.0] * len(part), -(-len(part) // most))]
+        parts = [
+            few for part in parts_of(jobs, weights, count) for few in parts_of(part, [1.0] * len(part), -(-len(part) // most))
+        ]
         if all(len(part) == 1 or memory.need(part) <= usable for part in parts):
             break
     return count, parts
@@ -220,7 +231,7 @@ def test_the_packs_are_those_of_the_first_count_that_fits(
 ) -> None:
     jobs, memory = [of_rank(r) for r in drawn], Drawn(base, per_rank, gpu)
     most = min(limit or len(jobs), len(jobs) if gpu else 32)
-    assert [list(pack.jobs) for pack in _fit(jobs, memory, limit)] == one_by_one(jobs, memory, most)[1]
+    assert fewest_parts(jobs, memory, limit) == one_by_one(jobs, memory, most)[1]
 
 
 def test_where_hundreds_of_counts_are_too_few_the_parts_of_most_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,12 +239,14 @@ def test_where_hundreds_of_counts_are_too_few_the_parts_of_most_are_not_made(mon
     count, parts = one_by_one(jobs, memory, len(jobs))
     made: list[int] = []
 
-    def ends(until: Sequence[float], count: int) -> list[int]:
-        made.append(count)
-        return _ends(until, count)
+    make = split.equal_weights
 
-    monkeypatch.setattr("src.sweep.packs._ends", ends)
-    assert [list(pack.jobs) for pack in _fit(jobs, memory, None)] == parts
+    def watched(cumulative: Sequence[float], count: int) -> list[split.Part]:
+        made.append(count)
+        return make(cumulative, count)
+
+    monkeypatch.setattr(split, "equal_weights", watched)
+    assert fewest_parts(jobs, memory, None) == parts
     assert made[-1] == count == 430
     assert len(made) <= len(jobs) + 1  # each failure shows a job that no earlier one has shown
 
@@ -318,10 +331,17 @@ def test_the_gpu_is_the_first_that_cuda_shows(folder: Path, monkeypatch: pytest.
     assert Memory().machine("auto").gpu is None
 
 
-def test_free_memory(folder: Path) -> None:
-    (folder / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable:   64 kB\n")
-    assert free_memory(folder / "meminfo") == 65536
-    assert free_memory(folder / "nosuch") is None
+def test_free_memory_is_what_the_kernel_says_is_available() -> None:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    stated = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines}
+    assert 0.5 * stated["MemAvailable"] < free_memory() <= stated["MemTotal"]
+
+
+def test_the_kernels_count_of_processes_that_it_killed_for_memory(folder: Path) -> None:
+    (folder / "vmstat").write_text("oom_kill_disable 5\noom_kill 3\nswap_ra 7\n")
+    assert oom_kills(folder / "vmstat") == 3
+    (folder / "vmstat").write_text("swap_ra 7\n")
+    assert oom_kills(folder / "vmstat") is None and oom_kills(folder / "nosuch") is None
 
 
 def stand_at(step: int, each: Job) -> Job:

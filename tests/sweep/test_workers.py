@@ -1,4 +1,4 @@
-"""Workers that are started ahead of their runs: what is handed over, and that a sweep comes out as without them."""
+"""Preload workers: all that is handed over arrives, and a sweep comes out as without them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import pytest
 from src.command.cli import compose
 from src.record.records import RUNS, RunFolder, run_id
 from src.sweep import child, handover
+from src.sweep.fit import Memory
 from src.sweep.launch import launch
-from src.sweep.memory import Machine, Memory
+from src.sweep.machine import Machine
 from src.sweep.plan import Job, prepare
 from tests.conftest import CODE, TINY
 
@@ -94,10 +95,10 @@ def test_the_next_worker_is_started_while_one_trains(
     jobs = two_packs()
     prepare(jobs)
     launch(jobs)
-    assert [arguments[0] for arguments in started] == ["--events", "--ahead"]  # and none after the last pack
+    assert [arguments[0] for arguments in started] == ["--events", "--standby"]  # and none after the last pack
     ahead = results()
     assert sorted(ahead) == sorted(job.run_id for job in jobs) and all(one["status"] == "ok" for one in ahead.values())
-    assert not [process for process in psutil.Process().children() if "--ahead" in process.cmdline()]
+    assert not [process for process in psutil.Process().children() if "--standby" in process.cmdline()]
     monkeypatch.setattr(Memory, "machine", lambda self, device: Machine(None, None))
     for job in jobs:
         RunFolder(job.run_id).clear_results()
@@ -108,34 +109,34 @@ def test_the_next_worker_is_started_while_one_trains(
 
 
 @pytest.mark.parametrize("when", ["before it is needed", "while it is given its runs"])
-def test_a_spare_that_dies_costs_nothing(
+def test_a_standby_that_dies_costs_nothing(
     folder: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    begin, send = child.Spare.__init__, handover.send
+    begin, send = child.Standby.__init__, handover.send
 
-    def dies(spare: child.Spare) -> None:
-        begin(spare)
-        spare.process.send_signal(signal.SIGSTOP)  # so that it takes nothing
+    def dies(standby: child.Standby) -> None:
+        begin(standby)
+        standby.process.send_signal(signal.SIGSTOP)  # so that it takes nothing
         if when == "before it is needed":
-            spare.process.kill()
-            spare.process.wait()
-        monkeypatch.setattr(handover, "send", lambda *given: (spare.process.kill(), send(*given)))
+            standby.process.kill()
+            standby.process.wait()
+        monkeypatch.setattr(handover, "send", lambda *given: (standby.process.kill(), send(*given)))
 
-    monkeypatch.setattr(child.Spare, "__init__", dies)
+    monkeypatch.setattr(child.Standby, "__init__", dies)
     jobs = two_packs()
     prepare(jobs)
     launch(jobs)
-    assert [arguments[0] for arguments in started] == ["--events", "--ahead", "--events"]
+    assert [arguments[0] for arguments in started] == ["--events", "--standby", "--events"]
     assert [one["status"] for one in results().values()] == ["ok", "ok"]
 
 
-def test_a_spare_that_cannot_be_started_costs_nothing(
+def test_a_standby_that_cannot_be_started_costs_nothing(
     folder: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuses(spare: child.Spare) -> None:
+    def refuses(standby: child.Standby) -> None:
         raise BlockingIOError("no more processes")
 
-    monkeypatch.setattr(child.Spare, "__init__", refuses)
+    monkeypatch.setattr(child.Standby, "__init__", refuses)
     jobs = two_packs()
     prepare(jobs)
     launch(jobs)
@@ -149,7 +150,7 @@ def test_locks_that_did_not_all_come_are_not_taken(tmp_path: Path) -> None:
     opened = [os.open(tmp_path / str(number), os.O_WRONLY | os.O_CREAT) for number in range(50)]
     taker = f"""
 import resource, socket
-from src.train import handover
+from src.sweep import handover
 resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30))
 with socket.socket(fileno={theirs.fileno()}) as end:
     assert handover.receive(end) is None
@@ -179,20 +180,20 @@ def test_a_signal_right_after_the_handover_ends_the_worker(folder: Path, monkeyp
     assert set(os.listdir("/proc/self/fd")) == before and found[0].returncode is not None
 
 
-def test_a_spare_ends_by_itself_where_its_command_is_gone(folder: Path) -> None:
-    spare = child.Spare()
-    spare._channel.close()  # as the system does for a process that is killed
-    assert spare.process.wait(timeout=60) == 0
+def test_a_standby_ends_by_itself_where_its_command_is_gone(folder: Path) -> None:
+    standby = child.Standby()
+    standby._channel.close()  # as the system does for a process that is killed
+    assert standby.process.wait(timeout=60) == 0
 
 
-def test_a_spare_that_nobody_needs_is_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_standby_that_nobody_needs_is_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "WORKER", [sys.executable, "-c", "import time; time.sleep(60)"])
     with child.Workers() as workers:
-        workers.ahead = True
-        workers._heard({"event": "phase", "what": "loading"}, lambda event: None)
-        assert workers._spare is None
-        workers._heard({"event": "step"}, lambda event: None)
-        spare = workers._spare
-        workers._heard({"event": "step"}, lambda event: None)
-        assert workers._spare is spare and spare is not None and spare.process.poll() is None
-    assert spare.process.poll() is not None
+        workers.preload = True
+        workers._on_event({"event": "phase", "what": "loading"}, lambda event: None)
+        assert workers._standby is None
+        workers._on_event({"event": "step"}, lambda event: None)
+        standby = workers._standby
+        workers._on_event({"event": "step"}, lambda event: None)
+        assert workers._standby is standby and standby is not None and standby.process.poll() is None
+    assert standby.process.poll() is not None

@@ -1,4 +1,4 @@
-"""The test split of a pack: choices against transformers' own losses, and each task's metrics in the record."""
+"""Score the test split of a pack: choices against transformers' own losses, and each task's metrics in the record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log-loss on held-out prose before and after training: which number it is, and that it survives what a run survives."""
+"""Measure log-loss on held-out prose before and after training: which number it is, and that it survives what a run survives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop over an engine that only plays one: which steps it asks for, when it does what, and what it counts."""
+"""Run the training loop over an engine that only plays one: which steps it asks for, when it does what, and what it counts."""
 
 from __future__ import annotations
 

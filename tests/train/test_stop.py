@@ -1,4 +1,4 @@
-"""Signals: patient between steps, immediate elsewhere."""
+"""Send signals: the worker is patient between steps, immediate elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker from configs to records: what it writes, how it goes on, and how runs end when something goes wrong."""
+"""Run workers from configs to records: the files they write, how runs resume, and how they end when something goes wrong."""
 
 from __future__ import annotations
 
@@ -303,7 +303,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_that_it_met(
 
 
 def test_runs_for_which_there_is_no_room_are_left_untouched(train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.sweep.room._free", lambda device: 0)
+    monkeypatch.setattr("src.train.session.free_memory", lambda: 0)
     trained = train_pack([*QUICK, "lora.r=32"], [*QUICK, "lora.r=4"])
     larger, smaller = trained.records
     assert [result and result["status"] for result in trained.results] == [None, "ok"]

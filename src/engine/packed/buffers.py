@@ -15,7 +15,7 @@ from itertools import accumulate
 import torch
 
 from ...variants.methods.part import LOW_RANK, Part
-from .members import Member
+from .members import Member, padded_rank
 
 # Modules of a decoder layer, in every family of src.model.models.FAMILIES, that are called on one and the same tensor.
 SAME_INPUT = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
@@ -82,8 +82,7 @@ class Bucket:
         self.first = first
         self.members = list(members)
         self.runs = len(members)
-        widest = max(member.r for member in members)
-        self.rank = -(-widest // multiple) * multiple  # tensor cores want ranks of a multiple of 8
+        self.rank = padded_rank((member.r for member in members), multiple)
         self.blocks = blocks
         # What stands still comes first, so that what trains is one stretch; of both, what A x and B need before the rest.
         self.parts = sorted(members[0].parts, key=lambda part: (part.trained, part.term != LOW_RANK))

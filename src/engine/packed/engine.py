@@ -29,7 +29,7 @@ BUFFERS = {"parameter": "values", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_s
 
 
 class PackedEngine:
-    """K runs over ``network``, which it adapts. ``configs`` stand in slot order (``in_slot_order``)."""
+    """K runs over ``network``, which it adapts. ``configs`` stand in slot order (``members.slot_order``)."""
 
     name = "packed"
 

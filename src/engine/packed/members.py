@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ...config.schema import Config, LoraSettings, TrainConfig
@@ -46,6 +46,25 @@ def member(config: Config) -> Member:
     scale = effective_scale(variant.scaling, lora.alpha, lora.r)
     gradients = FACTORS[variant.factors].gradients
     return Member(lora.r, scale, parts_of(variant), gradients, config.seed, config.data_seed, lora, config.train)
+
+
+def rank_multiple(gpu: bool) -> int:
+    """Give what a bucket's rank is a multiple of: 8 on a GPU, whose tensor cores multiply by 8; 1 on a processor."""
+    return 8 if gpu else 1
+
+
+def padded_rank(ranks: Iterable[int], multiple: int) -> int:
+    """Give the rank that a bucket of runs of these ranks holds: the largest of them, rounded up to ``multiple``."""
+    return -(-max(ranks) // multiple) * multiple
+
+
+def held_ranks(members: Sequence[Member], multiple: int) -> list[int]:
+    """Give the rank that each run takes up in a pack of all of them: its bucket's. Plan, fit and buffers agree by this."""
+    ranks: dict[BucketKey, list[int]] = {}
+    for each in members:
+        ranks.setdefault(each.bucket, []).append(each.r)
+    held = {bucket: padded_rank(of_bucket, multiple) for bucket, of_bucket in ranks.items()}
+    return [held[each.bucket] for each in members]
 
 
 def slot_order(members: Sequence[Member]) -> list[int]:

@@ -21,7 +21,7 @@ from .buffers import Blocks, Bucket, Kind, buckets_of
 from .decode import SLOTS, GreedyDecoder, KeyValues
 from .frozen import Frozen, Plain, frozen, join
 from .layer import FrozenLinear, PackedBlock, PackedLinear, StepContext
-from .members import Member
+from .members import Member, rank_multiple
 
 QUANTISED_LAYERS = ("Linear4bit", "Linear8bitLt")
 EVALUATION_SHARE = 0.4  # of the free memory
@@ -51,7 +51,7 @@ class PackedModel:
         self.dtype = numerics.compute or numerics.base
         blocks, adapted = adapted_modules(network, config)
         trained = torch.promote_types(numerics.base, torch.float32)
-        self.buckets = buckets_of(members, blocks, 8 if device.type == "cuda" else 1, trained, device)
+        self.buckets = buckets_of(members, blocks, rank_multiple(device.type == "cuda"), trained, device)
         keys = torch.zeros(self.runs, dtype=torch.int64, device=device)
         self.context = StepContext(self.runs, keys, rows=keys[:, None], positions=keys[:, None])
         products: dict[str, Frozen] = {

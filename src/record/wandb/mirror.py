@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from ...config.schema import Config
+from ...files.text import first_line
 from ..records import RunFolder
 from . import client
 from .offline_file import closed_with
@@ -89,7 +90,7 @@ class Mirror:
             self._fill(self._open(), iter(self.lines.get, None))
         except Exception as error:  # any failure of a mirror is a failure to mirror, nothing more
             self.ended.wait()
-            self._rebuild(_first_line(error))
+            self._rebuild(first_line(error))
 
     def _open(self) -> Any:
         global _online
@@ -101,7 +102,7 @@ class Mirror:
                     return self._start("online")
                 except Exception as error:
                     _online = False
-                    _say(f"online: {_first_line(error)}; mirroring offline")
+                    _say(f"online: {first_line(error)}; mirroring offline")
             return self._start("offline")
 
     def _start(self, mode: str) -> Any:
@@ -137,11 +138,7 @@ class Mirror:
             self._fill(run, RunFolder(self.folder.name, self.folder.parent).logged())
             _say(f"{reason}; the mirror of {self.folder} was made again from its record")
         except Exception as error:
-            _say(f"{reason}; no complete mirror of {self.folder} ({_first_line(error)}); its record is complete")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+            _say(f"{reason}; no complete mirror of {self.folder} ({first_line(error)}); its record is complete")
 
 
 def _say(text: str) -> None:

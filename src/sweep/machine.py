@@ -1,0 +1,56 @@
+"""What this machine has, asked without torch: its GPU, its free memory, and how often the kernel killed for memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes."""
+
+    gpu: str | None  # its name
+    total: int | None  # bytes of the GPU, or those that the system says it can still give; None if unknown
+
+
+def machine_of(device: str) -> Machine:
+    """Find where a run with this ``device`` of its config computes: the GPU if there is one, unless it says ``cpu``."""
+    return (None if device == "cpu" else _gpu()) or Machine(None, free_memory())
+
+
+def _gpu() -> Machine | None:
+    """Find the first GPU that CUDA shows to this process, as nvidia-smi knows it; None where there is none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = None if visible is None else visible.split(",")[0].strip()
+    if first in ("", "-1"):
+        return None
+    command = ["nvidia-smi", "--query-gpu=memory.total,name", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run([*command, *(["-i", first] if first else [])], capture_output=True, text=True, timeout=20)
+        total, name = done.stdout.splitlines()[0].split(",", 1)
+        return Machine(name.strip(), int(total) * 2**20)
+    except (OSError, subprocess.TimeoutExpired, IndexError, ValueError):
+        return None
+
+
+def free_memory() -> int:
+    """Bytes that the system can still give to processes, swapping nothing out."""
+    return int(psutil.virtual_memory().available)
+
+
+def oom_kills(path: Path = Path("/proc/vmstat")) -> int | None:
+    """Count the processes that the kernel has killed for memory since it started; None where it does not say.
+
+    Read by hand, because psutil has no call for it.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    counts = [int(words[1]) for words in map(str.split, lines) if words[:1] == ["oom_kill"]]
+    return counts[0] if counts else None
