@@ -236,3 +236,33 @@ def test_a_training_command_with_a_wrong_key_is_seen() -> None:
     assert first_job(["lora.r=4,8", "seed=range(2,5)"]) == ["lora.r=4", "seed=2"]
     with pytest.raises(ValueError, match="rank"):
         compose(first_job(words))
+
+
+def test_the_figures_of_faults_are_those_that_were_measured() -> None:
+    """The sums in docs/sweeps.md, against the page that ``make test-faults`` writes."""
+    rows = dict(line.strip("| ").split(" | ", 1) for line in text_of("docs/reliability.md").splitlines() if line.startswith("| "))
+    inputs = sum(
+        number(n) for row, cell in rows.items() if row.startswith("Bad input") for n in re.findall(r"([\d,]+) cases", cell)
+    )
+    damages = sum(number(n) for n in re.findall(r"([\d,]+) damages", text_of("docs/reliability.md")))
+    kills = re.search(r"(\d+) kills in (\d+) sweeps of 8 runs.*?(\d+ of \d+) runs bit-identical", text_of("docs/reliability.md"))
+    assert kills is not None
+    said = " ".join(text_of("docs/sweeps.md").split())
+    assert f"{inputs:,} random inputs" in said and f"{damages:,} cuts, flips and swaps" in said
+    assert f"{kills[1]} SIGKILLs in {kills[2]} sweeps of 8 runs" in said and f"brought {kills[3]} runs to the same bits" in said
+
+
+def number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def test_the_speeds_in_the_readme_of_the_benchmarks_are_measured_ones() -> None:
+    """Each number of four digits and more stands in the results, in the log, or in the study of costs."""
+    sources = [
+        "benchmarks/results/step.md",
+        "benchmarks/results/sweep.md",
+        "benchmarks/LOG.md",
+        "experiments/cost_on_a_gpu/README.md",
+    ]
+    measured = {n for name in sources for n in re.findall(r"\d{1,3}(?:,\d{3})+", text_of(name))}
+    assert set(re.findall(r"\d{1,3}(?:,\d{3})+", text_of("benchmarks/README.md"))) - measured == set()
