@@ -189,8 +189,8 @@ def test_what_leads_nowhere_is_seen() -> None:
 def training_commands(text: str) -> list[list[str]]:
     """The arguments of each whole command line ``python -m src.train`` in a document, without ``-m`` and ``--help``."""
     lines = re.findall(r"python -m src\.train((?: [^`\n#]*)?)", text)
-    found = [shlex.split(line) for line in lines]
-    return [[word for word in words if not word.startswith("-")] for words in found if "..." not in words]
+    commands = [shlex.split(line) for line in lines]
+    return [[word for word in words if not word.startswith("-")] for words in commands if "..." not in words]
 
 
 def first_job(arguments: list[str]) -> list[str]:
@@ -247,9 +247,9 @@ def test_the_figures_of_faults_are_those_that_were_measured() -> None:
     damages = sum(number(n) for n in re.findall(r"([\d,]+) damages", text_of("docs/reliability.md")))
     kills = re.search(r"(\d+) kills in (\d+) sweeps of 8 runs.*?(\d+ of \d+) runs bit-identical", text_of("docs/reliability.md"))
     assert kills is not None
-    said = " ".join(text_of("docs/sweeps.md").split())
-    assert f"{inputs:,} random inputs" in said and f"{damages:,} cuts, flips and swaps" in said
-    assert f"{kills[1]} SIGKILLs in {kills[2]} sweeps of 8 runs" in said and f"brought {kills[3]} runs to the same bits" in said
+    text = " ".join(text_of("docs/sweeps.md").split())
+    assert f"{inputs:,} random inputs" in text and f"{damages:,} cuts, flips and swaps" in text
+    assert f"{kills[1]} SIGKILLs in {kills[2]} sweeps of 8 runs" in text and f"brought {kills[3]} runs to the same bits" in text
 
 
 def number(text: str) -> int:
