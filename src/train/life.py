@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+from ..config.schema import is_packed
 from ..model import device
 from . import resume, session
 from .checks import LiveChecks
