@@ -129,7 +129,7 @@ def test_the_estimates_ranks_are_those_of_the_buckets(multiple: int) -> None:
     buckets = buckets_of(members, blocks, multiple, torch.float32, CPU)
     assert held_ranks(members, multiple) == [bucket.rank for bucket in buckets for _ in range(bucket.runs)]
     trained = sum(bucket.values.numel() for bucket in buckets)
-    kept = sum(bucket.runs * (7 * bucket.rank + (512 if bucket.magnitude else 0)) for bucket in buckets)
+    kept = sum(bucket.runs * (7 * bucket.rank + (512 if len(bucket.parts) == 3 else 0)) for bucket in buckets)
     activations = TOKENS * 2 * 2 * (5 * (4 * 64 + 2 * 64 + 2 * 32 + 3 * 128) + kept)
     assert fitting(configs, None, multiple) == (5, BASE + 18 * trained + activations)
 
