@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import measure
 from benchmarks.step import Case, measured
-from src.command.cli import one_line
+from src.command.messages import one_line
 from src.files.durable import write_atomically
 from src.files.errors import ConfigError
 from src.files.terminal import quiet_libraries

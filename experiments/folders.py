@@ -1,4 +1,4 @@
-"""The folder that a study's measurements go into: made, and never written over."""
+"""Make the folder for a study's measurements, and never overwrite a file in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def fresh(folder: Path, *names: str) -> None:
     """Make ``folder``. Raises ConfigError where it cannot be made or written to, or holds one of these files already."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # or hours of measuring could end in an error
+        with tempfile.TemporaryFile(dir=folder):  # else hours of measuring could end in an error
             pass
     except OSError as error:
         raise ConfigError(f"out={folder}: no folder to write to ({error.strerror})") from error

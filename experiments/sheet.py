@@ -1,4 +1,4 @@
-"""A study's measurements as CSV: written as they are made, read back checked, those of several machines in one."""
+"""Write a study's measurements as CSV while they are made, read them back checked, and merge those of several machines."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ WHOLE = ("r", "seed", "step")  # whole numbers in every study
 
 
 def append(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows to the end of a CSV, whole, whichever process writes; the first ones bring the names of the columns.
+    """Append whole rows to a CSV under a lock, so that several processes may write; the first rows add the header.
 
-    What a killed process has measured stays. None and "" are empty; how a number is written is the study's to say.
+    A killed process leaves the rows that it measured. None and "" become empty cells; the study formats its numbers.
     """
     with open(path, "a", encoding="utf-8", newline="") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         writer = csv.writer(file, lineterminator="\n")
-        if os.fstat(file.fileno()).st_size == 0:  # not where the file was opened: another process may have come before
+        if os.fstat(file.fileno()).st_size == 0:  # the size under the lock: another process may have written first
             writer.writerow(columns)
         writer.writerows(rows)
 
@@ -37,36 +37,35 @@ def append(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) ->
 def read(
     path: Path | str, filled: Collection[str], numbers: Collection[str], texts: Collection[str] = (), text: str | None = None
 ) -> pd.DataFrame:
-    """The rows of a CSV, or of one in gzip's format (.gz), with these columns at least.
+    """Read a CSV, plain or gzipped (.gz), that has at least these columns.
 
-    Those of ``filled`` stand in every row, those of ``numbers`` are numbers (infinite ones too; of ``WHOLE`` whole ones) or
-    missing, those of ``texts`` may be empty. What is no number is a text. ``text`` is read in place of a file, and ``path`` then
-    says where it is from.
+    filled: columns that no row leaves empty. numbers: numeric or missing, infinity included; whole where in ``WHOLE``. texts:
+    may be empty. All other columns are texts. ``text`` is read instead of the file; ``path`` then names its origin.
 
     Raises:
-        ConfigError: it is not such a table, has no rows, or one that is cut off; one line, which names the row.
+        ConfigError: it is not such a table, has no rows, or is cut off; one line, which names the row.
     """
-    import pandas as pd  # here, since what writes measures the memory of its own process
+    import pandas as pd  # here, since processes that append also measure their own memory
 
     try:
         text = _text(Path(path)) if text is None else text
-        found = pd.read_csv(io.StringIO(text), dtype={name: str for name in (*filled, *texts) if name not in numbers})
+        frame = pd.read_csv(io.StringIO(text), dtype={name: str for name in (*filled, *texts) if name not in numbers})
     except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' own errors are ValueErrors
         why = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise ConfigError(f"{path}: cannot be read ({why})") from error
-    if missing := [name for name in dict.fromkeys((*filled, *numbers, *texts)) if name not in found]:
+    if missing := [name for name in dict.fromkeys((*filled, *numbers, *texts)) if name not in frame]:
         raise ConfigError(f"{path}: has no column {few(missing)}")
-    if found.empty:
+    if frame.empty:
         raise ConfigError(f"{path}: has no rows")
     _refuse_cut(text, path)
     for name in filled:
-        if (empty := found[name].isna()).any():
+        if (empty := frame[name].isna()).any():
             raise ConfigError(f"{path}: row {empty.argmax() + 1} has no {name}")
-    counted = as_numbers(found, numbers, path, infinite=True)
+    counted = as_numbers(frame, numbers, path, infinite=True)
     for name in (name for name in WHOLE if name in numbers):
         if (broken := counted[name].notna() & (counted[name] % 1 != 0)).any():
-            at = int(broken.argmax())
-            raise ConfigError(f"{path}: {name} of row {at + 1} is {found[name].iloc[at]}, not a whole number")
+            index = int(broken.argmax())
+            raise ConfigError(f"{path}: {name} of row {index + 1} is {frame[name].iloc[index]}, not a whole number")
     return counted.fillna(dict.fromkeys(texts, ""))
 
 
@@ -76,66 +75,66 @@ def _text(path: Path) -> str:
 
 
 def _refuse_cut(text: str, path: Path | str) -> None:
-    """Raise ConfigError where a row has other cells than the columns, or the last one no end, as after half a copy.
+    """Raise ConfigError where a row has too few or too many cells, or the last line has no end, as in a partial copy.
 
-    pandas fills what is missing with nothing, and half of a number is a number.
+    pandas would fill the missing cells, and half of a number is a number.
     """
-    at = 0
+    number = 0
     rows = filter(None, csv.reader(io.StringIO(text, newline="")))  # pandas leaves empty lines out too
     columns = len(next(rows))
     try:
-        for at, row in enumerate(rows, start=1):
+        for number, row in enumerate(rows, start=1):
             if len(row) != columns:
-                raise ConfigError(f"{path}: row {at} has {len(row)} cell{'s' * (len(row) != 1)} for {columns} columns")
+                raise ConfigError(f"{path}: row {number} has {len(row)} cell{'s' * (len(row) != 1)} for {columns} columns")
     except csv.Error as error:
-        raise ConfigError(f"{path}: cannot be read (after row {at}: {error})") from error
+        raise ConfigError(f"{path}: cannot be read (after row {number}: {error})") from error
     if not text.endswith(("\n", "\r")):
-        raise ConfigError(f"{path}: row {at} has no end of line, so it may be cut off")
+        raise ConfigError(f"{path}: row {number} has no end of line, so it may be cut off")
 
 
 def as_numbers(frame: pd.DataFrame, columns: Collection[str], where: Path | str, infinite: bool = False) -> pd.DataFrame:
-    """The frame with these columns as numbers, or missing. Raises ConfigError, one line, for a text or an infinite number."""
+    """Convert columns to numbers or missing. Raises ConfigError, one line, for a text or, unless ``infinite``, for infinity."""
     import numpy as np
     import pandas as pd
 
-    found = frame.copy()
+    numeric = frame.copy()
     for name in columns:
-        found[name] = pd.to_numeric(frame[name], errors="coerce")
-        wrong = found[name].isna() & frame[name].notna()
+        numeric[name] = pd.to_numeric(frame[name], errors="coerce")
+        wrong = numeric[name].isna() & frame[name].notna()
         if not infinite:
-            wrong |= np.isinf(found[name])
+            wrong |= np.isinf(numeric[name])
         if wrong.any():
-            at = int(wrong.argmax())
-            raise ConfigError(f"{where}: {name} of row {at + 1} is {frame[name].iloc[at]}, not a number")
-    return found
+            index = int(wrong.argmax())
+            raise ConfigError(f"{where}: {name} of row {index + 1} is {frame[name].iloc[index]}, not a number")
+    return numeric
 
 
 def lacking(runs: pd.DataFrame, cell: Sequence[str]) -> list[tuple[Any, ...]]:
-    """(*cell, seed) of the runs that are not there though others have their seed: a file cut between two rows shows no more."""
+    """List (*cell, seed) of missing runs whose seed other cells have: all that a file cut between two rows shows."""
     seeds = set(runs["seed"])
     cells = runs.groupby(list(cell), sort=False)["seed"]
-    return [(*key, seed) for key, found in cells for seed in sorted(seeds - set(found))]
+    return [(*key, seed) for key, present in cells for seed in sorted(seeds - set(present))]
 
 
 def merged(path: Path, records: str, order: Sequence[str]) -> tuple[str, str]:
-    """(A CSV of runs and those of the CSV at ``path`` that it has not, by run_id; a line that counts both).
+    """Merge the CSV text ``records`` with the other runs (by run_id) of the CSV at ``path``: (CSV text, a line that counts both).
 
-    ``path`` has been read before. Cells stay as they are written; columns are those of ``path``, then those that only
+    ``path`` has been checked before. Cells stay as they are written; columns are those of ``path``, then those that only
     ``records`` has; rows are sorted by the columns of ``order``.
     """
     import pandas as pd
 
     old, new = (pd.read_csv(io.StringIO(text), dtype=str, na_filter=False) for text in (_text(path), records))
     kept = old[~old["run_id"].isin(new["run_id"])]
-    said = f"{path.name}: {len(kept)} rows kept, {len(new)} from records"
+    message = f"{path.name}: {len(kept)} rows kept, {len(new)} from records"
     if kept.empty:
-        return records, said
+        return records, message
     every = pd.concat([kept, new]).fillna("").sort_values(list(order), key=_sizes)
-    return every.to_csv(index=False), said
+    return every.to_csv(index=False), message
 
 
 def _sizes(column: pd.Series[str]) -> pd.Series[Any]:
-    """What to sort a column of cells by: numbers by size, an empty one last."""
+    """Make the sort key of a column of cells: numbers by size, empty cells last."""
     import pandas as pd
 
     numbers = pd.to_numeric(column, errors="coerce")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from src.command import cli
 from src.command.cli import compose
 from src.config.schema import Config
 from src.record.records import RunFolder, run_id
@@ -36,6 +39,19 @@ TINY = [
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="the long form of tests/faults")
+
+
+SIGMAS = 6
+
+
+def rounding(terms: int, chained: int = 1) -> float:
+    """How far apart, relatively, two orders of the same fp32 sums may come: ``chained`` sums of ``terms`` one after the other.
+
+    Each operation is off by 2^-24 at most, with a sign of its own, so n of them are off by sqrt(n) units; ``SIGMAS`` times
+    that is passed once in 10^7 (Higham and Mary 2019, A new approach to probabilistic rounding error analysis, theorem 2.4).
+    Both orders round: twice the variance. No processor's order of the sums comes into it.
+    """
+    return SIGMAS * math.sqrt(2 * terms * chained) * 2**-24
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +121,23 @@ def train_pack(folder: Path) -> TrainPack:
             return Trained(code, records, [json.loads(line) for line in file])
 
     return go
+
+
+def evaluate(words: Sequence[str]) -> int:
+    """Run ``python -m src.eval WORDS`` in this process, and return its exit code."""
+    from src.eval.__main__ import main
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
+    stderr = sys.stderr
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.run(lambda: main(list(words)), resumes=False)
+    finally:
+        sys.stderr = stderr
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert isinstance(end.value.code, int)
+    return end.value.code
 
 
 @pytest.fixture

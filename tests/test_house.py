@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import CODE
+from tests.conftest import CODE, TINY
 
 SOURCE = CODE / "src"
 # From the ground floor up. A folder may import itself and every folder above it in this list, none below.
 ROOMS = (
-    *("files", "config", "data", "model", "command", "measure", "variants", "record", "record/wandb"),
+    *("files", "variants/methods", "config", "data", "model", "command", "measure", "variants", "record", "record/wandb"),
     *("engine", "engine/packed", "adapter", "sweep", "train", "compare", "compare/page", "eval"),
 )
 DOORS = {"embedded.py": "model"}  # a command line that must go on working; the room that it leads to
@@ -75,3 +79,39 @@ def test_no_file_knows_the_name_of_the_product(path: Path) -> None:
             assert all(alias.name.split(".")[0] != "src" for alias in node.names), node.lineno
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             assert not node.value.startswith("src."), node.lineno
+
+
+def test_the_product_works_under_another_name(folder: Path) -> None:
+    """Costs, a sweep with its child processes and Hydra's plugin, and its table, from a copy that is called lora_assay.
+
+    The checkout is not on the path, and the name ``src`` is taken by a file that fails when it is imported.
+    """
+    installed, work = folder / "installed", folder / "work"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(SOURCE, installed / "lora_assay", ignore=ignore)
+    for name in ("conf", "hydra_plugins"):
+        shutil.copytree(CODE / name, installed / name, ignore=ignore)
+    (installed / "src.py").write_text("raise ImportError('the product knows the name of its folder')\n")
+    work.mkdir()
+
+    def command(module: str, *words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", f"lora_assay.{module}", *words],
+            cwd=work,
+            env=os.environ | {"PYTHONPATH": str(installed)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    # r (in + out) over q, k, v, o, gate, up and down of 30 layers of SmolLM2-135M, and DoRA's magnitude for each output.
+    lora = 8 * 30 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
+    magnitude = 30 * (2 * 576 + 2 * 192 + 2 * 1536 + 576)
+    assert f"{lora + magnitude:,}" in command("variants", "variant=dora", "lora.r=8")
+    assert command("eval", "--help").startswith("usage: ")
+    command("train", "-m", *TINY, "variant=lora,dora", "lora.r=4", "sweep=renamed")
+    assert len(list((work / "runs").glob("*/result.json"))) == 2
+    table = command("eval", "sweep=renamed")
+    assert "dora" in table and (work / "reports" / "renamed" / "report.html").exists()

@@ -1,8 +1,8 @@
-"""``python -m experiments.cost_on_a_gpu.measure [out=FOLDER] [seconds=N] [cases=NAME,...]``: what a step costs, ours beside PEFT.
+"""``python -m experiments.cost_on_a_gpu.measure [out=FOLDER] [seconds=N] [cases=NAME,...]``: time steps of ours and PEFT.
 
 Random weights of the real shapes, every token labelled, r=16 on all linear layers. ``seconds`` (default 540) is the budget:
-no case is begun after it. A case that ``results.csv`` holds from such a machine is not measured again. Without a CUDA GPU only
-``cases=tiny`` runs, and into a folder of its own.
+no case starts after it. A case that ``results.csv`` has from the same kind of machine is not measured again. Without a CUDA
+GPU only ``cases=tiny`` runs, and into another folder.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ SINGLE = ("variant.double_quant=false",)
 B8 = Case("llama_3_1_8b", "lora", 1, 2, 1024)
 B1 = Case("llama_3_2_1b", "lora", 8, 4, 512)
 B70 = Case("llama_3_1_70b", "qlora", 1, 1, 512, steps=2)
-TINY = Case("tiny", "lora", 2, 2, 16, steps=1)  # only to see that the study runs, on a processor, within a minute
+TINY = Case("tiny", "lora", 2, 2, 16, steps=1)  # only to try the study on a CPU within a minute
 
 
 def pair(case: Case) -> list[Case]:
-    """Ours and PEFT's, which trains one run at a time."""
+    """Pair our case with PEFT's, which trains one run at a time."""
     return [case, replace(case, engine="peft", runs=1)]
 
 
@@ -53,7 +53,7 @@ KEYS = {
 
 
 def refuse_without_a_gpu(instead: str) -> None:
-    """Raise ConfigError, one line, where a processor would be timed in the place of a GPU; ``instead`` is what runs there."""
+    """Raise ConfigError, one line, where there is no GPU to measure; ``instead`` names what a CPU can try."""
     if not torch.cuda.is_available():
         raise ConfigError(f"no CUDA GPU on this machine, which is what is measured; a processor can try {instead} out=FOLDER")
 
@@ -72,7 +72,7 @@ def main() -> int:
         raise ConfigError("cases=tiny: needs out=FOLDER, since its numbers are none of this study's")
     if names != ["tiny"]:
         refuse_without_a_gpu("cases=tiny")
-    folders.fresh(out)  # its table may be there: what it holds is not measured again
+    folders.fresh(out)  # its table may exist: cases in it are not measured again
     started, table = time.monotonic(), out / "results.csv"
     cases.run(list(dict.fromkeys(case for name in names for case in GROUPS[name])), table, seconds)
     cases.note(table, started)

@@ -26,66 +26,66 @@ VARIANTS = {
 CASE = ["model", "variant", "options", "rows", "length", "r"]
 FILLED = ["model", "variant", "engine", "rows", "length", "r", "runs"]
 NUMBERS = ["rows", "length", "r", "runs", "ms/step", "spread ms", "tokens/s", "share of peak", "peak GiB", "peak TFLOP/s"]
-ENGINES = {"peft": 0.4, "ours": 1.0}  # how solid a bar is; its colour is the variant's
+ENGINES = {"peft": 0.4, "ours": 1.0}  # opacity of a bar; its color is the variant's
 
 
 def load(folder: Path) -> pd.DataFrame:
-    """The cases, in the order of sizes and variants; of several machines or versions the last measured."""
+    """Read the cases in the order of sizes and variants; of a case that was measured several times, the last."""
     path = folder / "results.csv"
     if not path.is_file():
         raise ConfigError(f"folder={folder}: no results.csv there")
     frame = sheet.read(path, FILLED, NUMBERS, ("options", "note"))
     frame = frame.drop_duplicates([*CASE, "engine", "runs"], keep="last")
-    places = {name: at for at, name in enumerate([*MODELS, *VARIANTS])}
+    places = {name: place for place, name in enumerate([*MODELS, *VARIANTS])}
     return frame.sort_values(
         ["model", "variant", "options"], key=lambda column: column.map(lambda text: places.get(text, len(places))), kind="stable"
     )
 
 
 def tables(frame: pd.DataFrame) -> str:
-    """Ours beside PEFT's, one line for each model and variant; then every case."""
+    """Write a table with our engine beside PEFT, a line for each model and variant, then the machines."""
     rows = []
     for case, both in frame.groupby(CASE, sort=False):
         engines = {engine: both[both["engine"] == engine] for engine in ENGINES}
         model, variant, options, batch, length, r = case
         row = {"model": MODELS.get(model, model), "variant": f"{VARIANTS.get(variant, variant)} {options}".strip()}
         row |= {"rows of a run": f"{batch} x {length}", "r": str(r)}
-        for engine, found in engines.items():
+        for engine, rows_of_engine in engines.items():
             name = {"peft": "PEFT", "ours": "ours"}[engine]
-            one: Any = found.iloc[0] if len(found) else None
-            failed = one is None or pd.isna(one["ms/step"])
-            missing = "not measured" if one is None else str(one["note"])
-            row |= {f"{name}: runs": "-" if one is None else str(one["runs"])}
-            row |= {f"{name}: ms a step": missing if failed else f"{one['ms/step']:.1f} (± {one['spread ms']:.1f})"}
-            row |= {f"{name}: tokens/s": "-" if failed else f"{one['tokens/s']:,.0f}"}
-            row |= {f"{name}: of peak": "-" if failed else f"{100 * one['share of peak']:.1f} %"}
-            row |= {f"{name}: peak GiB": "-" if failed or pd.isna(one["peak GiB"]) else f"{one['peak GiB']:.1f}"}
-        peaks = dict.fromkeys(f"{peak:.0f}" for peak in both["peak TFLOP/s"].dropna())  # two: on two machines
+            case_row: Any = rows_of_engine.iloc[0] if len(rows_of_engine) else None
+            failed = case_row is None or pd.isna(case_row["ms/step"])
+            missing = "not measured" if case_row is None else str(case_row["note"])
+            row |= {f"{name}: runs": "-" if case_row is None else str(case_row["runs"])}
+            row |= {f"{name}: ms a step": missing if failed else f"{case_row['ms/step']:.1f} (± {case_row['spread ms']:.1f})"}
+            row |= {f"{name}: tokens/s": "-" if failed else f"{case_row['tokens/s']:,.0f}"}
+            row |= {f"{name}: of peak": "-" if failed else f"{100 * case_row['share of peak']:.1f} %"}
+            row |= {f"{name}: peak GiB": "-" if failed or pd.isna(case_row["peak GiB"]) else f"{case_row['peak GiB']:.1f}"}
+        peaks = dict.fromkeys(f"{peak:.0f}" for peak in both["peak TFLOP/s"].dropna())  # two where the case ran on two machines
         row |= {"bf16 peak, TFLOP/s": " and ".join(peaks) or "-"}
         ratio = _first(engines["ours"]) / _first(engines["peft"])
         rows.append(row | {"tokens/s, ours over PEFT's": "-" if pd.isna(ratio) else f"{ratio:.2f}"})
     about = ["gpu", "python", "torch", "transformers", "peft", "bitsandbytes", "triton", "commit"]
     machines = frame[[name for name in about if name in frame]].drop_duplicates()
-    said = [", ".join(f"{key} {value}" for key, value in machine.items()) for _, machine in machines.iterrows()]
-    return "\n\n".join([markdown.table(rows), *said])
+    about_machines = [", ".join(f"{key} {value}" for key, value in machine.items()) for _, machine in machines.iterrows()]
+    return "\n\n".join([markdown.table(rows), *about_machines])
 
 
-def _first(found: pd.DataFrame) -> float:
-    return float(found["tokens/s"].iloc[0]) if len(found) else float("nan")
+def _first(cases: pd.DataFrame) -> float:
+    return float(cases["tokens/s"].iloc[0]) if len(cases) else float("nan")
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """Tokens/s beside peak memory; a row of plots for each model, as high as it has variants."""
+    """Draw tokens/s beside peak memory, a row of plots for each model, its height by the number of variants."""
     models = list(dict.fromkeys(frame["model"]))
     plain = frame[frame["options"] == ""]
     heights = [plain.loc[plain["model"] == model, "variant"].nunique() for model in models]
     figure = Figure(figsize=(8.6, 0.9 + 0.55 * sum(heights) + 0.55 * len(models)), layout="constrained")
     plots = figure.subplots(len(models), 2, squeeze=False, gridspec_kw={"height_ratios": [0.4 + height for height in heights]})
     for axes, model in zip(plots, models, strict=True):
-        of = plain[plain["model"] == model]
-        for each, column in zip(axes, ("tokens/s", "peak GiB"), strict=True):
-            _bars(each, of, column)
-        axes[0].set_title(f"{MODELS.get(model, model)}: {_said(of)}", fontsize=10, loc="left")
+        cases = plain[plain["model"] == model]
+        for plot, column in zip(axes, ("tokens/s", "peak GiB"), strict=True):
+            _bars(plot, cases, column)
+        axes[0].set_title(f"{MODELS.get(model, model)}: {_runs_of_a_step(cases)}", fontsize=10, loc="left")
         axes[1].set_yticklabels([])
     plots[-1, 0].set_xlabel("tokens/s, all runs together")
     plots[-1, 1].set_xlabel("peak memory, GiB")
@@ -94,24 +94,24 @@ def draw(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _said(of: pd.DataFrame) -> str:
-    """What a step of each engine trains."""
-    said = []
-    for engine, found in of.groupby("engine", sort=False):
-        one = found.iloc[0]
-        runs = f"{one['runs']:.0f} run{'s' if one['runs'] != 1 else ''}"
-        said.append(f"{'PEFT' if engine == 'peft' else 'ours'} {runs} of {one['rows']:.0f} x {one['length']:.0f} tokens")
-    return ", ".join(sorted(said))
+def _runs_of_a_step(frame: pd.DataFrame) -> str:
+    """Describe the runs and tokens of a step of each engine."""
+    parts = []
+    for engine, cases in frame.groupby("engine", sort=False):
+        case = cases.iloc[0]
+        runs = f"{case['runs']:.0f} run{'s' if case['runs'] != 1 else ''}"
+        parts.append(f"{'PEFT' if engine == 'peft' else 'ours'} {runs} of {case['rows']:.0f} x {case['length']:.0f} tokens")
+    return ", ".join(sorted(parts))
 
 
-def _bars(axes: Axes, of: pd.DataFrame, column: str) -> None:
-    variants = list(dict.fromkeys(of["variant"]))
+def _bars(axes: Axes, frame: pd.DataFrame, column: str) -> None:
+    variants = list(dict.fromkeys(frame["variant"]))
     for place, (engine, solid) in enumerate(ENGINES.items()):
-        found = of[of["engine"] == engine].set_index("variant")
+        cases = frame[frame["engine"] == engine].set_index("variant")
         for n, variant in enumerate(variants):
-            value, y = float(found[column].get(variant, float("nan"))), n + 0.38 * place - 0.19
+            value, y = float(cases[column].get(variant, float("nan"))), n + 0.38 * place - 0.19
             if value != value:
-                note = str(found["note"].get(variant, "")) if variant in found.index else "not measured"
+                note = str(cases["note"].get(variant, "")) if variant in cases.index else "not measured"
                 text, value = (note if note and len(note) <= 24 else "failed" if note else "not measured"), 0
             else:
                 text = f"{value:,.0f}" if column == "tokens/s" else f"{value:.1f}"
@@ -119,7 +119,7 @@ def _bars(axes: Axes, of: pd.DataFrame, column: str) -> None:
             axes.annotate(text, (value, y), (3, 0), textcoords="offset points", va="center", fontsize=8.5, color="#333333")
     axes.set_yticks(range(len(variants)), [VARIANTS.get(variant, variant) for variant in variants])
     axes.set_ylim(len(variants) - 0.45, -0.55)
-    axes.set_xlim(0, 1.2 * max(of[column].max(), 1e-9) if of[column].notna().any() else 1)
+    axes.set_xlim(0, 1.2 * max(frame[column].max(), 1e-9) if frame[column].notna().any() else 1)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.tick_params(axis="y", length=0)

@@ -1,8 +1,8 @@
-"""FinLoRA's named configs, from one table: ``python -m experiments.finlora_small.configs`` writes conf/experiment/finlora/.
+"""Write FinLoRA's named configs to conf/experiment/finlora/: ``python -m experiments.finlora_small.configs``.
 
 Source: Open-Finance-Lab/FinLoRA, lora/finetune_configs.json (39 names) and lora/finetune_configs_plain.json (8 names), with
-what lora/finetune.py fixes for all of them. ``matched/`` holds each once more with the alpha that gives every variant one
-effective scale: in the published ones it is 2, 4 or 5.66, so a variant and its scale cannot be told apart.
+the settings that lora/finetune.py fixes for all. ``matched/`` has each config again with the alpha that gives every variant the
+same effective scale: in the published configs it is 2, 4 or 5.66, so a variant is confounded with its scale.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[2] / "conf" / "experiment" / "finlora"
-GPUS = 4  # of the published runs: each took its own batch, so here a step accumulates four times as many
-SCALE = 2.0  # of the matched configs: that of most published ones, 16 / 8
+GPUS = 4  # of the published runs, each with its own batch; one GPU accumulates four times as many micro-batches
+SCALE = 2.0  # of the matched configs, as in most published ones: 16 / 8
 
 
 @dataclass(frozen=True)
 class Task:
-    """``batch`` rows on each GPU, ``accum`` times before a step."""
+    """A task's epochs, its rows per GPU (``batch``) and its micro-batches per step (``accum``)."""
 
     name: str
     epochs: int
@@ -39,7 +39,7 @@ class Method:
 
     @property
     def matched_alpha(self) -> float:
-        """alpha of scale alpha/r = SCALE, or alpha/sqrt(r) = SCALE for rsLoRA (arXiv 2312.03732)."""
+        """Compute alpha from alpha/r = SCALE, or from alpha/sqrt(r) = SCALE for rsLoRA (arXiv 2312.03732)."""
         return SCALE * (math.sqrt(self.r) if "rslora" in self.variant else self.r)
 
 
@@ -97,7 +97,7 @@ train:
 
 
 def configs() -> Iterator[tuple[str, str]]:
-    """(path below ``FOLDER``, content) of every file."""
+    """Yield (path below ``FOLDER``, content) of every file."""
     for method in METHODS:
         for task in (TASKS[name] for name in method.tasks):
             name = f"{task.name}_llama_3_1_8b_{method.suffix}"

@@ -1,8 +1,8 @@
 """``python -m experiments.finlora_small.report [records [more]] [folder=FOLDER]``: results.csv, tables.md, ranking.png.
 
-All are of FOLDER (default: this one). With the word ``records`` the runs in ``runs/`` are read first and results.csv is written;
-without it, results.csv is read. With ``more`` the rows of results.csv whose runs have their records on another machine are
-kept, as they stand.
+All three files are in FOLDER (default: this one). With the word ``records`` results.csv is written from the runs in ``runs/``;
+without it, results.csv is read. With ``more`` those rows of results.csv are kept unchanged whose records are on another
+machine.
 Differences are to LoRA on 8 bits and paired by seed; p is of the exact sign-flip test, after Holm over a task's contrasts.
 """
 
@@ -39,7 +39,7 @@ METRICS = {
 }
 NAMES = {"8bits_r8": "LoRA, 8 bits", "4bits_r4": "QLoRA, alpha 16", "8bits_r8_dora": "DoRA, 8 bits",
          "8bits_r8_rslora": "rsLoRA, 8 bits", "matched/4bits_r4": "QLoRA, alpha 8"}  # fmt: skip
-# Drawn as a method is drawn everywhere, whatever its base is held in.
+# A method has the same color and marker in all figures, whatever the precision of its base.
 LOOKS_LIKE = {"8bits_r8": "lora", "4bits_r4": "qlora", "8bits_r8_dora": "dora", "8bits_r8_rslora": "rslora",
               "matched/4bits_r4": "qlora"}  # fmt: skip
 REFERENCE = "8bits_r8"
@@ -55,7 +55,7 @@ THEIRS = {
 
 
 def from_records() -> pd.DataFrame:
-    """One row for each run of the three sweeps, from their records."""
+    """Collect a row for each run of the three sweeps from their records."""
     rows = []
     by_settings = {(variant, r, alpha): form for form, (variant, r, alpha) in FORMS.items()}
     for path in sorted(RUNS.glob("*/result.json")):
@@ -72,7 +72,7 @@ def from_records() -> pd.DataFrame:
 
 
 def once(runs: pd.DataFrame, where: str) -> pd.DataFrame:
-    """The same runs. Raises ConfigError where two are of one task, form, rate and seed."""
+    """Check that no two runs have the same task, form, rate and seed; raises ConfigError."""
     twice = runs[runs.duplicated(KEY, keep=False)]
     if len(twice):
         ids = ", ".join(twice.run_id[:2])
@@ -95,8 +95,8 @@ def read(path: Path | str, text: str | None = None) -> pd.DataFrame:
         raise ConfigError(f"{path}: {few(strange)}: no form of this study")
     if (lost := (runs.status == "ok") & ~np.isfinite(runs[["val_loss", "test_loss"]]).all(axis=1)).any():
         raise ConfigError(f"{path}: row {lost.argmax() + 1} ended well, and has no val_loss and test_loss that are finite")
-    for task, found in runs.groupby("task"):
-        if task not in TASKS or REFERENCE not in chosen(found) or at_rate(found, REFERENCE, RATES[0], TUNE).empty:
+    for task, rows in runs.groupby("task"):
+        if task not in TASKS or REFERENCE not in chosen(rows) or at_rate(rows, REFERENCE, RATES[0], TUNE).empty:
             raise ConfigError(f"{path}: {task} is no task of this study, or has no tuning runs of {NAMES[REFERENCE]}")
     return runs
 
@@ -108,21 +108,21 @@ def _row(result: dict[str, Any], form: str) -> dict[str, Any]:
 
 
 def tuned(runs: pd.DataFrame) -> pd.Series[float]:
-    """Mean validation loss over the tuning seeds by form and rate; NaN where not all of them ended well."""
-    found = runs[(runs.status == "ok") & runs.seed.isin(TUNE)].groupby(["form", "learning_rate"]).val_loss.agg(["mean", "count"])
-    return found["mean"].where(found["count"] == len(TUNE))
+    """Average the validation loss over the tuning seeds by form and rate; NaN where a seed did not end well."""
+    losses = runs[(runs.status == "ok") & runs.seed.isin(TUNE)].groupby(["form", "learning_rate"]).val_loss.agg(["mean", "count"])
+    return losses["mean"].where(losses["count"] == len(TUNE))
 
 
 def chosen(runs: pd.DataFrame) -> dict[str, float]:
-    """The rate of each form with the lowest mean validation loss over all tuning seeds; one that a seed lacks is none."""
+    """Choose each form's rate with the lowest mean validation loss; a rate that lacks a tuning seed is excluded."""
     whole = tuned(runs).dropna()
     return {form: float(whole[form].idxmin()) for form in FORMS if form in whole.index}
 
 
 def at_rate(runs: pd.DataFrame, form: str, rate: float, seeds: range) -> pd.DataFrame:
-    """The runs that ended well: what another one measured is no number."""
-    found = _tried(runs, form, rate, seeds)
-    return found[found.status == "ok"].set_index("seed").sort_index()
+    """Select the runs at this rate that ended well, by seed."""
+    tried = _tried(runs, form, rate, seeds)
+    return tried[tried.status == "ok"].set_index("seed").sort_index()
 
 
 def _tried(runs: pd.DataFrame, form: str, rate: float, seeds: range) -> pd.DataFrame:
@@ -130,7 +130,7 @@ def _tried(runs: pd.DataFrame, form: str, rate: float, seeds: range) -> pd.DataF
 
 
 def trained(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> dict[str, float]:
-    """Those of ``rates`` that all ``seeds`` were trained at, one of them well: a sweep that was stopped may lack some."""
+    """Keep the ``rates`` at which all ``seeds`` were trained and one ended well: a stopped sweep may lack some."""
     return {
         form: rate
         for form, rate in rates.items()
@@ -139,7 +139,7 @@ def trained(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> dict[s
 
 
 class Rates(NamedTuple):
-    """Rates by form: those with the lowest validation loss, FinLoRA's, and of the first those with all report seeds."""
+    """Learning rates by form. chosen: lowest validation loss; published: FinLoRA's; best: the chosen with all report seeds."""
 
     chosen: dict[str, float]
     published: dict[str, float]
@@ -147,41 +147,41 @@ class Rates(NamedTuple):
 
 
 def rates_of(runs: pd.DataFrame) -> Rates:
-    found = chosen(runs)
-    published = {form: RATES[0] for form in found if len(at_rate(runs, form, RATES[0], TUNE))}
-    return Rates(found, published, trained(runs, found, REPORT))
+    best = chosen(runs)
+    published = {form: RATES[0] for form in best if len(at_rate(runs, form, RATES[0], TUNE))}
+    return Rates(best, published, trained(runs, best, REPORT))
 
 
 def contrasts(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> dict[str, Any]:
-    """Of each form but the reference: its paired test-loss difference to it, and p after Holm. None without the reference."""
+    """Test each form's paired test-loss difference to the reference: {form: (test, p after Holm)}; empty without that."""
     if REFERENCE not in rates:
         return {}
     wanted = at_rate(runs, REFERENCE, rates[REFERENCE], seeds).test_loss
-    found = {
+    tests = {
         form: paired((at_rate(runs, form, rates[form], seeds).test_loss - wanted).dropna().to_numpy(), MARGIN)
         for form in rates
         if form != REFERENCE
     }
-    adjusted = holm([one.p_flip for one in found.values()])
-    return {form: (one, p) for (form, one), p in zip(found.items(), adjusted, strict=True)}
+    adjusted = holm([test.p_flip for test in tests.values()])
+    return {form: (test, p) for (form, test), p in zip(tests.items(), adjusted, strict=True)}
 
 
 def table(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> list[str]:
     lines = ["| form | scale | rate | n | test loss | right answers | no answer | minus LoRA on 8 bits | p (Holm) | verdict |",
              "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    found = contrasts(runs, rates, seeds)
+    differences = contrasts(runs, rates, seeds)
     for form, rate in rates.items():
         own = at_rate(runs, form, rate, seeds)
         loss = mean_interval(own.test_loss.to_numpy())
         edge = " (highest)" if rate == runs.learning_rate.max() else " (lowest)" if rate == min(RATES) and seeds == REPORT else ""
         parts = [NAMES[form], f"{own.effective_scale.iloc[0]:.3g}", f"{rate:g}{edge}", str(loss.n)]
         parts += [f"{loss.mean:.4f} [{loss.low:.4f}, {loss.high:.4f}]", _mean(own.exact_match), _mean(own.parse_failures)]
-        if form in found:
-            one, p = found[form]
-            verdict = "differs" if p < 0.05 else "equivalent" if one.equivalent else "undecided"
+        if form in differences:
+            test, p = differences[form]
+            verdict = "differs" if p < 0.05 else "equivalent" if test.equivalent else "undecided"
             parts += [
-                f"{one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}]",
-                *([f"{p:.4f}", verdict] if one.n >= 6 else ["-", "n < 6"]),
+                f"{test.mean:+.4f} [{test.low:+.4f}, {test.high:+.4f}]",
+                *([f"{p:.4f}", verdict] if test.n >= 6 else ["-", "n < 6"]),
             ]
         else:
             parts += ["-"] * 3
@@ -194,7 +194,7 @@ def _mean(values: pd.Series[float]) -> str:
 
 
 def orders(runs: pd.DataFrame, rates: dict[str, float], seeds: range) -> list[str]:
-    """For each seed that they all have, the published forms from the lowest test loss to the highest."""
+    """Rank the published forms by test loss, lowest first, for each seed that all of them have."""
     losses = pd.DataFrame({form: at_rate(runs, form, rates[form], seeds).test_loss for form in PUBLISHED if form in rates})
     whole = losses.dropna()
     return [" < ".join(NAMES[form].split(",")[0] for form in row.sort_values().index) for _, row in whole.iterrows()]
@@ -221,18 +221,18 @@ def tables(everything: pd.DataFrame) -> str:
             for form in rates
             if form not in best
         ]
-        for name, at, seeds in (("at FinLoRA's rate", published, TUNE), ("at its own best rate", best, REPORT)):
-            found = orders(runs, at, seeds)
-            counted = f"{len(set(found))} order{'s' * (len(set(found)) > 1)} in {len(found)} seeds"
+        for name, by_form, seeds in (("at FinLoRA's rate", published, TUNE), ("at its own best rate", best, REPORT)):
+            orders_of_seeds = orders(runs, by_form, seeds)
+            counted = f"{len(set(orders_of_seeds))} order{'s' * (len(set(orders_of_seeds)) > 1)} in {len(orders_of_seeds)} seeds"
             lines.append(f"Published forms by test loss, seed by seed, {name}: {counted}:\n")
-            ranked = sorted(set(found), key=lambda one: (-found.count(one), one))
-            lines += [f"- {found.count(order)} x {order}" for order in ranked]
+            ranked = sorted(set(orders_of_seeds), key=lambda order: (-orders_of_seeds.count(order), order))
+            lines += [f"- {orders_of_seeds.count(order)} x {order}" for order in ranked]
             lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
 def figure(everything: pd.DataFrame) -> Figure:
-    """A row for each task: validation loss by learning rate, and test loss less the reference's at two choices of the rate."""
+    """Draw a row for each task: validation loss by learning rate; test loss minus the reference's at two choices of the rate."""
     tasks = list(everything.groupby("task", sort=False))
     drawing = Figure(figsize=(9, 3.1 * len(tasks) + 0.6), layout="constrained")
     FigureCanvasAgg(drawing)
@@ -245,7 +245,7 @@ def figure(everything: pd.DataFrame) -> Figure:
     axes[-1, 0].set_xlabel(f"learning rate, forms side by side (FinLoRA's: {RATES[0]:g})")
     axes[-1, 1].set_xlabel("nats per target token (logarithmic beyond 0.02)")
     entries = [Line2D([], [], label=NAMES[form], **_look(form)) for form in FORMS if (everything.form == form).any()]
-    entries += [Line2D([], [], ls="", label=" ")] * (len(entries) % 2)  # the forms in columns of their own
+    entries += [Line2D([], [], ls="", label=" ")] * (len(entries) % 2)  # so that the forms fill whole columns
     entries += [
         Line2D([], [], color="grey", marker="D", ms=5, ls="", mfc=face, label=f"{name}, {len(seeds)} seeds, 95%")
         for name, face, seeds in ((f"all at {RATES[0]:g}", "white", TUNE), ("each at its best", "grey", REPORT))
@@ -260,11 +260,11 @@ def _look(form: str) -> dict[str, Any]:
 
 
 def _by_rate(axes: Axes, runs: pd.DataFrame) -> None:
-    tuning, found = runs[runs.seed.isin(TUNE)], tuned(runs)
-    forms = [form for form in FORMS if form in found.index]
-    for at, form in enumerate(forms):
-        means = found[form]
-        beside = 1.045 ** (at - (len(forms) - 1) / 2)
+    tuning, losses = runs[runs.seed.isin(TUNE)], tuned(runs)
+    forms = [form for form in FORMS if form in losses.index]
+    for index, form in enumerate(forms):
+        means = losses[form]
+        beside = 1.045 ** (index - (len(forms) - 1) / 2)
         axes.plot(means.index * beside, means, zorder=3, **_look(form))
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(sorted(tuning.learning_rate.unique())))
@@ -283,17 +283,17 @@ def _differences(axes: Axes, runs: pd.DataFrame) -> None:
     tuned, published, best = rates_of(runs)
     forms = [form for form in tuned if form != REFERENCE]
     for shift, hollow, rates, seeds in ((0.15, True, published, TUNE), (-0.15, False, best, REPORT)):
-        found = contrasts(runs, rates, seeds)
-        for at, form in ((at, form) for at, form in enumerate(forms) if form in found):
-            one, _ = found[form]
-            (colour, marker), y = style(LOOKS_LIKE[form]), len(forms) - at + shift
-            axes.errorbar(one.mean, y, xerr=[[one.mean - one.low], [one.high - one.mean]], fmt=marker, color=colour, ms=6,
+        differences = contrasts(runs, rates, seeds)
+        for index, form in ((index, form) for index, form in enumerate(forms) if form in differences):
+            test, _ = differences[form]
+            (colour, marker), y = style(LOOKS_LIKE[form]), len(forms) - index + shift
+            axes.errorbar(test.mean, y, xerr=[[test.mean - test.low], [test.high - test.mean]], fmt=marker, color=colour, ms=6,
                           mfc="white" if hollow else colour, capsize=2)  # fmt: skip
     axes.axvline(0, color=style(LOOKS_LIKE[REFERENCE]).colour, lw=1.2)
     axes.set_xscale("symlog", linthresh=0.02)
     axes.set_xlim(-3, 3)
     axes.set_xticks(ticks := [-1, -0.1, -0.01, 0, 0.01, 0.1, 1], [f"{tick:g}" for tick in ticks])
-    axes.set_yticks([len(forms) - at for at in range(len(forms))], [NAMES[form] for form in forms])
+    axes.set_yticks([len(forms) - index for index in range(len(forms))], [NAMES[form] for form in forms])
     axes.set_ylim(0.4, len(forms) + 0.6)
     axes.grid(axis="x", color="#E6E6E6", lw=0.7)
     axes.set_axisbelow(True)
@@ -304,14 +304,14 @@ def main() -> int:
     if "--help" in sys.argv[1:]:
         print(__doc__)
         return 0
-    values, said = words.read(sys.argv[1:], {"folder": Key(Path, "FOLDER")}, free="a word")
+    values, free_words = words.read(sys.argv[1:], {"folder": Key(Path, "FOLDER")}, free="a word")
     folder = values.get("folder", HERE)
-    if said not in ([], ["records"], ["records", "more"]):
-        raise ConfigError(f"{' '.join(said)}: takes no word but records, and after it more")
+    if free_words not in ([], ["records"], ["records", "more"]):
+        raise ConfigError(f"{' '.join(free_words)}: takes no word but records, and after it more")
     place, written, counted = folder / "results.csv", None, None
-    if said:
+    if free_words:
         where = str(RUNS.absolute())
-        old = load(place) if "more" in said else None
+        old = load(place) if "more" in free_words else None
         written = from_records().to_csv(index=False, float_format="%.6g")
         if old is not None:
             where = f"{place} and {where}"
@@ -321,7 +321,7 @@ def main() -> int:
         runs = load(place)
     text, picture = tables(runs), io.BytesIO()
     figure(runs).savefig(picture, format="png", dpi=150)
-    if written is not None:  # nothing is replaced before all of it can be
+    if written is not None:  # replace files only when all of them can be written
         write_atomically(place, written)
     write_atomically(folder / "tables.md", text)
     (folder / "ranking.png").write_bytes(picture.getvalue())

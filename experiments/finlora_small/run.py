@@ -1,4 +1,4 @@
-"""FinLoRA's comparison on SmolLM2: ``python -m experiments.finlora_small.run TASK FOLDER [key=value ...]``
+"""Train FinLoRA's comparison on SmolLM2: ``python -m experiments.finlora_small.run TASK FOLDER [key=value ...]``
 
 TASK is formula, xbrl_term or tfns_nwgi; FOLDER is FinLoRA's ``data``. Further words override the config.
 """
@@ -12,8 +12,8 @@ from src.command import cli
 from src.files.errors import ConfigError
 from src.sweep.launch import RunsFailed
 
-# The published form, and the one at the effective scale 2. LoRA and DoRA have it anyway, and rsLoRA at r = 8 with
-# alpha 2 sqrt(8) is LoRA with alpha 16, to the bit, so it is not trained once more.
+# The published forms, and QLoRA at the effective scale 2. LoRA and DoRA have that scale anyway, and rsLoRA at r = 8 with
+# alpha 2 sqrt(8) is LoRA with alpha 16 to the bit, so it is not trained again.
 FORMS = {
     "8bits_r8": ("lora_8bit", 8, 16.0),
     "4bits_r4": ("qlora", 4, 16.0),
@@ -21,11 +21,11 @@ FORMS = {
     "8bits_r8_rslora": ("rslora_8bit", 8, 16.0),
     "matched/4bits_r4": ("qlora", 4, 8.0),
 }
-RATES = (1e-4, 1e-3, 3e-3, 1e-2)  # the first is FinLoRA's, for all
-SPARE = (3e-5, 3e-2)  # where a best rate is the lowest or the highest
+RATES = (1e-4, 1e-3, 3e-3, 1e-2)  # the first is FinLoRA's, for all forms
+SPARE = (3e-5, 3e-2)  # tried where a best rate is the lowest or the highest
 TUNE, REPORT = range(3), range(3, 11)
-# FinLoRA's name of the task's configs; rows of a micro-batch times micro-batches, 16 rows a step where FinLoRA has 32 or
-# 64, so that a cut training set still makes some steps; the larger two are cut to 1,024 rows and one epoch.
+# (FinLoRA's name of the task, rows of a micro-batch, micro-batches, overrides). 16 rows a step where FinLoRA has 32 or 64,
+# so that a cut training set still makes some steps; the larger two are cut to 1,024 rows and one epoch.
 TASKS = {
     "formula": ("formula", 4, 4, ()),
     "xbrl_term": ("xbrl_term", 8, 2, ("dataset.train_examples=1024", "eval.generate=false")),
@@ -56,7 +56,7 @@ def main() -> int:
     try:
         best = tuned.train(conditions(task, folder, more), RATES, TUNE, REPORT, SPARE)
     except RunsFailed:
-        return 1  # what failed has been said, run by run
+        return 1  # each failed run has printed its reason
     for name, rate in zip(FORMS, best, strict=True):
         print(f"{name}: best rate {rate:g}")
     return 0

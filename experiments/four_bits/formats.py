@@ -1,7 +1,7 @@
-"""Formats of a weight matrix, each as a round trip: what a weight [out, in] is after it was stored.
+"""Store a weight matrix [out, in] in each number format and read it back.
 
-NF4, FP4 and LLM.int8() are bitsandbytes' own, as the product holds them. The others are controls: FP4 as the standard E2M1
-of the papers' tables, and 4-bit integers.
+NF4, FP4 and LLM.int8() are bitsandbytes' own, as the product uses them. The others are controls: FP4 as the standard E2M1 of
+the papers' tables, and 4-bit integers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SCALE, DOUBLE = 32 / 64, 8 / 64 + 32 / (64 * 256)  # bits a weight of fp32 scale
 
 @dataclass(frozen=True)
 class Format:
-    """``bits``: nominal bits a weight, scales included; None where they depend on the matrix."""
+    """A number format. ``bits``: nominal bits a weight, scales included; None where they depend on the matrix."""
 
     name: str
     bits: float | None
@@ -28,12 +28,12 @@ def bitsandbytes_4bit(weight: torch.Tensor, quant_type: str, double_quant: bool)
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     packed, state = quantize_4bit(weight, blocksize=64, quant_type=quant_type, compress_statistics=double_quant)
-    found: torch.Tensor = dequantize_4bit(packed, state)
-    return found
+    restored: torch.Tensor = dequantize_4bit(packed, state)
+    return restored
 
 
 def llm_int8(weight: torch.Tensor) -> torch.Tensor:
-    """127 levels to each side and one scale for each output row (arXiv 2208.07339, section 2.1), found in fp16."""
+    """Round to 127 levels on each side with a scale for each output row (arXiv 2208.07339, section 2.1), computed in fp16."""
     from bitsandbytes.functional import int8_vectorwise_quant
 
     values, scales, _ = int8_vectorwise_quant(weight.half())
@@ -42,7 +42,7 @@ def llm_int8(weight: torch.Tensor) -> torch.Tensor:
 
 
 def nearest(weight: torch.Tensor, levels: torch.Tensor, block: int = 64) -> torch.Tensor:
-    """Each block over its largest magnitude, to the nearest of the ascending ``levels``, which end at 1."""
+    """Divide each block by its largest magnitude and round to the nearest of the ascending ``levels``, which end at 1."""
     blocks = weight.reshape(-1, block)
     scale = blocks.abs().amax(1, keepdim=True)
     scaled = blocks / torch.where(scale == 0, torch.ones_like(scale), scale)
@@ -55,7 +55,7 @@ def symmetric(levels: torch.Tensor) -> torch.Tensor:
 
 
 def int4_absmax(weight: torch.Tensor, block: int = 64) -> torch.Tensor:
-    """-7 to 7 times the block's largest magnitude over 7."""
+    """Round to -7 ... 7 times the block's largest magnitude over 7."""
     return nearest(weight, symmetric(torch.arange(8, device=weight.device, dtype=weight.dtype)), block)
 
 
@@ -64,7 +64,7 @@ def e2m1(weight: torch.Tensor, block: int = 64) -> torch.Tensor:
 
 
 def int4_affine(weight: torch.Tensor, block: int = 32) -> torch.Tensor:
-    """16 even levels from a block's lowest value to its highest, step and lowest in fp16: what the embedded base's Q4_1 is."""
+    """Round to 16 even levels from a block's lowest value to its highest, step and lowest in fp16: the embedded base's Q4_1."""
     blocks = weight.reshape(-1, block)
     low = blocks.amin(1, keepdim=True).half().to(weight.dtype)
     step = ((blocks.amax(1, keepdim=True) - blocks.amin(1, keepdim=True)) / 15).half().to(weight.dtype)
@@ -74,7 +74,7 @@ def int4_affine(weight: torch.Tensor, block: int = 32) -> torch.Tensor:
 
 FORMATS = (
     Format("bf16", 16, lambda w: w.bfloat16().to(w.dtype)),
-    Format("int8", None, llm_int8),  # 8 and 32 over the row's length
+    Format("int8", None, llm_int8),  # 8 + 32 / row length
     Format("nf4", 4 + SCALE, lambda w: bitsandbytes_4bit(w, "nf4", False)),
     Format("nf4, double", 4 + DOUBLE, lambda w: bitsandbytes_4bit(w, "nf4", True)),
     Format("fp4", 4 + SCALE, lambda w: bitsandbytes_4bit(w, "fp4", False)),
@@ -87,7 +87,7 @@ FORMATS = (
 
 
 def error(weight: torch.Tensor, stored: torch.Tensor) -> tuple[float, float]:
-    """(root mean square, largest) error, over the root mean square of the weights; summed in fp64."""
+    """Compute the (root mean square, largest) error, relative to the root mean square of the weights; summed in fp64."""
     gap = (stored - weight).double()
     size = weight.double().square().mean().sqrt()
     return float(gap.square().mean().sqrt() / size), float(gap.abs().max() / size)

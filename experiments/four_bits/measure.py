@@ -1,15 +1,15 @@
-"""``python -m experiments.four_bits.measure PART [key=value ...]``: what four bits lose and save.
+"""``python -m experiments.four_bits.measure PART [key=value ...]``: measure the losses and the savings of four bits.
 
 errors     quantisation error of every format, on Gaussian weights and on the embedded base's    errors.csv
 bits       bytes that the product's quantised layers hold                                        bits.csv
 memory     memory and time of a training step on the shapes of Llama 8B and 70B; needs a GPU     memory.csv
 training   the finished runs of the sweep (README.md has its commands), one row each             training.csv
 
-out=FOLDER     where the table goes; default: this folder. One that is there already is not overwritten
-seconds=N      errors, memory: no further matrix or case is begun after it; default 540
-reuse=FILE     memory: a results.csv of experiments.cost_on_a_gpu; its rows of the same cases are taken over
-sweep=NAME     training: default four_bits; a run in it that is none of this study's is refused
-small=true     errors, bits, memory: the tiny shape and small matrices, to see that it runs
+out=FOLDER     folder of the table; default: this folder. An existing table is not overwritten
+seconds=N      errors, memory: no matrix or case starts after it; default 540
+reuse=FILE     memory: a results.csv of experiments.cost_on_a_gpu; its rows of the same cases are copied
+sweep=NAME     training: default four_bits; a run in it that does not belong to this study is refused
+small=true     errors, bits, memory: the tiny shape and small matrices, to try the study
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 GAUSSIAN, SEEDS = ((256, 256), (1024, 1024), (4096, 4096)), range(8)
-STD = 0.02  # errors are relative, so it only says that these are weights
+STD = 0.02  # errors are relative, so its value does not matter
 PRECISIONS = (("int8", True), ("nf4", False), ("nf4", True), ("fp4", False), ("fp4", True))
 KEYS = {
     "out": Key(str, "FOLDER"),
@@ -41,12 +41,12 @@ KEYS = {
     "small": Key(words.switch, "true"),
 }
 OF_PART = {"errors": {"seconds", "small"}, "bits": {"small"}, "memory": {"seconds", "reuse", "small"}, "training": {"sweep"}}
-FOUND = ("val/loss", "test/loss", "test/exact_match", "forgetting/before", "forgetting/after")
+METRICS = ("val/loss", "test/loss", "test/exact_match", "forgetting/before", "forgetting/after")
 Row = dict[str, Any]
 
 
 def errors(path: Path, seconds: float, small: bool) -> None:
-    """One row for each matrix and format; fp32 weights in, whatever format they were in before."""
+    """Measure the error of every format on every matrix in fp32; a row each."""
     import torch
 
     from experiments.four_bits.formats import FORMATS, error
@@ -67,7 +67,7 @@ def errors(path: Path, seconds: float, small: bool) -> None:
 
 
 def matrices(small: bool) -> Iterator[tuple[str, str, str, torch.Tensor]]:
-    """(kind, what it is counted under, name, fp32 weight [out, in])."""
+    """Yield (kind, group in the tables, name, fp32 weight [out, in])."""
     import torch
 
     for rows, columns in GAUSSIAN[:1] if small else GAUSSIAN:
@@ -79,7 +79,7 @@ def matrices(small: bool) -> Iterator[tuple[str, str, str, torch.Tensor]]:
 
 
 def embedded_matrices(layers: int | None) -> Iterator[tuple[str, str, str, torch.Tensor]]:
-    """The linear layers of the embedded base as its file holds them: Q4_1, dequantised to fp32 and not rounded to bf16."""
+    """Yield the linear layers of the embedded base as its file has them: Q4_1, dequantized to fp32, not rounded to bf16."""
     import torch
     from gguf import GGUFReader
     from gguf.quants import dequantize
@@ -94,13 +94,13 @@ def embedded_matrices(layers: int | None) -> Iterator[tuple[str, str, str, torch
 
 
 def bits(path: Path, small: bool) -> None:
-    """Bytes of the tensors that quantised layers hold, as ``src.variants.quantization`` places them."""
+    """Count the bytes of the tensors in quantized layers, as ``src.variants.quantization`` places them."""
     import torch
 
     from src.command.cli import compose
-    from src.config.schema import VariantConfig
     from src.model import models
     from src.variants import quantization
+    from src.variants.methods.point import VariantConfig
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = compose([f"model={'tiny' if small else 'smollm2_135m'}"]).model
@@ -121,7 +121,7 @@ def bits(path: Path, small: bool) -> None:
 
 
 def held(layers: Iterable[Any]) -> dict[str, int]:
-    """Bytes by what they are for. A table of values that layers share, or could, is counted as often as it lies in memory."""
+    """Count bytes by purpose. A table of values is counted as often as it is in memory, though layers could share it."""
     places: dict[str, dict[int, int]] = {"weights": {}, "scales": {}, "tables": {}}
     for layer in layers:
         state = getattr(layer.weight, "quant_state", None)
@@ -132,9 +132,9 @@ def held(layers: Iterable[Any]) -> dict[str, int]:
             nested = [state.state2.absmax, state.offset] if state.nested else []
             tables = [state.code, *([state.state2.code] if state.nested else [])]
             tensors = {"weights": [layer.weight.data], "scales": [state.absmax, *nested], "tables": tables}
-        for part, found in tensors.items():
-            places[part] |= {tensor.data_ptr(): tensor.nbytes for tensor in found}
-    return {part: sum(found.values()) for part, found in places.items()}
+        for part, group in tensors.items():
+            places[part] |= {tensor.data_ptr(): tensor.nbytes for tensor in group}
+    return {part: sum(sizes.values()) for part, sizes in places.items()}
 
 
 def memory(path: Path, seconds: float, reuse: Sequence[Path], small: bool) -> None:
@@ -174,7 +174,7 @@ def training(path: Path, sweep: str) -> None:
         add(
             path, variant=row["variant"], precision=row["base_precision"],
             double_quant=row["fields"]["variant.double_quant"], lr=row["learning_rate"], seed=row["seed"], status=row["status"],
-            **{name: row["metrics"].get(name) for name in FOUND},
+            **{name: row["metrics"].get(name) for name in METRICS},
             pack_size=row.get("pack_size"), train_seconds=row.get("train_seconds"), peak_bytes=row.get("peak_memory_bytes"),
             device=row.get("device"), run_id=row["run_id"],
         )  # fmt: skip
@@ -182,7 +182,7 @@ def training(path: Path, sweep: str) -> None:
 
 
 def add(path: Path, **row: Any) -> None:
-    """A row to the end of a table, which is complete after each: a run that is killed keeps what it measured."""
+    """Append a row to a table, which is complete after each: a killed process keeps its measurements."""
     sheet.append(path, list(row), [list(row.values())])
 
 

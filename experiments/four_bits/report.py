@@ -1,6 +1,6 @@
-"""``python -m experiments.four_bits.report [folder=FOLDER]``: the tables that measure.py wrote, as Markdown and figures.
+"""``python -m experiments.four_bits.report [folder=FOLDER]``: write Markdown and figures from measure.py's tables.
 
-Reads errors.csv, bits.csv, memory.csv and training.csv, those that are there; writes tables.md, errors.png, training.png.
+Reads errors.csv, bits.csv, memory.csv and training.csv, as far as they exist; writes tables.md, errors.png, training.png.
 Intervals: 95 %, t over seeds. Each precision gets the rate with the lowest mean validation loss over ``TUNING`` seeds, and
 reports on the other seeds, paired with bf16's.
 """
@@ -30,20 +30,20 @@ HERE = Path(__file__).resolve().parent
 TUNING = (0, 1, 2)
 MARGIN = 0.01  # nats that count as no difference in the test of equivalence
 ORDER = ("bf16", "int8", "nf4", "nf4, double", "fp4", "fp4, double")
-# A precision looks like the variant that trains on it, fp4 like none; without double quantisation: hollow and dashed.
+# A precision looks like the variant that trains on it, fp4 like none of them; hollow and dashed without double quantization.
 STYLE_OF = {"bf16": style("lora"), "int8": style("lora_8bit"), "nf4": style("qlora"), "fp4": OTHER}
 AXES: dict[Any, Any] = {
     "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",
     "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False,
 }  # fmt: skip
-PAIRS = (("nf4, double", "nf4"), ("fp4, double", "nf4, double"))  # what double quantisation costs; the two 4-bit formats
+PAIRS = (("nf4, double", "nf4"), ("fp4, double", "nf4, double"))  # the cost of double quantization; the two 4-bit formats
 ERRORS = ["bits", "norm", "rms", "largest"]
 PARTS = ("weights", "scales", "tables")
 PAPER = {"nf4": 4.5, "nf4, double": 4.127, "fp4": 4.5, "fp4, double": 4.127}  # bits a weight, arXiv 2305.14314, section 3
 
 
 def errors(frame: pd.DataFrame) -> list[str]:
-    """Each format's error: over seeds on Gaussian weights, pooled over the matrices of the embedded base."""
+    """Write each format's error: over seeds on Gaussian weights, pooled over the matrices of the embedded base."""
     if not np.isfinite(frame[ERRORS]).all(axis=None):
         raise ConfigError("errors.csv: not all errors are finite")
     sizes = list(dict.fromkeys(frame.loc[frame["weights"] == "gaussian", "matrix"]))
@@ -52,15 +52,15 @@ def errors(frame: pd.DataFrame) -> list[str]:
     real = frame[frame["weights"] != "gaussian"]
     rows = []
     for name in dict.fromkeys(frame["format"]):
-        of = frame[frame["format"] == name]
-        row = {"format": name, "bits": f"{of['bits'].min():.3f}" + ("+" if of["bits"].nunique() > 1 else "")}
+        of_format = frame[frame["format"] == name]
+        row = {"format": name, "bits": f"{of_format['bits'].min():.3f}" + ("+" if of_format["bits"].nunique() > 1 else "")}
         for size in sizes:
-            row[f"gaussian {size}"] = _interval(mean_interval(of.loc[of["matrix"] == size, "rms"]), 5)
-        mine = real[real["format"] == name]
-        row[f"smollm2_135m, {len(mine)} matrices"] = f"{pooled(mine):.5f}"
-        row["worst matrix"] = f"{mine['rms'].max():.4f}"
-        row["largest error, gaussian"] = f"{of.loc[of['weights'] == 'gaussian', 'largest'].max():.3f}"
-        row["largest error, smollm2_135m"] = f"{mine['largest'].max():.3f}"
+            row[f"gaussian {size}"] = _interval(mean_interval(of_format.loc[of_format["matrix"] == size, "rms"]), 5)
+        of_base = real[real["format"] == name]
+        row[f"smollm2_135m, {len(of_base)} matrices"] = f"{pooled(of_base):.5f}"
+        row["worst matrix"] = f"{of_base['rms'].max():.4f}"
+        row["largest error, gaussian"] = f"{of_format.loc[of_format['weights'] == 'gaussian', 'largest'].max():.3f}"
+        row["largest error, smollm2_135m"] = f"{of_base['largest'].max():.3f}"
         rows.append(row)
     kinds = [
         {"module": kind} | {name: f"{pooled(part):.4f}" for name, part in group.groupby("format", sort=False)}
@@ -77,7 +77,7 @@ def errors(frame: pd.DataFrame) -> list[str]:
 
 
 def pooled(part: pd.DataFrame) -> float:
-    """Root of (summed squared errors over summed squared weights)."""
+    """Pool relative errors: the root of (summed squared errors over summed squared weights)."""
     return math.sqrt(((part["rms"] * part["norm"]) ** 2).sum() / (part["norm"] ** 2).sum())
 
 
@@ -172,40 +172,40 @@ def training(frame: pd.DataFrame) -> list[str]:
         if name in reported
     }
     parts = ["## Before and after training", heading, markdown.table(rows), failed, means, markdown.table(rates)]
-    for whose, losses in (("the report seeds", after), ("all seeds, those that chose the rates too", every)):
-        if found := differences(frozen, losses):
+    for seeds, losses in (("the report seeds", after), ("all seeds, those that chose the rates too", every)):
+        if tests := differences(frozen, losses):
             floor = "Paired by seed; two-sided sign flips over n seeds give no p below 2 / 2^n; Holm over the table."
-            parts += [f"Differences of test loss after training, {whose}. {floor}", markdown.table(found)]
+            parts += [f"Differences of test loss after training, {seeds}. {floor}", markdown.table(tests)]
     return parts
 
 
 def differences(frozen: pd.Series, losses: dict[str, pd.Series]) -> list[dict[str, str]]:
-    """Each precision less bf16, and ``PAIRS``, before training and after it, paired by seed.
+    """Test the difference of each precision to bf16, and of ``PAIRS``, before and after training, paired by seed.
 
-    Closed: the share of the difference before training that is gone after it.
+    Closed: the share of the difference before training that training removes.
     """
     pairs = [(name, "bf16") for name in ORDER if name != "bf16"] + list(PAIRS)
     gaps = {(a, b): (losses[a] - losses[b]).dropna() for a, b in pairs if a in losses and b in losses}
-    found = {pair: paired(gap.to_numpy(), MARGIN) for pair, gap in gaps.items() if len(gap) > 1}
-    adjusted = holm([one.p_flip for one in found.values()])
+    tests = {pair: paired(gap.to_numpy(), MARGIN) for pair, gap in gaps.items() if len(gap) > 1}
+    adjusted = holm([test.p_flip for test in tests.values()])
     rows = []
-    for ((a, b), one), p in zip(found.items(), adjusted, strict=True):
+    for ((a, b), test), p in zip(tests.items(), adjusted, strict=True):
         start = frozen.get(a, float("nan")) - frozen.get(b, float("nan"))
         row = {"difference": f"{a} - {b}", "before training": _number(start, "+")}
-        row["after training"] = f"{one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}], n = {one.n}"
-        row["closed"] = f"{1 - one.mean / start:.1%}" if b == "bf16" and start > 0 else "-"
-        row |= {"p (sign flips)": f"{one.p_flip:.4f}", "p (Holm)": f"{p:.4f}", "p (TOST)": f"{one.p_tost:.4f}"}
+        row["after training"] = f"{test.mean:+.4f} [{test.low:+.4f}, {test.high:+.4f}], n = {test.n}"
+        row["closed"] = f"{1 - test.mean / start:.1%}" if b == "bf16" and start > 0 else "-"
+        row |= {"p (sign flips)": f"{test.p_flip:.4f}", "p (Holm)": f"{p:.4f}", "p (TOST)": f"{test.p_tost:.4f}"}
         rows.append(row)
     return rows
 
 
 def before(frame: pd.DataFrame) -> pd.Series:
-    """Test loss of each precision's base without training; it depends on no seed."""
+    """Look up the test loss of each precision's base without training, which depends on no seed."""
     return frame[frame["variant"].str.startswith("frozen")].groupby("label")["test/loss"].mean()
 
 
 def chosen(frame: pd.DataFrame) -> tuple[dict[str, float], dict[str, pd.DataFrame]]:
-    """(rate, report runs by seed) of each precision. A rate with a tuning run that is lacking or ended badly is none."""
+    """Choose each precision's (rate, report runs by seed). A rate with a missing or failed tuning run is excluded."""
     trained = frame[~frame["variant"].str.startswith("frozen")]
     best, reported = {}, {}
     for name, part in trained.groupby("label"):
@@ -227,7 +227,7 @@ def draw_errors(frame: pd.DataFrame) -> Figure:
         of = frame[(frame["weights"] == kind) & ((kind != "gaussian") | (frame["matrix"] == largest))]
         values = [pooled(of[of["format"] == name]) for name in names]
         label = f"Gaussian, {largest}" if kind == "gaussian" else "SmolLM2-135M, which was Q4_1"
-        places = [at + beside for at in range(len(names))]  # side by side: where two agree, both are seen
+        places = [index + beside for index in range(len(names))]  # side by side, so that equal values are both visible
         axes.plot(values, places, marker, label=label, ms=7, color="#333333", mfc=face, mew=1.3)
     each = frame.groupby("format")["bits"].min()
     axes.set_yticks(range(len(names)), [f"{name} ({each[name]:.3f} bits)" for name in names])
@@ -240,17 +240,17 @@ def draw_errors(frame: pd.DataFrame) -> Figure:
 
 
 def draw_training(frame: pd.DataFrame) -> Figure:
-    """Test loss by rate, all seeds; each precision less bf16, before training and after it at its own best rate."""
+    """Draw test loss by rate, all seeds; each precision minus bf16, before training and after it at its own best rate."""
     frame = frame.assign(label=labels(frame))
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     trained = frame[~frame["variant"].str.startswith("frozen") & (frame["status"] == "ok")]
     names = [name for name in ORDER if (trained["label"] == name).any()]
-    for at, name in enumerate(names):
+    for index, name in enumerate(names):
         means = trained[trained["label"] == name].groupby("lr")["test/loss"].apply(mean_interval)
         centre = [interval.mean for interval in means]
         reach = [interval.mean - interval.low for interval in means]
-        beside = 1.05 ** (at - (len(names) - 1) / 2)
+        beside = 1.05 ** (index - (len(names) - 1) / 2)
         left.errorbar(means.index * beside, centre, yerr=reach, capsize=2, **_look(name))
     left.set_xscale("log")
     left.xaxis.set_major_locator(FixedLocator(sorted(trained["lr"].unique())))
@@ -265,12 +265,12 @@ def draw_training(frame: pd.DataFrame) -> Figure:
     shown = [name for name in ORDER if name in reported and name in frozen.index and name != "bf16"]
     count = 0
     if "bf16" in reported and "bf16" in frozen.index:
-        for at, name in enumerate(shown):
-            right.plot(frozen[name] - frozen["bf16"], at, "D", color="0.55", ms=6)
+        for index, name in enumerate(shown):
+            right.plot(frozen[name] - frozen["bf16"], index, "D", color="0.55", ms=6)
             gap = mean_interval((reported[name]["test/loss"] - reported["bf16"]["test/loss"]).dropna())
             count = max(count, gap.n)
-            right.errorbar(gap.mean, at, xerr=[[gap.mean - gap.low], [gap.high - gap.mean]], capsize=3, **_look(name))
-            right.annotate(f"{gap.mean:+.4f}", (gap.mean, at), (0, 8), textcoords="offset points", ha="center", fontsize=8.5,
+            right.errorbar(gap.mean, index, xerr=[[gap.mean - gap.low], [gap.high - gap.mean]], capsize=3, **_look(name))
+            right.annotate(f"{gap.mean:+.4f}", (gap.mean, index), (0, 8), textcoords="offset points", ha="center", fontsize=8.5,
                            bbox={"fc": "white", "ec": "none", "pad": 0.5})  # fmt: skip
     right.axvline(0, color=_look("bf16")["color"], lw=1.2)
     right.set_yticks(range(len(shown)), shown)
@@ -287,7 +287,7 @@ def draw_training(frame: pd.DataFrame) -> Figure:
 
 
 def _look(name: str) -> dict[str, Any]:
-    """How a precision is drawn, for ``plot``."""
+    """Look up the plot style of a precision, as arguments of ``plot``."""
     kind, _, double = name.partition(", ")
     colour, marker = STYLE_OF[kind]
     single = kind in ("nf4", "fp4") and not double
@@ -295,8 +295,8 @@ def _look(name: str) -> dict[str, Any]:
     return {"color": colour, "marker": marker, "mec": colour, "ms": 5.5, "lw": 1.4} | dashed
 
 
-def _interval(found: Interval, digits: int) -> str:
-    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+def _interval(interval: Interval, digits: int) -> str:
+    return f"{interval.mean:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
 def _mean(values: pd.Series) -> str:
@@ -308,7 +308,7 @@ def _number(value: Any, sign: str = "") -> str:
 
 
 TABLES = {"errors": errors, "bits": bits, "memory": memory, "training": training}
-# What is read of each: the columns that every row fills, those of numbers, those that may be empty.
+# Columns to read of each: those that every row fills, numbers, and those that may be empty.
 COLUMNS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "errors": (["weights", "matrix", "format", *ERRORS], ERRORS, []),
     "bits": (["precision", "double_quant", "part", "bits"], ["bits"], []),

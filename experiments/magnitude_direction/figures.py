@@ -1,4 +1,4 @@
-"""The figures: dD against dM as in DoRA's figure 2, and the correlation by way of pooling. matplotlib's Agg, no display."""
+"""Draw dD against dM as in DoRA's figure 2, and the correlation by way of pooling. matplotlib's Agg, no display."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.magnitude_direction.correlation import Found, random_direction
+from experiments.magnitude_direction.correlation import Correlation, random_direction
 from src.compare.styles import style
 
 SETTINGS: dict[Any, Any] = {
@@ -22,7 +22,7 @@ SETTINGS: dict[Any, Any] = {
     "grid.color": "#E6E6E6", "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.titlesize": 10, "legend.frameon": False,
 }  # fmt: skip
 SHADE = "#F5F5F5"  # behind every other way of pooling
-TICK: dict[str, Any] = {"marker": "|", "ms": 13, "mew": 2.5, "ls": ""}  # what was published
+TICK: dict[str, Any] = {"marker": "|", "ms": 13, "mew": 2.5, "ls": ""}  # the published values
 
 
 def _new(width: float, height: float) -> Figure:
@@ -32,10 +32,10 @@ def _new(width: float, height: float) -> Figure:
 
 
 def directions(arms: Mapping[Any, Any], label: Callable[[Any], str], module: str, path: Path) -> None:
-    """One column for each arm, a dot for each layer, seed and checkpoint of the paper's four, colour by checkpoint.
+    """Draw a column for each arm, a dot for each layer, seed and checkpoint of the paper's four; color by checkpoint.
 
-    Above on linear axes, as the paper has it. Below dM as a share of the matrix's mean magnitude, on logarithmic axes, with
-    the line on which updates of random direction lie.
+    Top: linear axes, as in the paper. Bottom: dM as a share of the matrix's mean magnitude on logarithmic axes, with the line
+    of updates in a random direction.
     """
     with matplotlib.rc_context(SETTINGS):
         figure = _new(max(5.0, 1.65 * len(arms) + 0.8), 4.9)
@@ -43,11 +43,11 @@ def directions(arms: Mapping[Any, Any], label: Callable[[Any], str], module: str
         for other in below[1:]:
             other.sharex(below[0])
             other.sharey(below[0])
-        spans = [found[found > 0] for data in arms.values() if (found := data.at("dD", data.papers, module)).any()]
+        spans = [dD_all[dD_all > 0] for data in arms.values() if (dD_all := data.select("dD", data.papers, module)).any()]
         for (arm, data), top, low in zip(arms.items(), above, below, strict=True):
             colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(data.papers)))
             for step, colour in zip(data.papers, colours, strict=True):
-                dD, dM, relative = (data.at(name, [step], module).ravel() for name in ("dD", "dM", "relative_dM"))
+                dD, dM, relative = (data.select(name, [step], module).ravel() for name in ("dD", "dM", "relative_dM"))
                 top.scatter(dD, dM, s=7, color=colour, alpha=0.6, linewidths=0, label=f"step {step}")
                 low.scatter(dD, relative, s=7, color=colour, alpha=0.6, linewidths=0)
             if spans:
@@ -77,11 +77,11 @@ def pooling(
     arms: Mapping[Any, Any],
     label: Callable[[Any], str],
     views: Sequence[str],
-    found: Mapping[tuple[Any, str], Found],
+    correlations: Mapping[tuple[Any, str], Correlation],
     published: Mapping[str, float],
     path: Path,
 ) -> None:
-    """A row for each way of pooling: r, a thick bar for 95% over seeds, a thin one over layers; ticks: as published."""
+    """Draw a row for each way of pooling: r, a thick bar for 95% over seeds, a thin bar for layers; ticks: published values."""
     ranks = sorted({r for _, r in arms if r})
     with matplotlib.rc_context(SETTINGS):
         figure = _new(8.0, 0.8 * len(views) + 1.3)
@@ -92,12 +92,12 @@ def pooling(
             if row % 2:
                 axis.axhspan(row - 0.5, row + 0.5, color=SHADE, lw=0, zorder=0)
             for offset, arm in zip(spread, arms, strict=True):
-                one, y, look = found[arm, view], row + offset, _look(arm, ranks)
-                axis.plot([one.layers_low, one.layers_high], [y, y], color=look["color"], lw=1)
-                axis.plot([one.low, one.high], [y, y], color=look["color"], lw=3.5, alpha=0.5, solid_capstyle="butt")
+                point, y, look = correlations[arm, view], row + offset, _look(arm, ranks)
+                axis.plot([point.layers_low, point.layers_high], [y, y], color=look["color"], lw=1)
+                axis.plot([point.low, point.high], [y, y], color=look["color"], lw=3.5, alpha=0.5, solid_capstyle="butt")
                 if row == 0:
                     axis.plot(published[arm[0]], y, color=look["color"], **TICK)
-                axis.plot(one.r, y, zorder=3, **look)
+                axis.plot(point.r, y, zorder=3, **look)
         axis.axvline(0, color="#444444", lw=0.8)
         axis.set(xlim=(-1.05, 1.05), ylim=(len(views) - 0.5, -0.5), xlabel="correlation of dD with dM")
         axis.set_yticks(range(len(views)), [textwrap.fill(view, 30) for view in views])
@@ -113,7 +113,7 @@ def pooling(
 
 
 def _look(arm: Any, ranks: Sequence[int]) -> dict[str, Any]:
-    """A variant's colour and marker; of its ranks the lowest is hollow."""
+    """Look up a variant's color and marker; the lowest of its ranks is hollow."""
     colour, marker = style(arm[0])
     hollow = len(ranks) > 1 and arm[1] == ranks[0]
     return {

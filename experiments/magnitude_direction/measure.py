@@ -180,7 +180,7 @@ def main(arguments: Sequence[str]) -> int:
         f"{key}={given_text}" for key, _, given_text in (word.partition("=") for word in arguments) if key != "out"
     ]
     about["device"] = device.describe(device.choose((adapters or full)[0]).device)
-    about["at"] = list(plan.at)
+    about["at"] = list(plan.read_steps)
     # Written before, so that what a killed run leaves behind says where it is from; then again, with the seconds.
     write_atomically(plan.folder / "provenance.json", dump_json(about))
     found = measure(asked)

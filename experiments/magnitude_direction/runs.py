@@ -1,4 +1,4 @@
-"""Trains the runs and reads their weights at the checkpoints: LoRA and DoRA in one pack, full fine-tuning run by run.
+"""Train the runs and read their weights at the checkpoints: LoRA and DoRA in one pack, full fine-tuning run by run.
 
 Every row is appended to its file as soon as it is measured, by whichever process measured it.
 """
@@ -30,27 +30,27 @@ COLUMNS = {
     RESULTS: "variant,r,seed,lr,step,paper,module,layer,d_in,dM,dD,relative_dM",
     LOSSES: "variant,r,seed,lr,step,train,val,test",
 }
-ROWS_AT_ONCE = 128  # of each run of the pack in scoring: a share of the free memory would change with the neighbours
+ROWS_AT_ONCE = 128  # of each run of the pack in scoring; a share of the free memory would change with other processes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What all runs share beside their configs. ``at``: steps, 1-based, after which weights are read; the last one ends."""
+    """Settings that all runs share. ``read_steps``, from 1: weights are read after them, and training ends with the last."""
 
     folder: Path
-    at: tuple[int, ...]
+    read_steps: tuple[int, ...]
 
     @property
     def steps(self) -> int:
-        return self.at[-1]
+        return self.read_steps[-1]
 
     def is_papers(self, step: int) -> bool:
-        """Three intermediate checkpoints and the final one, evenly spaced, as the paper has them."""
+        """Tell whether a step is one of the paper's: three intermediate checkpoints and the final one, evenly spaced."""
         return step in [round(self.steps * share) for share in (0.25, 0.5, 0.75, 1.0)]
 
 
 def append(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """Rows to the end of one of the two files, to five digits."""
+    """Append rows to one of the two files, with five digits."""
     sheet.append(path, COLUMNS[path.name].split(","), ([_text(value) for value in row] for row in rows))
 
 
@@ -59,14 +59,14 @@ def _text(value: Any) -> Any:
 
 
 class Losses:
-    """Mean log-losses of the runs of an engine: of training since the last checkpoint, of validation, at the end of test."""
+    """Mean log-losses of an engine's runs: training since the last checkpoint, validation, and test at the end."""
 
     def __init__(self, plan: Plan, opened: Session) -> None:
         self.plan, self.configs, self.items = plan, opened.configs, opened.loaded.rows.items
         self.scorer = Scorer(opened.engine.scored, ROWS_AT_ONCE, opened.loaded.rows.pad)
 
     def write(self, step: int, steps: Sequence[Step]) -> str:
-        """Append a row for each run; the range over runs, in words. A run that diverged has nan for its training loss."""
+        """Append a row for each run and return the range over runs, in words. A diverged run has nan as its training loss."""
         val = [per_token(losses) for losses in self.scorer.losses(self.items["val"])]
         test: list[float | None] = [None] * len(val)
         if step == self.plan.steps:
@@ -80,7 +80,7 @@ class Losses:
 
 
 def _of(config: Config) -> tuple[str, int, int, float]:
-    """(variant, r, seed, lr) of a run; r is 0 where there is no adapter."""
+    """Name a run by (variant, r, seed, lr); r is 0 where there is no adapter."""
     return config.variant.name, config.lora.r if config.variant.trains == "adapter" else 0, config.seed, config.train.lr
 
 
@@ -95,7 +95,7 @@ def _write_changes(plan: Plan, config: Config, step: int, changes: Sequence[Chan
 def _advance(plan: Plan, engine: Any, losses: Losses, read: Callable[[int], None], finish: Callable[[], None], name: str) -> None:
     """Train to the last step; at each checkpoint ``read`` the weights and write the losses."""
     done, started = 0, time.perf_counter()
-    for step in plan.at:
+    for step in plan.read_steps:
         steps: list[Step] = []
         while done < step:
             steps += engine.advance(done, upto := min(done + 10, step))
@@ -104,13 +104,16 @@ def _advance(plan: Plan, engine: Any, losses: Losses, read: Callable[[int], None
         read(step)
         if step == plan.steps:
             finish()
-        found = losses.write(step, steps)
+        ranges = losses.write(step, steps)
         whole = time.perf_counter() - started
-        print(f"{name}: step {step} of {plan.steps}, {found}, {trained:.1f} s trained, {whole:.1f} s read and scored", flush=True)
+        print(
+            f"{name}: step {step} of {plan.steps}, {ranges}, {trained:.1f} s trained, {whole:.1f} s read and scored",
+            flush=True,
+        )
 
 
 def train_pack(plan: Plan, configs: Sequence[Config]) -> dict[str, Any]:
-    """All runs with an adapter, together. Returns what the provenance says of it."""
+    """Train all runs with an adapter together. Returns entries for the provenance."""
     started = time.perf_counter()
     opened = session.open(configs, steps=plan.steps)
     engine: Any = opened.engine
@@ -125,9 +128,9 @@ def train_pack(plan: Plan, configs: Sequence[Config]) -> dict[str, Any]:
 
 
 def train_full(plan: Plan, config: Config, threads: int | None = None) -> dict[str, Any]:
-    """One run of full fine-tuning, by the engine that trains it for ``variant=full``: fp32 weights, bf16 products.
+    """Train one run of full fine-tuning with the engine of ``variant=full``: fp32 weights, bf16 products.
 
-    ``threads``: of torch on the CPU, in a process that has neighbours.
+    ``threads``: torch's threads on the CPU, where other processes run beside this one.
     """
     if threads:
         torch.set_num_threads(threads)

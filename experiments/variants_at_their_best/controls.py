@@ -1,6 +1,6 @@
-"""``python -m experiments.variants_at_their_best.controls [key=value ...]``: full fine-tuning at its best rate, and the base.
+"""``python -m experiments.variants_at_their_best.controls [key=value ...]``: train full fine-tuning, and score the base.
 
-They join the sweep of ``experiment=variants_at_their_best`` and are measured as its runs are.
+These runs join the sweep of ``experiment=variants_at_their_best`` and are measured like its runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from src.command.cli import compose
 from src.sweep.launch import RunsFailed
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-SPARE = (3e-6, 3e-3)  # where the best is the lowest or the highest
+SPARE = (3e-6, 3e-3)  # tried where the best rate is the lowest or the highest
 
 
 def main() -> int:
@@ -27,7 +27,7 @@ def main() -> int:
         tuned.launch_all([compose(["variant=frozen", *SHARED, *more])])
         (best,) = tuned.train([["variant=full", *SHARED, *more]], RATES, TUNE, REPORT, SPARE)
     except RunsFailed:
-        return 1  # what failed has been said, run by run
+        return 1  # each failed run has printed its reason
     print(f"full: best rate {best:g}")
     return 0
 

@@ -1,4 +1,4 @@
-"""The figures: test loss and differences to LoRA by rank, each at its own best rate; validation loss by learning rate."""
+"""Draw test loss and differences to LoRA by rank, each at its own best rate, and validation loss by learning rate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from src.compare.styles import line, style
 from src.files.text import few
 
 GREY, BAND = "#555555", "#EFEFEF"
-FAR = 1.0  # a control further above than so many spans of the variants is named at the edge, not drawn
+FAR = 1.0  # a control higher above the variants than this many times their span is named at the edge, not drawn
 RING: dict[str, Any] = {"ls": "", "marker": "o", "mfc": "none", "mew": 1.3}
 DOTTED = (0, (1, 1.2))  # full fine-tuning's line
 CROSS: dict[str, Any] = {"ls": "", "marker": "x", "mew": 1.5}
@@ -26,19 +26,21 @@ WIDTH = 8.0  # inches: at 100 pixels an inch, as wide as a page shows it
 
 
 def at_their_best(study: Study) -> Figure:
-    """Test loss by rank, a line for each variant; full fine-tuning across, the base named where it is far."""
+    """Draw test loss by rank, a line for each variant; full fine-tuning and the base as horizontal lines where they are near."""
     figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
     axes = figure.subplots()
-    marked = {cell for r in study.ranks for one in study.of_variants(r).contrasts if one.marked for cell in [study.cell(one.row)]}
+    marked = {
+        cell for r in study.ranks for value in study.of_variants(r).contrasts if value.marked for cell in [study.cell(value.row)]
+    }
     drawn = {}
     for variant in study.variants:
-        found = {r: mean_interval(losses) for r in study.ranks if (losses := study.losses((variant, r)))}
-        if found:
-            drawn[variant] = found
-            hollow = [variant != REFERENCE and (variant, r) not in marked for r in found]
-            _series(axes, variant, _beside(variant, study.variants, list(found)), list(found.values()), hollow)
-    shown = [one for found in drawn.values() for one in found.values()]
-    labels = [(variant, max(found), found[max(found)].mean) for variant, found in drawn.items()]
+        by_rank = {r: mean_interval(losses) for r in study.ranks if (losses := study.losses((variant, r)))}
+        if by_rank:
+            drawn[variant] = by_rank
+            hollow = [variant != REFERENCE and (variant, r) not in marked for r in by_rank]
+            _series(axes, variant, _beside(variant, study.variants, list(by_rank)), list(by_rank.values()), hollow)
+    shown = [value for by_rank in drawn.values() for value in by_rank.values()]
+    labels = [(variant, max(by_rank), by_rank[max(by_rank)].mean) for variant, by_rank in drawn.items()]
     for name in ("full", "frozen"):
         if (losses := study.losses((name, None))) and (y := _control(axes, name, mean_interval(losses), shown)) is not None:
             labels.append((name, study.ranks[-1] if study.ranks else 0, y))
@@ -51,58 +53,60 @@ def at_their_best(study: Study) -> Figure:
 
 
 def _titled(axes: Axes, title: str, below: str, key: str) -> None:
-    """A title and a line below it, and the key under the plot, all from the plot's left edge."""
+    """Add a title, a line below it and the key under the plot, all aligned with the plot's left edge."""
     axes.set_title(title, loc="left", fontsize=13, pad=26)
     axes.annotate(below, (0, 1), (0, 9), xycoords="axes fraction", textcoords="offset points", fontsize=9.5, color=GREY)
     axes.annotate(key, (0, 0), (0, -38), xycoords="axes fraction", textcoords="offset points", va="top", fontsize=8.5, color=GREY)
 
 
 def _subtitle(study: Study, shown: Sequence[Interval]) -> str:
-    model, data = (few([str(one) for one in study.runs[key].dropna().unique()]) for key in ("model", "dataset"))
-    split, counts = study.result.selection.split, sorted({one.n for one in shown})
+    model, data = (few([str(value) for value in study.runs[key].dropna().unique()]) for key in ("model", "dataset"))
+    split, counts = study.result.selection.split, sorted({value.n for value in shown})
     seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(*counts)
     others = f"rates chosen on {len(split.tuning)} others" if split.disjoint else "the same seeds chose the rates"
     return f"{model} on {data}, mean and 95% interval of {seeds} seeds, {others}"
 
 
-def _control(axes: Axes, name: str, one: Interval, shown: Sequence[Interval]) -> float | None:
-    """A line across with its interval; None where it lies far above all that is ``shown``, and is said at the edge instead."""
+def _control(axes: Axes, name: str, level: Interval, shown: Sequence[Interval]) -> float | None:
+    """Draw a control as a line with its interval and return its mean; None where it is far above and is named at the edge."""
     ends = [end for each in shown for end in (each.low, each.high, each.mean) if end == end]
     colour = style(name).colour
-    if ends and one.mean - max(ends) > FAR * max(max(ends) - min(ends), 0.05):
+    if ends and level.mean - max(ends) > FAR * max(max(ends) - min(ends), 0.05):
         axes.margins(y=0.1)  # room for it
-        below = -2 - 13 * len(axes.texts)  # the other control, if that is far above too
-        axes.annotate(f"\u2191 {NAMES[name]}: {one.mean:.2f}", (0, 1), (4, below), xycoords="axes fraction",
+        below = -2 - 13 * len(axes.texts)  # below the other control, if that is far above too
+        axes.annotate(f"\u2191 {NAMES[name]}: {level.mean:.2f}", (0, 1), (4, below), xycoords="axes fraction",
                       textcoords="offset points", va="top", fontsize=9.5, color=GREY)  # fmt: skip
         return None
-    axes.axhline(one.mean, color=colour, ls=DOTTED, lw=1.8, zorder=1.5)
-    if one.n > 1:
-        axes.axhspan(one.low, one.high, color=colour, alpha=0.08, lw=0, zorder=1)
-    return one.mean
+    axes.axhline(level.mean, color=colour, ls=DOTTED, lw=1.8, zorder=1.5)
+    if level.n > 1:
+        axes.axhspan(level.low, level.high, color=colour, alpha=0.08, lw=0, zorder=1)
+    return level.mean
 
 
 def to_lora(study: Study) -> Figure:
-    """The paired difference to LoRA at the same rank, with its interval, over the band that counts as no difference."""
+    """Draw the paired difference to LoRA at the same rank, with its interval, over the band that counts as no difference."""
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
     others = [variant for variant in study.variants if variant != REFERENCE]
     axes.axhspan(-MARGIN, MARGIN, color=BAND, lw=0, zorder=0)
     axes.axhline(0, color=style(REFERENCE).colour, lw=1.6, zorder=1.5)
-    found = {study.cell(one.row): one for r in study.ranks for one in study.of_variants(r).contrasts if one.test.n}
+    contrasts = {
+        study.cell(contrast.row): contrast for r in study.ranks for contrast in study.of_variants(r).contrasts if contrast.test.n
+    }
     labels = [(REFERENCE, study.ranks[-1] if study.ranks else 0, 0.0)]
     for variant in others:
-        mine = {r: found[variant, r] for r in study.ranks if (variant, r) in found}
-        if mine:
-            x, tests = _beside(variant, others, list(mine)), [one.test for one in mine.values()]
+        by_rank = {r: contrasts[variant, r] for r in study.ranks if (variant, r) in contrasts}
+        if by_rank:
+            x, tests = _beside(variant, others, list(by_rank)), [contrast.test for contrast in by_rank.values()]
             means = [Interval(test.mean, test.low, test.high, test.sd, test.n) for test in tests]
-            _series(axes, variant, x, means, [not one.marked for one in mine.values()])
-            labels.append((variant, max(mine), tests[-1].mean))
+            _series(axes, variant, x, means, [not contrast.marked for contrast in by_rank.values()])
+            labels.append((variant, max(by_rank), tests[-1].mean))
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -1.6 * MARGIN), max(high, 1.6 * MARGIN))
     _rank_axis(axes, study)
     _labelled(axes, study, labels)
     axes.set_ylabel("nats per target token")
-    seeds = max((one.test.n for one in found.values()), default=0)
+    seeds = max((contrast.test.n for contrast in contrasts.values()), default=0)
     below = f"mean and 95% interval of the differences of {seeds} seeds; below 0: better than {NAMES[REFERENCE]}"
     key = f"Filled: differs (exact sign-flip p < 0.05 after Holm). Band: within {MARGIN:g} nats."
     _titled(axes, f"Test loss less {NAMES[REFERENCE]}'s at the same rank, each at its own best learning rate", below, key)
@@ -110,20 +114,20 @@ def to_lora(study: Study) -> Figure:
 
 
 def _series(axes: Axes, variant: str, x: Sequence[float], values: Sequence[Interval], hollow: Sequence[bool]) -> None:
-    """Means joined by a line, and their intervals; ``hollow`` points are only outlined."""
+    """Draw means joined by a line, and their intervals; ``hollow`` points are only outlined."""
     colour, marker = style(variant)
-    means = np.array([one.mean for one in values])
-    low, high = (np.array([one.mean if np.isnan(end) else end for one, end in zip(values, ends, strict=True)])
-                 for ends in ([one.low for one in values], [one.high for one in values]))  # fmt: skip
+    means = np.array([value.mean for value in values])
+    low, high = (np.array([value.mean if np.isnan(end) else end for value, end in zip(values, ends, strict=True)])
+                 for ends in ([value.low for value in values], [value.high for value in values]))  # fmt: skip
     axes.errorbar(x, means, yerr=[means - low, high - means], fmt="none", ecolor=colour, elinewidth=1.3, capsize=3, zorder=2)
     axes.plot(x, means, zorder=3, **line(variant) | {"marker": ""})
-    for at, mean, open_ in zip(x, means, hollow, strict=True):
+    for place, mean, open_ in zip(x, means, hollow, strict=True):
         face, edge = ("white", colour) if open_ else (colour, "white")
-        axes.plot(at, mean, marker=marker, ms=8, color=colour, mfc=face, mec=edge, mew=1.5 if open_ else 0.8, zorder=4)
+        axes.plot(place, mean, marker=marker, ms=8, color=colour, mfc=face, mec=edge, mew=1.5 if open_ else 0.8, zorder=4)
 
 
 def _beside(variant: str, variants: Sequence[str], ranks: Sequence[int]) -> list[float]:
-    """x of the variant's points: around each rank, so that intervals do not cover each other."""
+    """Place the variant's points around each rank, so that intervals do not cover each other."""
     shift = 0.12 * (variants.index(variant) - (len(variants) - 1) / 2)  # octaves
     return [r * 2.0**shift for r in ranks]
 
@@ -140,7 +144,7 @@ def _rank_axis(axes: Axes, study: Study) -> None:
 
 
 def _labelled(axes: Axes, study: Study, ends: Sequence[tuple[str, int, float]]) -> None:
-    """Each name in its colour where its line ends: (name, rank, y). Beside the plot they are moved apart where two would meet."""
+    """Write each name in its color where its line ends: (name, rank, y). Names that would overlap are moved apart."""
     last = study.ranks[-1] if study.ranks else 0
     for variant, r, y in ends:
         if r < last:
@@ -156,14 +160,14 @@ def _labelled(axes: Axes, study: Study, ends: Sequence[tuple[str, int, float]]) 
 
 
 def apart(values: Sequence[float], gap: float) -> list[float]:
-    """Ascending values moved as little as it takes for neighbours to be ``gap`` apart: those that meet share their centre."""
-    groups: list[list[float]] = []  # [sum of the values, how many]
+    """Move ascending values as little as possible until neighbors are ``gap`` apart: those that meet share their center."""
+    groups: list[list[float]] = []  # [sum of the values, their number]
     for value in values:
         groups.append([value, 1])
         while len(groups) > 1 and _top(groups[-2], gap) + gap > _bottom(groups[-1], gap):
             total, count = groups.pop()
             groups[-1] = [groups[-1][0] + total, groups[-1][1] + count]
-    return [_bottom(group, gap) + at * gap for group in groups for at in range(int(group[1]))]
+    return [_bottom(group, gap) + index * gap for group in groups for index in range(int(group[1]))]
 
 
 def _bottom(group: list[float], gap: float) -> float:
@@ -175,9 +179,9 @@ def _top(group: list[float], gap: float) -> float:
 
 
 def rates(study: Study) -> Figure:
-    """Validation loss of the tuning seeds by learning rate, a panel for each rank; rings: the best rates, crosses: diverged.
+    """Draw validation loss of the tuning seeds by rate, a panel for each rank; rings: best rates, crosses: diverged.
 
-    What lies above the panels is an arrow with its value over the rate. Full fine-tuning is a line at its own best rate.
+    A loss above the panel is an arrow with its value over the rate. Full fine-tuning is a line at its own best rate.
     """
     figure = Figure(figsize=(9.0, 7.6), layout="constrained")
     across = 2 if len(study.ranks) > 1 else 1
@@ -191,7 +195,7 @@ def rates(study: Study) -> Figure:
     for axes in grid.flat[len(study.ranks) :]:
         axes.set_visible(False)
     for axes, r in zip(grid.flat, study.ranks, strict=False):
-        above: dict[float, int] = {}  # how many values stand above the panel at each rate already
+        above: dict[float, int] = {}  # number of values already written above the panel at each rate
         for variant in study.variants:
             if (variant, r) in study.rows:
                 _rate_line(axes, study, (variant, r), top, above)
@@ -220,7 +224,7 @@ def rates(study: Study) -> Figure:
 
 
 def _best(study: Study, cell: Cell) -> float | None:
-    """The validation loss at the cell's best rate, where all were tried."""
+    """Look up the validation loss at the cell's best rate; None where not all rates were tried."""
     if cell not in study.rows or study.unseen(cell):
         return None
     condition = study.condition(cell)
@@ -228,11 +232,11 @@ def _best(study: Study, cell: Cell) -> float | None:
 
 
 def _rate_line(axes: Axes, study: Study, cell: Cell, top: float, above: dict[float, int]) -> None:
-    """The means of the rates that could be chosen; a line that rises above ``top`` leaves the panel."""
+    """Draw the mean at each rate that could be chosen; a line that rises above ``top`` leaves the panel."""
     colour, condition, runs = style(cell[0]).colour, study.condition(cell), study.of(cell)
     seeds = [seed for seed, _ in study.result.selection.split.tuning]
-    at = study.variants.index(cell[0])
-    beside, size = 1.06 ** (at - (len(study.variants) - 1) / 2), 9 + 3 * at  # rings of one rate do not hide each other
+    index = study.variants.index(cell[0])
+    beside, size = 1.06 ** (index - (len(study.variants) - 1) / 2), 9 + 3 * index  # rings of one rate do not hide each other
     means = condition.validation
     if means:
         x = [rate * beside for rate in means]

@@ -1,4 +1,4 @@
-"""``python -m experiments.variants_at_their_best.peft [out=FOLDER] [key=value ...]``: what the runs cost with PEFT, one by one.
+"""``python -m experiments.variants_at_their_best.peft [out=FOLDER] [key=value ...]``: time the runs with PEFT.
 
 Each variant at each rank trains a few steps of its run of seed 0, on the study's rows, eagerly, as PEFT's documentation
 has it. ``out`` (default: this folder) gets ``peft.csv``, a line for each, and ``peft.json``, the machine; tokens/s are those
@@ -34,7 +34,7 @@ KEYS = {"out": Key(Path, "FOLDER")}
 
 
 def sample(config: Config) -> dict[str, Any]:
-    """Seconds and tokens, prompts' too, of ``TIMED`` steps of this run, on its device."""
+    """Measure seconds and tokens, prompts included, of ``TIMED`` steps of this run on its device."""
     engine = session.open([config], steps=WARM_UP + TIMED).engine
     engine.advance(0, WARM_UP)
     measure.synchronise()
@@ -54,10 +54,10 @@ def main() -> int:
     if "--help" in arguments:
         print(__doc__)
         return 0
-    mine = [word for word in arguments if word.startswith("out=")]
-    more = [word for word in arguments if word not in mine]
+    own = [word for word in arguments if word.startswith("out=")]
+    more = [word for word in arguments if word not in own]
     tuned.refuse(more, ("experiment", "variant", "lora.r", "engine"))
-    out = Path(words.read(mine, KEYS)[0].get("out", HERE))
+    out = Path(words.read(own, KEYS)[0].get("out", HERE))
     configs = [
         compose([f"variant={variant}", f"lora.r={r}", "experiment=variants_at_their_best", "engine=peft", "seed=0", *more])
         for variant, r in cells()[0]

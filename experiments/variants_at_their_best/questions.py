@@ -1,4 +1,4 @@
-"""The two questions as paired differences: ranks of one variant with each other, and variants with LoRA at one rank.
+"""Put both questions as paired differences: ranks of one variant with each other, and variants with LoRA at one rank.
 
 Rates, differences, intervals and tests are those of ``src.eval``. A family of Holm's correction is one variant's ranks, or the
 variants at one rank: with 8 seeds an exact p is 2/2^8 or more, so a family of more than 6 could mark nothing at all.
@@ -54,14 +54,14 @@ class Study:
 
     @cached_property
     def rows(self) -> dict[Cell, int]:
-        """The row of the comparison that each cell has; only of cells that have a run."""
+        """The row of each cell in the comparison; only of cells that have a run."""
         table = self.result.table
-        found = {
-            (str(v), None if pd.isna(r) else int(r)): int(at)
-            for at, v, r in zip(table.index, table["variant"], table["r"], strict=True)
+        by_cell = {
+            (str(v), None if pd.isna(r) else int(r)): int(row)
+            for row, v, r in zip(table.index, table["variant"], table["r"], strict=True)
         }
         order: list[Cell] = [(name, None) for name in CONTROLS]
-        return {cell: found[cell] for cell in [*order, *cells()[0]] if cell in found}
+        return {cell: by_cell[cell] for cell in [*order, *cells()[0]] if cell in by_cell}
 
     @property
     def variants(self) -> list[str]:
@@ -88,42 +88,42 @@ class Study:
         return self.runs[(self.runs["variant"] == variant) & (self.runs["r"].isna() if r is None else self.runs["r"] == r)]
 
     def cell(self, row: int) -> Cell:
-        return next(cell for cell, at in self.rows.items() if at == row)
+        return next(cell for cell, place in self.rows.items() if place == row)
 
     def unreported(self) -> list[Cell]:
-        """Cells that no report seed has a number for, or no run at all."""
+        """List the cells for which no report seed has a number."""
         return [cell for cell in [*((name, None) for name in CONTROLS), *cells()[0]] if not self.losses(cell)]
 
     def reported(self) -> list[Cell]:
-        """Variants and ranks that a report seed has a number for."""
+        """List the variants and ranks for which a report seed has a number."""
         return [cell for cell in cells()[0] if self.losses(cell)]
 
     def grid(self, cell: Cell) -> list[float]:
-        """The rates that cells of its kind, adapters or controls, were tried at; none where it has no rate."""
-        alike = [self.condition(other) for other in self.rows if (other[1] is None) == (cell[1] is None)]
-        return sorted({rate for condition in alike for rate in condition.rates}) if self.condition(cell).rates else []
+        """List the rates that were tried for cells of this kind (adapters or controls); empty where the cell has no rate."""
+        conditions = [self.condition(other) for other in self.rows if (other[1] is None) == (cell[1] is None)]
+        return sorted({rate for condition in conditions for rate in condition.rates}) if self.condition(cell).rates else []
 
     def tuning(self, cell: Cell, rate: float) -> pd.DataFrame:
-        """The runs that chose: those of the tuning seeds that have come to an end."""
+        """Select the runs that choose this rate: those of the tuning seeds that have ended."""
         runs, seeds = self.of(cell), [seed for seed, _ in self.result.selection.split.tuning]
         return runs[(runs["learning_rate"] == rate) & runs["seed"].isin(seeds) & (runs["status"] != MISSING)]
 
     def unseen(self, cell: Cell) -> bool:
-        """Whether a tuning seed has no end at a rate, not even a bad one: then no rate of it is called the best."""
+        """Tell whether a run of a tuning seed has not ended at some rate: then no rate is called the best."""
         return any(len(self.tuning(cell, rate)) < len(self.result.selection.split.tuning) for rate in self.grid(cell))
 
     def best_rank(self, variant: str) -> int | None:
-        """By the validation loss of the tuning seeds: the report seeds would flatter the one that they chose."""
-        found = {}
+        """Choose a rank by the validation loss of the tuning seeds; the report seeds would favor their own choice."""
+        losses = {}
         for r in self.ranks:
             if (variant, r) not in self.rows or self.unseen((variant, r)):
                 continue
-            if (one := self.condition((variant, r))).chosen in one.validation:
-                found[r] = one.validation[one.chosen]
-        return min(found, key=lambda r: found[r]) if found else None
+            if (condition := self.condition((variant, r))).chosen in condition.validation:
+                losses[r] = condition.validation[condition.chosen]
+        return min(losses, key=lambda r: losses[r]) if losses else None
 
     def of_ranks(self, variant: str) -> View:
-        """Each rank against the lowest, and against the best one; a pair in both is tested once."""
+        """Compare each rank with the lowest and with the best; a pair that is both is tested once."""
         ranks = [r for r in self.ranks if self.losses((variant, r))]
         best = self.best_rank(variant)
         pairs = [(r, ranks[0]) for r in ranks[1:]]
@@ -131,34 +131,34 @@ class Study:
         return self._family(f"{variant}, ranks", [((variant, a), (variant, b)) for a, b in pairs])
 
     def of_variants(self, r: int) -> View:
-        """Each other variant against LoRA at this rank."""
+        """Compare each other variant with LoRA at this rank."""
         others = [v for v in self.variants if v != REFERENCE and self.losses((v, r))]
         pairs = [((v, r), (REFERENCE, r)) for v in others if self.losses((REFERENCE, r))]
         return self._family(f"variants at r={r}", pairs)
 
     def to_full(self) -> View:
-        """Each cell against full fine-tuning: to describe, so without a family."""
+        """Compare each cell with full fine-tuning, to describe only, so without a family."""
         full: Cell = ("full", None)
         cells_ = [cell for cell in self.rows if cell[0] not in CONTROLS and self.losses(cell) and self.losses(full)]
         return View("full", [contrast(self.rows[cell], self.rows[full], self.values, MARGIN) for cell in cells_], [])
 
-    def at_one_rate(self, found: list[Contrast]) -> pd.DataFrame:
-        """These differences with one rate for both, as ``src.compare.assay.at_fixed_rates`` has them."""
-        return at_fixed_rates(replace(self.result, views=[View("at one rate", found, [])]))
+    def at_one_rate(self, contrasts: list[Contrast]) -> pd.DataFrame:
+        """Recompute these differences with one rate for both, by ``src.compare.assay.at_fixed_rates``."""
+        return at_fixed_rates(replace(self.result, views=[View("at one rate", contrasts, [])]))
 
     def _family(self, name: str, pairs: Sequence[tuple[Cell, Cell]]) -> View:
-        found = [contrast(self.rows[one], self.rows[other], self.values, MARGIN) for one, other in pairs]
-        adjusted = holm([one.test.p_flip for one in found])
-        return View(name, [replace(one, p_holm=float(p)) for one, p in zip(found, adjusted, strict=True)], [])
+        contrasts = [contrast(self.rows[first], self.rows[other], self.values, MARGIN) for first, other in pairs]
+        adjusted = holm([pair.test.p_flip for pair in contrasts])
+        return View(name, [replace(pair, p_holm=float(p)) for pair, p in zip(contrasts, adjusted, strict=True)], [])
 
 
 def study(runs: pd.DataFrame) -> Study:
-    """The comparison of the runs of ``results.checked``."""
+    """Compare the runs of ``results.checked``."""
     return Study(runs, assay(gathered(runs), METRIC, REFERENCE, TUNE, MARGIN, NO_PREDICTIONS))
 
 
 def wider_p(views: Sequence[View]) -> dict[tuple[int, int], float]:
-    """p of the paired t test of each contrast, after Holm over all of these views at once: the wider family's answer."""
-    every: list[Contrast] = [one for view in views for one in view.contrasts]
-    adjusted = holm([one.test.p_t for one in every])
-    return {(one.row, one.reference): float(p) for one, p in zip(every, adjusted, strict=True)}
+    """Compute p of each contrast's paired t test after Holm over all views at once, the wider family."""
+    every: list[Contrast] = [pair for view in views for pair in view.contrasts]
+    adjusted = holm([pair.test.p_t for pair in every])
+    return {(pair.row, pair.reference): float(p) for pair, p in zip(every, adjusted, strict=True)}

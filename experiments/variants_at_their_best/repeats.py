@@ -1,7 +1,7 @@
-"""``python -m experiments.variants_at_their_best.repeats``: again/repeats.md, what was trained a second time beside the first.
+"""``python -m experiments.variants_at_their_best.repeats``: compare a second training with the first.
 
-The same configs, seeds and rows by other code in other packs: number formats are the same; kernels, shapes and the order of
-additions are not. What that moves is in no interval over seeds.
+Writes again/repeats.md. Configs, seeds, rows and number formats are the same; code, packs, kernels, shapes and the order of
+additions are not. No interval over seeds contains the effect of those.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def main() -> int:
 
 
 def compared(first: pd.DataFrame, again: pd.DataFrame) -> str:
-    """Tables in Markdown: by cell at its best rate, by rate, by variant at the lowest, and the differences of either time."""
+    """Write tables: by cell at its best rate, by rate, by variant at the lowest rate, and the differences of both times."""
     both = paired(first, again)
-    one, two = study(first), study(again)
+    first_study, second_study = study(first), study(again)
     took = under_way(adapters(again))
     head = (
         "Written by `python -m experiments.variants_at_their_best.repeats` from results.csv and again/results.csv:"
@@ -55,19 +55,19 @@ def compared(first: pd.DataFrame, again: pd.DataFrame) -> str:
         + ("" if took is None else f" The second time at least one of them was under way for {duration(took)}.")
     )
     titled = {
-        "Each at the rate that the first time chose": at_best(one, both),
+        "Each at the rate that the first time chose": at_best(first_study, both),
         "By rate": by_rate(both),
         "At the lowest rate, where runs differ least, by variant": at_lowest(both),
-        "Differences, each at its own rate, report seeds": differences(one, two),
+        "Differences, each at its own rate, report seeds": differences(first_study, second_study),
     }
     return "\n\n".join([head, *(f"## {title}\n\n{text}" for title, text in titled.items())]) + "\n"
 
 
 def paired(first: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """The adapter runs that ended well both times: ``results.KEY`` and ``change``.
+    """Match the adapter runs that ended well both times: ``results.KEY`` and ``change``.
 
     Raises:
-        ConfigError: a run of the second table is not in the first, or stands there as it is, so it was trained once.
+        ConfigError: a run of the second table is not in the first, or is the same record there, so it was trained once.
     """
     ended = [adapters(frame).query("status == 'ok'") for frame in (first, again)]
     both = ended[0].merge(ended[1], on=["run_id", *results.KEY], suffixes=("", " again"))
@@ -79,11 +79,11 @@ def paired(first: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     return both.assign(change=both[f"{METRIC} again"] - both[METRIC])[[*results.KEY, "change"]]
 
 
-def at_best(one: Study, both: pd.DataFrame) -> str:
-    twice, rows, every = replace(one, runs=both), [], []
-    for cell in one.reported():
+def at_best(first: Study, both: pd.DataFrame) -> str:
+    twice, rows, every = replace(first, runs=both), [], []
+    for cell in first.reported():
         if len(runs := twice.of(cell)):
-            chosen = one.condition(cell).chosen
+            chosen = first.condition(cell).chosen
             changes = list(runs.loc[runs["learning_rate"] == chosen, "change"])
             every += changes
             rows.append({"": name(cell), "rate": f"{chosen:g}"} | _spread(changes))
@@ -101,22 +101,26 @@ def at_lowest(both: pd.DataFrame) -> str:
     )
 
 
-def differences(one: Study, two: Study) -> str:
-    """Between cells of which all rates were tried on all tuning seeds, the report seeds of each at its own rate."""
-    first, again = _differences(one), _differences(two)
-    return table([{"": pair, "first": said, "again": again.get(pair, "-")} for pair, said in first.items()])
+def differences(first_study: Study, second_study: Study) -> str:
+    """Write the differences of both times between cells whose rates were all tried on all tuning seeds."""
+    first, again = _differences(first_study), _differences(second_study)
+    return table([{"": pair, "first": text, "again": again.get(pair, "-")} for pair, text in first.items()])
 
 
-def _differences(time: Study) -> dict[str, str]:
-    ranks = [one for variant in time.variants for one in time.of_ranks(variant).contrasts]
-    lowest = [one for one in ranks if time.cell(one.reference)[1] == time.ranks[0]]
-    said = {}
-    for one in [*(each for r in time.ranks for each in time.of_variants(r).contrasts), *lowest, *time.to_full().contrasts]:
-        pair = [time.cell(row) for row in (one.row, one.reference)]
-        if not any(time.unseen(cell) for cell in pair):
-            verdict = "" if math.isnan(one.p_holm) else f", {one.verdict}"  # what only describes has none
-            said[" - ".join(map(name, pair))] = difference(one) + verdict
-    return said
+def _differences(comparison: Study) -> dict[str, str]:
+    ranks = [contrast for variant in comparison.variants for contrast in comparison.of_ranks(variant).contrasts]
+    lowest = [contrast for contrast in ranks if comparison.cell(contrast.reference)[1] == comparison.ranks[0]]
+    texts = {}
+    for contrast in [
+        *(each for r in comparison.ranks for each in comparison.of_variants(r).contrasts),
+        *lowest,
+        *comparison.to_full().contrasts,
+    ]:
+        pair = [comparison.cell(row) for row in (contrast.row, contrast.reference)]
+        if not any(comparison.unseen(cell) for cell in pair):
+            verdict = "" if math.isnan(contrast.p_holm) else f", {contrast.verdict}"  # a difference that only describes has none
+            texts[" - ".join(map(name, pair))] = difference(contrast) + verdict
+    return texts
 
 
 def _spread(changes: list[float]) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """``python -m experiments.variants_at_their_best.report [records [unfinished] [more]] [folder=FOLDER]``: tables.md, figures.
 
-They are made of results.csv and peft.csv of FOLDER (default: this one) alone. With the word ``records`` the runs below ``runs/``,
-all of this sweep, are read first and results.csv is written. A run without a result is refused there; with ``unfinished`` it
-is a row without numbers; with ``more`` the rows of results.csv whose runs have their records on another machine are kept, as
-they stand. ``python -m src.eval sweep=variants_at_their_best tune=0,1,2`` chooses the same rates.
+Reads results.csv and peft.csv of FOLDER (default: this one) alone. With the word ``records`` results.csv is first written from
+the runs below ``runs/``, which must all be of this sweep. A run without a result is refused; with ``unfinished`` it is a row
+without numbers; with ``more`` those rows of results.csv are kept unchanged whose records are on another machine.
+``python -m src.eval sweep=variants_at_their_best tune=0,1,2`` chooses the same rates.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ def main(arguments: Sequence[str]) -> int:
     if "--help" in arguments:
         print(__doc__)
         return 0
-    values, said = words.read(arguments, KEYS, free="a word")
-    if said[:1] not in ([], [RECORDS]) or sorted(said[1:]) not in ([], [MORE], [UNFINISHED], [MORE, UNFINISHED]):
-        raise ConfigError(f"{' '.join(said)}: takes no word but {RECORDS}, and after it {UNFINISHED} and {MORE}, each once")
+    values, free_words = words.read(arguments, KEYS, free="a word")
+    if free_words[:1] not in ([], [RECORDS]) or sorted(free_words[1:]) not in ([], [MORE], [UNFINISHED], [MORE, UNFINISHED]):
+        raise ConfigError(f"{' '.join(free_words)}: takes no word but {RECORDS}, and after it {UNFINISHED} and {MORE}, each once")
     folder = Path(values.get("folder", HERE))
     place, written, counted = folder / "results.csv", None, None
-    if said:
-        old = results.load(place) if MORE in said else None
+    if free_words:
+        old = results.load(place) if MORE in free_words else None
         known = () if old is None else set(old.loc[old["status"] != MISSING, "run_id"])
-        written = results.from_records(UNFINISHED in said, known).to_csv(index=False, float_format="%.12g")
+        written = results.from_records(UNFINISHED in free_words, known).to_csv(index=False, float_format="%.12g")
         if old is not None:
             written, counted = sheet.merged(place, written, results.KEY)
         runs = results.read(f"{place} and {RUNS.absolute()}" if old is not None else str(RUNS.absolute()), written)
     else:
         runs = results.load(place)
-    found = study(runs)
-    text = tables(found, cost.load(folder))
-    wanted = dict(FIGURES) if found.reported() else {"rates.png": FIGURES["rates.png"]}  # the other would be empty
-    drawn = {name: png(draw, found) for name, draw in wanted.items()}
-    if written is not None:  # nothing is replaced before all of it can be
+    comparison = study(runs)
+    text = tables(comparison, cost.load(folder))
+    wanted = dict(FIGURES) if comparison.reported() else {"rates.png": FIGURES["rates.png"]}  # the others would be empty
+    drawn = {name: png(draw, comparison) for name, draw in wanted.items()}
+    if written is not None:  # replace files only when all of them can be written
         write_atomically(place, written)
     write_atomically(folder / "tables.md", text)
     for name, picture in drawn.items():

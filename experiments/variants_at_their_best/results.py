@@ -1,8 +1,8 @@
-"""The runs as a table: records -> results.csv, a row for each run -> what ``src.eval`` compares.
+"""Write the records of the runs to results.csv, a row each, and read it back as what ``src.eval`` compares.
 
 Columns have the record's own names and units: losses in nats per target token, seconds, bytes, counts; ``trained_share`` is
-trained parameters over those of the base. ``train_seconds`` are those of the run's pack, ``wall_seconds`` those from its
-worker's first moment to its result, ``started`` is when its command took it (UTC).
+trained parameters over those of the base. ``train_seconds`` are those of the run's pack, ``wall_seconds`` those from the
+start of its worker to its result, ``started`` is when its command began it (UTC).
 """
 
 from __future__ import annotations
@@ -49,40 +49,40 @@ COUNTED = {"r", "learning_rate", "seed", "alpha", *NUMBERS, "wall_seconds"}  # n
 
 
 def from_records(unfinished: bool = False, elsewhere: Collection[str] = ()) -> pd.DataFrame:
-    """A row for each run of the sweep below ``runs/``; without a result only where ``unfinished`` lets them be.
+    """Collect a row for each run of the sweep below ``runs/``; runs without a result only with ``unfinished``.
 
-    Those of ``elsewhere`` are known to have a result on another machine, so without one here they are no row, and no lack.
+    Runs of ``elsewhere`` have a result on another machine: without one here they are left out, and not reported as missing.
 
     Raises:
         ConfigError: one line; a record is missing, damaged, doubled, or of another study.
     """
-    found = gather(_ids())
-    if found.problems:
-        raise ConfigError(_first(found.problems))
-    absent = [run for run in found.absent if run not in elsewhere]
-    here = [row for row in found.rows if row["status"] != MISSING or row["run_id"] not in elsewhere]
+    records = gather(_ids())
+    if records.problems:
+        raise ConfigError(_first(records.problems))
+    absent = [run for run in records.absent if run not in elsewhere]
+    here = [row for row in records.rows if row["status"] != MISSING or row["run_id"] not in elsewhere]
     if not here:
         raise ConfigError(f"{RUNS.absolute()}: holds no run of the sweep {STUDY}")
     if absent:
-        said = f"{RUNS.absolute()}: {len(absent)} of {found.expected} runs have no result: {few(absent)}"
+        message = f"{RUNS.absolute()}: {len(absent)} of {records.expected} runs have no result: {few(absent)}"
         if not unfinished:
-            raise ConfigError(f"{said}; train them, or add the word unfinished")
-        print(f"warning: {said}", file=sys.stderr)  # those that were never begun are in no row
-    _refuse_foreign(found)
+            raise ConfigError(f"{message}; train them, or add the word unfinished")
+        print(f"warning: {message}", file=sys.stderr)  # runs that never started are in no row
+    _refuse_foreign(records)
     rows = []
     for row in here:
         folder = RunFolder(row["run_id"])
         result, origin = folder.result() or {}, folder.provenance() or {}
         known = row | {name: result[name] for name in RECORDED if result.get(name) is not None}
         metrics = {name: value for name, value in result.get("metrics", {}).items() if METRIC.fullmatch(name)}
-        told = {name: known.get(name) for name in RECORDED}
+        values = {name: known.get(name) for name in RECORDED}
         if known["total_parameters"]:
-            told["trained_share"] = known["trainable_parameters"] / known["total_parameters"]
+            values["trained_share"] = known["trainable_parameters"] / known["total_parameters"]
         if row["trains"] != "adapter":
-            told |= {"r": None, "alpha": None}  # the config's, of no use to it
+            values |= {"r": None, "alpha": None}  # from the config, without effect on this run
         if row["trains"] == "none":
-            told["learning_rate"] = None
-        rows.append(told | metrics | {name: origin.get(name) for name in ORIGIN})
+            values["learning_rate"] = None
+        rows.append(values | metrics | {name: origin.get(name) for name in ORIGIN})
     frame = pd.DataFrame(rows).sort_values(KEY, ignore_index=True).dropna(axis="columns", how="all")
     return checked(frame.reindex(columns=list(dict.fromkeys([*NEEDED, *frame.columns]))), str(RUNS.absolute()))
 
@@ -93,10 +93,10 @@ def _first(problems: list[str]) -> str:
 
 
 def _ids() -> list[str]:
-    """The runs on the sweep's list, where there is one, and all that lie there.
+    """List the runs on the sweep's list, if there is one, and all other runs in ``runs/``.
 
     Raises:
-        ConfigError: one lies there that is of another sweep.
+        ConfigError: a run there is of another sweep.
     """
     try:
         listed = read_sweep(STUDY) or []
@@ -109,11 +109,11 @@ def _ids() -> list[str]:
     return list(dict.fromkeys([*listed, *run_ids()]))
 
 
-def _refuse_foreign(found: Gathered) -> None:
+def _refuse_foreign(records: Gathered) -> None:
     """Raise ConfigError where a run differs from most others in more than its variant, rank, rate and seed."""
-    rests = [json.dumps({k: v for k, v in row["fields"].items() if not k.startswith(OWN)}) for row in found.rows]
-    usual = found.rows[rests.index(Counter(rests).most_common(1)[0][0])]["fields"]
-    for row in found.rows:
+    rests = [json.dumps({k: v for k, v in row["fields"].items() if not k.startswith(OWN)}) for row in records.rows]
+    usual = records.rows[rests.index(Counter(rests).most_common(1)[0][0])]["fields"]
+    for row in records.rows:
         for name in differing(row["fields"], usual):
             if name != HELD:
                 here, there = row["fields"][name], usual[name]
@@ -123,10 +123,10 @@ def _refuse_foreign(found: Gathered) -> None:
 
 
 def load(path: Path) -> pd.DataFrame:
-    """The runs of results.csv.
+    """Read the runs of results.csv.
 
     Raises:
-        ConfigError: one line; it is not there, or not such a table.
+        ConfigError: one line; the file is missing, or is no such table.
     """
     if not path.exists():
         raise ConfigError(f"{path}: not there; the word records alone makes it from runs/")
@@ -134,7 +134,7 @@ def load(path: Path) -> pd.DataFrame:
 
 
 def read(path: Path | str, text: str | None = None) -> pd.DataFrame:
-    """The runs of a CSV, or of ``text`` that came from ``path``."""
+    """Read the runs of a CSV, or of ``text`` that came from ``path``."""
     frame = sheet.read(path, FILLED, list(filter(is_number, NEEDED)), ("device",), text)
     return checked(frame.replace({"device": {"": np.nan}}), str(path))
 
@@ -144,7 +144,7 @@ def is_number(column: str) -> bool:
 
 
 def checked(frame: pd.DataFrame, where: str) -> pd.DataFrame:
-    """The runs with their numbers as such, each known once and all of one study.
+    """Convert the numbers of the runs, and check that each run is known, unique and of one study.
 
     Raises:
         ConfigError: one line that begins with ``where``.
@@ -158,11 +158,11 @@ def checked(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     if (rateless := frame["learning_rate"].isna() & (frame["variant"] != "frozen")).any():
         raise ConfigError(f"{where}: row {rateless.idxmax() + 1} has no learning_rate")
     if len(twice := frame[frame.duplicated(KEY, keep=False)]):
-        one = twice.iloc[0]
+        run = twice.iloc[0]
         ids = few(twice.groupby(KEY, dropna=False, sort=False)["run_id"].apply(list).iloc[0])
-        what = f"{named(one['variant'], one['r'])}, rate {one['learning_rate']:g}, seed {one['seed']:.0f}"
+        what = f"{named(run['variant'], run['r'])}, rate {run['learning_rate']:g}, seed {run['seed']:.0f}"
         raise ConfigError(f"{where}: {what} is there more than once: {ids}")
-    device = frame["device"].astype(object).str.split(":").str[0]  # an object also where no run has one yet
+    device = frame["device"].astype(object).str.split(":").str[0]  # dtype object also where no run has a device yet
     kinds = frame.assign(device=device, steps=frame["steps"].where(frame["learning_rate"].notna()))
     for name in ("model", "dataset", "steps", "alpha", "device"):
         if len(values := kinds[name].dropna().unique()) > 1:
@@ -171,27 +171,27 @@ def checked(frame: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def gathered(frame: pd.DataFrame) -> Gathered:
-    """The rows as ``src.eval`` has them from records, with the fields that its comparison asks for."""
+    """Turn rows into those that ``src.eval`` gathers from records, with the fields that its comparison needs."""
     axes = {name: asdict(compose([f"variant={name}"]).variant) for name in frame["variant"].unique()}
     metrics = [name for name in frame if METRIC.fullmatch(name)]
     rows = []
-    for one in frame.to_dict("records"):
-        said: dict[str, Any] = {str(key): None if pd.isna(value) else value for key, value in one.items()}
-        variant = axes[said["variant"]]
+    for run in frame.to_dict("records"):
+        values: dict[str, Any] = {str(key): None if pd.isna(value) else value for key, value in run.items()}
+        variant = axes[values["variant"]]
         fields: dict[str, Any] = {"variant": {key: value for key, value in variant.items() if key != "name"}}
         if variant["trains"] == "adapter":
-            fields["lora"] = {"r": said["r"], "alpha": said["alpha"]}
+            fields["lora"] = {"r": values["r"], "alpha": values["alpha"]}
         if variant["trains"] != "none":
-            fields["train"] = {"lr": said["learning_rate"]}
-        seed = int(said["seed"])
+            fields["train"] = {"lr": values["learning_rate"]}
+        seed = int(values["seed"])
         rows.append(
-            {name: said.get(name) for name in (*NUMBERS, *TEXTS, "commit")}
+            {name: values.get(name) for name in (*NUMBERS, *TEXTS, "commit")}
             | {"fields": dict(flatten(fields)), "group": json.dumps(fields), "seed": seed, "data_seed": seed}
             | {key: variant[key] for key in ("trains", "base_precision")}
-            | {key: said[key] for key in ("run_id", "model", "dataset", "variant", "r", "alpha", "learning_rate", "status")}
-            | {"metrics": {name: said[name] for name in metrics if said[name] is not None}, "failed_checks": {}}
-            # A held copy changes no number, so it parts no runs here.
-            | {"hold_dequantised": False, "dirty": said.get("dirty") is True, "versions": None}
+            | {key: values[key] for key in ("run_id", "model", "dataset", "variant", "r", "alpha", "learning_rate", "status")}
+            | {"metrics": {name: values[name] for name in metrics if values[name] is not None}, "failed_checks": {}}
+            # A held copy changes no number, so it separates no runs here.
+            | {"hold_dequantised": False, "dirty": values.get("dirty") is True, "versions": None}
         )
     absent = [row["run_id"] for row in rows if row["status"] == MISSING]
     return Gathered(rows, expected=len(rows), absent=absent)

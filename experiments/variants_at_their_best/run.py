@@ -1,8 +1,8 @@
-"""``python -m experiments.variants_at_their_best.run [key=value ...]``: the 464 of the 1,232 runs that the answer needs.
+"""``python -m experiments.variants_at_their_best.run [key=value ...]``: train the 464 of 1,232 runs that are needed.
 
 All rates of all (variant, rank) on seeds 0-2, then the best of each on seeds 3-10; they are runs of
-``experiment=variants_at_their_best`` and of its sweep. Where a best rate is the lowest or the highest of the seven, all get a
-further one. ``best_rates.csv``, beside the ``runs`` folder, has the rates: variant, r, learning_rate.
+``experiment=variants_at_their_best`` and of its sweep. Where a best rate is the lowest or the highest of the seven, all get
+another rate. Writes ``best_rates.csv``, beside the ``runs`` folder: variant, r, learning_rate.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHARED = ("experiment=variants_at_their_best", "sweep=variants_at_their_best")
 
 
 def cells() -> tuple[list[tuple[str, int]], list[float]]:
-    """(each variant at each rank, the rates), as the experiment's grid has them."""
+    """Read (each variant at each rank, the rates) from the experiment's grid."""
     grid = OmegaConf.load(EXPERIMENT).hydra.sweeper.params
     variants, ranks = grid.variant.split(","), [int(r) for r in str(grid["lora.r"]).split(",")]
     return [(variant, r) for variant in variants for r in ranks], [float(rate) for rate in grid["train.lr"].split(",")]
@@ -43,7 +43,7 @@ def main() -> int:
     try:
         best = tuned.train([[f"variant={v}", f"lora.r={r}", *SHARED, *more] for v, r in conditions], rates, TUNE, REPORT, SPARE)
     except RunsFailed:
-        return 1  # what failed has been said, run by run
+        return 1  # each failed run has printed its reason
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("variant", "r", "learning_rate"))

@@ -1,4 +1,4 @@
-"""tables.md: what the runs answer, in Markdown. Every number is a function of results.csv, and of peft.csv where it says so."""
+"""Write tables.md, the study's answers. Every number is a function of results.csv, and of peft.csv where it says so."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def tables(study: Study, peft: Peft | None) -> str:
 def head(study: Study) -> str:
     runs, split = study.runs, study.result.selection.split
     model, data, device = (few(list(runs[key].dropna().unique())) for key in ("model", "dataset", "device"))
-    commits = few([str(one)[:10] for one in runs["commit"].dropna().unique()]) if "commit" in runs else "not known"
+    commits = few([str(value)[:10] for value in runs["commit"].dropna().unique()]) if "commit" in runs else "not known"
     dirty = " with uncommitted changes" if "dirty" in runs and (runs["dirty"].astype(str) == "True").any() else ""
     tuning, report = (", ".join(str(seed) for seed, _ in sorted(seeds)) for seeds in (split.tuning, split.report))
-    said = [
+    parts = [
         f"Written by `python -m experiments.variants_at_their_best.report` from results.csv: {len(runs)} runs of {model} on"
         f" {data}, {runs['steps'].max():g} steps, {(runs['status'] != 'ok').sum()} not ok; {device}; commit {commits}{dirty}.",
         f"Validation loss over seeds {tuning} chose each rate; all else, where not said otherwise, is over seeds {report}."
@@ -53,30 +53,32 @@ def head(study: Study) -> str:
         f" difference by itself); fewer than {ENOUGH_SEEDS} seeds only describe.",
     ]
     if cells := study.unreported():
-        said.append(f"Without a number from a report seed, and so in no comparison: {named(cells)}.")
+        parts.append(f"Without a number from a report seed, and so in no comparison: {named(cells)}.")
     if cells := [cell for cell in study.rows if study.unseen(cell)]:
-        said.append(f"Not tried at every rate on every tuning seed: {named(cells)}.")
-    return "\n\n".join(said)
+        parts.append(f"Not tried at every rate on every tuning seed: {named(cells)}.")
+    return "\n\n".join(parts)
 
 
 def levels(study: Study) -> str:
-    found, rows = study.result.table, []
+    comparison, rows = study.result.table, []
     to_full = study.to_full()
-    before, after = (found.get(f"{column(key)}_mean", pd.Series(math.nan, found.index)) for key in (BEFORE, AFTER))
+    before, after = (comparison.get(f"{column(key)}_mean", pd.Series(math.nan, comparison.index)) for key in (BEFORE, AFTER))
     for cell, row in study.rows.items():
-        one, its, condition = found.loc[row], to_full.of(row), study.condition(cell)
-        mean, trained, total = (one[key] for key in (f"{column(METRIC)}_mean", "trainable_parameters", "total_parameters"))
-        line = {"": name(cell), "n": count(one["n_seeds"])}
-        if pd.notna(one["effective_scale"]):
-            line["scale"] = short(one["effective_scale"])
+        values, gap, condition = comparison.loc[row], to_full.of(row), study.condition(cell)
+        mean, trained, total = (values[key] for key in (f"{column(METRIC)}_mean", "trainable_parameters", "total_parameters"))
+        line = {"": name(cell), "n": count(values["n_seeds"])}
+        if pd.notna(values["effective_scale"]):
+            line["scale"] = short(values["effective_scale"])
         if condition.chosen is not None and not study.unseen(cell):
             line["best rate"] = f"{condition.chosen:g}" + (f" ({condition.edge} tried)" if condition.edge else "")
         if pd.notna(mean):
-            line["test loss [95%]"] = f"{decimals(mean)} {interval(one['interval_low'], one['interval_high'], decimals)}".rstrip()
-        if its is not None and its.test.n:
-            line["minus full [95%]"] = with_interval(its.test.mean, its.test.low, its.test.high)
-        if pd.notna(one[EXACT]):
-            line["exact match"] = f"{100 * one[EXACT]:.1f}%"
+            line["test loss [95%]"] = (
+                f"{decimals(mean)} {interval(values['interval_low'], values['interval_high'], decimals)}".rstrip()
+            )
+        if gap is not None and gap.test.n:
+            line["minus full [95%]"] = with_interval(gap.test.mean, gap.test.low, gap.test.high)
+        if pd.notna(values[EXACT]):
+            line["exact match"] = f"{100 * values[EXACT]:.1f}%"
         if pd.notna(after[row]):
             line["prose, before and after"] = f"{before[row]:.3f}, {after[row]:.3f}"
         if pd.notna(trained) and pd.notna(total):
@@ -94,7 +96,7 @@ def levels(study: Study) -> str:
 
 
 def by_rate(study: Study) -> str:
-    """A table for each grid: the adapters', and full fine-tuning's."""
+    """Write a table for each grid of rates: the adapters', and full fine-tuning's."""
     parts = ["Mean over the tuning seeds; **bold**: chosen. A rate at which a tuning seed diverged is no candidate."]
     for control in (False, True):
         rows = [
@@ -136,9 +138,9 @@ def not_ok(study: Study) -> str:
 def notes(study: Study) -> str:
     lines, r = [], study.ranks[-1] if study.ranks else 0
     shape = find_shape(compose([f"model={study.runs['model'].iloc[0]}"]).model)
-    narrow = [one for one in (linears(shape) if shape else []) if min(one.out_features, one.in_features) < r]
+    narrow = [linear for linear in (linears(shape) if shape else []) if min(linear.out_features, linear.in_features) < r]
     if narrow:
-        sides = ", ".join(f"{one.name} ({one.out_features} x {one.in_features})" for one in narrow)
+        sides = ", ".join(f"{linear.name} ({linear.out_features} x {linear.in_features})" for linear in narrow)
         lines.append(
             f"r={r} is more than the smaller side of {sides}, out x in: there B A can be any update, and is no low-rank one."
         )
@@ -146,8 +148,8 @@ def notes(study: Study) -> str:
     shares = {NAMES[v]: f"{100 * trained / total:.1f}%" for v, trained, total in
               runs[["variant", "trainable_parameters", "total_parameters"]].itertuples(index=False)}  # fmt: skip
     if shares:
-        said, base = ", ".join(f"{variant} {share}" for variant, share in shares.items()), count(runs["total_parameters"].iloc[0])
-        lines.append(f"Trained at r={r}, as a share of the base's {base} parameters: {said}.")
+        text, base = ", ".join(f"{variant} {share}" for variant, share in shares.items()), count(runs["total_parameters"].iloc[0])
+        lines.append(f"Trained at r={r}, as a share of the base's {base} parameters: {text}.")
     held = study.runs[study.runs["hold_dequantised"].astype(str) == "True"] if "hold_dequantised" in study.runs else runs[:0]
     if len(held):
         who = few([NAMES[variant] for variant in held["variant"].unique()])

@@ -1,4 +1,4 @@
-"""A trained adapter as a model: a finished run, or any LoRA folder in PEFT's format, over the base that it was trained on.
+"""Open a trained adapter as a model: a finished run, or any LoRA folder in PEFT's format, over the base it was trained on.
 
 Loading is strict. PEFT warns of a tensor that is missing, left over or misnamed, and answers as the base all the same.
 """
@@ -8,22 +8,25 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from ..command import words
-from ..command.cli import compose, suggest
+from ..command.cli import compose
+from ..command.messages import suggest
 from ..command.words import Key
-from ..config.schema import ALL_LINEAR, CONF_FOLDER, QUANTISED, Config, ModelConfig, variant_name
+from ..config.schema import ALL_LINEAR, CONF_FOLDER, Config, ModelConfig, variant_name
 from ..config.values import CHOICES, MODULE_NAME, refuse_outside
 from ..data import datasets, inputs
 from ..files.errors import ConfigError
 from ..model import embedded, models
 from ..model.models import NO_CODE
 from ..record.records import RESULT, RUNS, RunFolder
+from ..variants.methods.point import from_peft
+from ..variants.methods.precision import QUANTISED
 from . import serving
 
 if TYPE_CHECKING:
@@ -38,15 +41,15 @@ KEYS = {
     "device": Key(words.one_of("auto", "cpu", "cuda"), "cpu"),
 }
 USAGE = """\
-  run=ID           a finished run of runs/: its record is verified, its base is opened in the precision it was trained in
-  adapter=FOLDER   any LoRA adapter in PEFT's format, instead of a run
-  model=NAME       with adapter=: the base, a name of conf/model or a model's folder; default: what the adapter says
-  precision=NAME   with adapter=: the base's, bf16 (default), fp32, int8, nf4 or fp4
+  run=ID           a finished run in runs/; its record is verified, and its base is opened in the precision of training
+  adapter=FOLDER   instead of a run: any LoRA adapter in PEFT's format
+  model=NAME       with adapter=: the base, a name in conf/model or a model's folder (default: the base that the adapter names)
+  precision=NAME   with adapter=: the precision of the base, bf16 (default), fp32, int8, nf4 or fp4
   device=NAME      auto (default), cpu or cuda
 """
 # Initialisers that only say where A and B started. Others (PiSSA, OLoRA, LoftQ, CorDA) change the base's weights as well.
 HARMLESS = (True, False, None, "gaussian", "orthogonal")
-# What PEFT's config can ask for besides A and B (and DoRA's magnitude): neither its loading nor its merging is checked here.
+# What PEFT's config can ask for besides the parts of our variants: neither its loading nor its merging is checked here.
 BEYOND = ("modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices", "target_parameters", "use_qalora",
           "fan_in_fan_out", "alora_invocation_tokens", "arrow_config", "use_bdlora", "kasa_config", "monteclora_config",
           "velora_config", "exclude_modules", "layers_pattern", "layers_to_transform")  # fmt: skip
@@ -54,7 +57,7 @@ BEYOND = ("modules_to_save", "lora_bias", "layer_replication", "trainable_token_
 
 @dataclass
 class Source:
-    """What is to be opened, checked as far as that needs no torch."""
+    """An adapter or a control to open, checked as far as that needs no torch."""
 
     name: str
     config: Config
@@ -80,27 +83,27 @@ class Adapted:
     numerics: Numerics
 
 
-def find(given: Mapping[str, Any]) -> Source:
-    """What ``run=`` or ``adapter=`` names.
+def find(values: Mapping[str, Any]) -> Source:
+    """Find what ``run=`` or ``adapter=`` names.
 
     Raises:
         ConfigError: there is none, it is damaged or did not finish, or its base cannot be had; one line.
     """
-    if ("run" in given) == ("adapter" in given):
+    if ("run" in values) == ("adapter" in values):
         raise ConfigError("needs one of run=ID and adapter=FOLDER")
-    if "run" in given:
+    if "run" in values:
         for key in ("model", "precision"):
-            if key in given:
+            if key in values:
                 raise ConfigError(f"{key}: the run's record says it; {key}= goes with adapter=FOLDER")
-        source = _of_run(given["run"])
+        source = _from_run(values["run"])
     else:
-        source = _of_folder(given["adapter"], given.get("model"), given.get("precision", "bf16"))
-    source.config.device = given.get("device", "auto")
+        source = _from_folder(values["adapter"], values.get("model"), values.get("precision", "bf16"))
+    source.config.device = values.get("device", "auto")
     models.refuse_impossible(source.config.model)
     return source
 
 
-def _of_run(run: str) -> Source:
+def _from_run(run: str) -> Source:
     record = RunFolder(run)
     result = record.result()
     if result is None:
@@ -118,20 +121,18 @@ def _of_run(run: str) -> Source:
     return Source(f"run {run}", config, record, record.adapter, read_settings(record.adapter))
 
 
-def _of_folder(folder: str, model: str | None, precision: str) -> Source:
-    place = inputs.expanded(folder, "adapter")
-    settings = read_settings(place)
+def _from_folder(folder: str, model: str | None, precision: str) -> Source:
+    path = inputs.expanded(folder, "adapter")
+    settings = read_settings(path)
     config = Config(model=_base(settings, model, folder))
-    config.variant.base_precision = precision
-    config.variant.scaling = "alpha_over_sqrt_r" if settings.get("use_rslora") else "alpha_over_r"
-    config.variant.magnitude = "dora" if settings.get("use_dora") else "none"
+    config.variant = replace(from_peft(settings), base_precision=precision)
     config.variant.name = variant_name(config.variant)
     config.lora.r, config.lora.alpha = settings["r"], settings["lora_alpha"]
-    return Source(f"adapter {folder}", config, None, place, settings)
+    return Source(f"adapter {folder}", config, None, path, settings)
 
 
 def _base(settings: Mapping[str, Any], model: str | None, folder: str) -> ModelConfig:
-    """The base that ``model=`` or else the adapter names: a file of conf/model, or a folder."""
+    """Find the base that ``model=`` or else the adapter names: a file of conf/model, or a folder."""
     name = model or settings.get("base_model_name_or_path") or ""
     ids = {path.stem: OmegaConf.select(OmegaConf.load(path), "id") for path in sorted((CONF_FOLDER / "model").glob("*.yaml"))}
     known = [choice for choice in ids if choice != "path"]
@@ -153,39 +154,41 @@ def _base(settings: Mapping[str, Any], model: str | None, folder: str) -> ModelC
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """adapter_config.json, where it describes what can be loaded strictly and merged.
+    """Read adapter_config.json.
 
     Raises:
-        ConfigError: it does not, or the weights are missing, or only there as a pickle.
+        ConfigError: it describes what cannot be loaded strictly or merged, or the weights are missing, or only there as a pickle.
     """
     where = folder / SETTINGS
     try:
-        found = json.loads(inputs.read(str(where), "adapter").decode())
+        settings = json.loads(inputs.read(str(where), "adapter").decode())
     except (ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{where}: is not JSON ({error})") from error
-    if not isinstance(found, dict) or found.get("peft_type") != "LORA":
+    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
         raise ConfigError(f"{where}: is not a LoRA adapter's")
     for key, limits in (("r", "lora.r"), ("lora_alpha", "lora.alpha")):
-        if type(found.get(key)) not in ((int,) if key == "r" else (int, float)):
+        if type(settings.get(key)) not in ((int,) if key == "r" else (int, float)):
             raise ConfigError(f"{where}: {key} needs a number")
-        refuse_outside(limits, found[key], f"{where}: {key}")
+        refuse_outside(limits, settings[key], f"{where}: {key}")
     for key in ("use_rslora", "use_dora"):
-        if not isinstance(found.get(key, False), bool):
+        if not isinstance(settings.get(key, False), bool):
             raise ConfigError(f"{where}: {key} needs true or false")
-    if not isinstance(found.get("base_model_name_or_path") or "", str):
+    if not isinstance(settings.get("base_model_name_or_path") or "", str):
         raise ConfigError(f"{where}: base_model_name_or_path needs a text")
-    if beyond := [key for key in BEYOND if found.get(key)] + ["bias"] * (found.get("bias", "none") != "none"):
+    if beyond := [key for key in BEYOND if settings.get(key)] + ["bias"] * (settings.get("bias", "none") != "none"):
         raise ConfigError(f"{where}: has {', '.join(beyond)}, which is not supported here")
-    if found.get("init_lora_weights", True) not in HARMLESS:
-        raise ConfigError(f"{where}: init_lora_weights={found['init_lora_weights']} changes the base too; save it as plain LoRA")
-    targets = found.get("target_modules")
+    if settings.get("init_lora_weights", True) not in HARMLESS:
+        raise ConfigError(
+            f"{where}: init_lora_weights={settings['init_lora_weights']} changes the base too; save it as plain LoRA"
+        )
+    targets = settings.get("target_modules")
     named = isinstance(targets, list) and targets and all(isinstance(n, str) and MODULE_NAME.fullmatch(n) for n in targets)
     if not named and targets != ALL_LINEAR:
         raise ConfigError(f"{where}: target_modules needs a list of module names; a pattern is not read")
     for key, limits in (("rank_pattern", "lora.r"), ("alpha_pattern", "lora.alpha")):
-        values = found.get(key) or {}
+        values = settings.get(key) or {}
         if not isinstance(values, dict) or not all(
             MODULE_NAME.fullmatch(n) and type(v) in (int, float) for n, v in values.items()
         ):
@@ -197,11 +200,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not (folder / WEIGHTS).is_file():
         pickled = "; a pickle (adapter_model.bin) is never loaded" if (folder / "adapter_model.bin").exists() else ""
         raise ConfigError(f"{folder}: has no {WEIGHTS}{pickled}")
-    return found
+    return settings
 
 
 def own_splits(source: Source, used: str) -> datasets.Splits:
-    """The data of a run, with a warning, such as ``it is scored``, where they are no longer what it was trained on."""
+    """Load the data of a run, and warn where they are no longer what it was trained on. ``used``: such as ``it is scored``."""
     assert source.record is not None
     splits = datasets.load(source.config.dataset)
     known = (source.record.provenance() or {}).get("data_fingerprint")
@@ -211,7 +214,7 @@ def own_splits(source: Source, used: str) -> datasets.Splits:
 
 
 def load_base(source: Source, exact: bool = False) -> tuple[Any, Any, Numerics]:
-    """(base model in 16 bits or more, tokenizer, formats). ``exact``: the same weights, and all products, in fp32."""
+    """Load (base model in 16 bits or more, tokenizer, formats). ``exact``: the same weights, and all products, in fp32."""
     import torch
 
     from ..model import device
@@ -224,7 +227,7 @@ def load_base(source: Source, exact: bool = False) -> tuple[Any, Any, Numerics]:
 
 
 def open_source(source: Source, exact: bool = False) -> Adapted:
-    """Load base and adapter where they compute, in the precision of training, or with all products in fp32.
+    """Load base and adapter on their device, in the precision of training, or ``exact``: with all products in fp32.
 
     Raises:
         ConfigError: the adapter file does not fit, or the base is not the one that the run was trained on.
@@ -263,7 +266,7 @@ def load_strictly(network: Any, file: Path) -> None:
     """Fill the adapter of PEFT's model from a file that has its tensors, all of them and no others, in their shapes.
 
     Raises:
-        ConfigError: it has not; one line with how many and the first of them.
+        ConfigError: it does not; one line with how many tensors are wrong and the first of them.
     """
     import torch
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -271,35 +274,35 @@ def load_strictly(network: Any, file: Path) -> None:
     from safetensors.torch import load_file
 
     try:
-        found = load_file(file)
+        tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{file}: cannot be read as safetensors ({error})") from error
     # Without the last word PEFT would ask the hub whether the vocabulary has grown.
     wanted = get_peft_model_state_dict(network, save_embedding_layers=False)
     for problem, names in (
-        ("lacks", sorted(wanted.keys() - found.keys())),
-        ("has, unexpected by this base and adapter_config.json,", sorted(found.keys() - wanted.keys())),
+        ("lacks", sorted(wanted.keys() - tensors.keys())),
+        ("has, unexpected by this base and adapter_config.json,", sorted(tensors.keys() - wanted.keys())),
     ):
         if names:
             raise ConfigError(f"{file}: {problem} {len(names)} of {len(wanted)} tensors, such as {names[0]}")
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
             raise ConfigError(f"{file}: {name} has the shape {list(tensor.shape)} where {list(wanted[name].shape)} is needed")
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise ConfigError(f"{file}: {name} holds what is no finite number")
-    set_peft_model_state_dict(network, {name: tensor.float() for name, tensor in found.items()})
+    set_peft_model_state_dict(network, {name: tensor.float() for name, tensor in tensors.items()})
 
 
 def _refuse_other_base(source: Source, network: Any, numerics: Numerics) -> None:
-    """Raise ConfigError where the base is not what the run's record says, which can be told on the same kind of device."""
+    """Raise ConfigError where the base is not what the run's record says; only the same kind of device can tell."""
     from ..model import device
     from ..model.fingerprint import fingerprint, frozen_tensors
 
     if source.record is None:
         return
-    known = source.record.provenance() or {}
+    provenance = source.record.provenance() or {}
     here = device.describe(numerics.device)
-    if "base_fingerprint" not in known or str(known.get("device")).rsplit(",")[0] != here.rsplit(",")[0]:
+    if "base_fingerprint" not in provenance or str(provenance.get("device")).rsplit(",")[0] != here.rsplit(",")[0]:
         return
-    if fingerprint(frozen_tensors(network)) != known["base_fingerprint"]:
+    if fingerprint(frozen_tensors(network)) != provenance["base_fingerprint"]:
         raise ConfigError(f"{source.name}: the base model {source.config.model.name} holds other weights than it was trained on")

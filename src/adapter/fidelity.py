@@ -1,4 +1,4 @@
-"""How far a merged model is from the adapter that it was merged from, on the targets of examples, teacher-forced."""
+"""Measure how far a merged model is from the adapter it was merged from, on the targets of examples, teacher-forced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKENS_AT_ONCE = 2048  # with padding: two models' logits of this many tokens ar
 
 @dataclass(frozen=True)
 class Gap:
-    """Between two models over the same target tokens. Logits are in their own unit, the rest in nats or shares."""
+    """The differences of two models over the same target tokens. Logits are in their own unit, the rest in nats or shares."""
 
     examples: int
     tokens: int
@@ -34,15 +34,15 @@ class Gap:
 
 
 def logits_of(solo: Solo, batch: Batch) -> torch.Tensor:
-    """Logits that predict the target tokens, fp32 [target tokens, vocabulary]."""
+    """Return the logits that predict the target tokens, fp32 [target tokens, vocabulary]."""
     with solo.evaluating():
         logits = solo.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[:, :-1]
-    found: torch.Tensor = logits[batch.labels[:, 1:] != IGNORE].float()
-    return found
+    target_logits: torch.Tensor = logits[batch.labels[:, 1:] != IGNORE].float()
+    return target_logits
 
 
 def gap(unmerged: Solo, merged: Solo, items: Sequence[Item], pad: int) -> Gap:
-    """Of two models that stand on one device."""
+    """Measure the gap of two models that are on the same device. ``pad``: the id of the padding token."""
     device = unmerged.numerics.device
     order = sorted(items, key=len)
     sums = dict.fromkeys(("logit", "kl", "unmerged", "merged", "changed"), 0.0)
@@ -52,17 +52,17 @@ def gap(unmerged: Solo, merged: Solo, items: Sequence[Item], pad: int) -> Gap:
         batch = collate(order[-rows:], pad, device)
         del order[-rows:]
         labels = batch.labels[:, 1:][batch.labels[:, 1:] != IGNORE]
-        one, other = logits_of(unmerged, batch), logits_of(merged, batch)
-        apart = (one - other).abs()
-        log_p, log_q = one.double().log_softmax(-1), other.double().log_softmax(-1)
+        logits_p, logits_q = logits_of(unmerged, batch), logits_of(merged, batch)
+        difference = (logits_p - logits_q).abs()
+        log_p, log_q = logits_p.double().log_softmax(-1), logits_q.double().log_softmax(-1)
         sums["kl"] += float((log_p.exp() * (log_p - log_q)).sum())
         sums["unmerged"] += float(F.nll_loss(log_p, labels, reduction="sum"))
         sums["merged"] += float(F.nll_loss(log_q, labels, reduction="sum"))
-        sums["changed"] += float((one.argmax(-1) != other.argmax(-1)).sum())
-        sums["logit"] += float(apart.double().sum())
+        sums["changed"] += float((logits_p.argmax(-1) != logits_q.argmax(-1)).sum())
+        sums["logit"] += float(difference.double().sum())
         # A NaN must not vanish in a maximum.
-        largest = math.nan if not bool(torch.isfinite(apart).all()) else max(largest, float(apart.max()))
+        largest = math.nan if not bool(torch.isfinite(difference).all()) else max(largest, float(difference.max()))
         tokens += len(labels)
-        values += apart.numel()
+        values += difference.numel()
     return Gap(len(items), tokens, largest, sums["logit"] / values, sums["kl"] / tokens,
                sums["unmerged"] / tokens, sums["merged"] / tokens, sums["changed"] / tokens)  # fmt: skip

@@ -1,4 +1,4 @@
-"""``python -m src.eval generate``: what a trained adapter answers."""
+"""``python -m src.eval generate``: print the answers of a trained adapter."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ USAGE = f"""\
 usage: python -m src.eval generate run=ID "prompt" ["prompt" ...] [max_new_tokens=64] [temperature=0.7] [seed=0] [chat=true]
        python -m src.eval generate adapter=FOLDER [model=NAME] [precision=nf4] "prompt" ...
 
-Prints the answer to each prompt, greedy unless a temperature is given. After -- every word is a prompt.
+Prints the answer to each prompt, greedy unless there is a temperature. After -- every word is a prompt.
 
 {adapted.USAGE}\
-  max_new_tokens=N  an answer's tokens at most (default: the run's eval.max_new_tokens, or 64)
-  temperature=T     sample from the whole distribution at T, 0 < T <= 10
-  seed=N            of the sampling (default: 0)
-  chat=BOOL         put each prompt into the model's chat template (default: where the run's dataset did)
+  max_new_tokens=N at most N tokens per answer (default: the run's eval.max_new_tokens, or 64)
+  temperature=T    sample from the whole distribution at temperature T, 0.001 to 10 (default: greedy)
+  seed=N           the seed of the sampling (default: 0)
+  chat=BOOL        put each prompt into the model's chat template (default: as the run's dataset did)
 """
 KEYS = adapted.KEYS | {
     "max_new_tokens": Key(words.whole(1, 65536), "64"),
@@ -35,30 +35,31 @@ NEW_TOKENS = 64
 
 
 def run(arguments: list[str]) -> None:
-    given, prompts = words.read(arguments, KEYS, free="a prompt")
+    """Do what the words ask for."""
+    values, prompts = words.read(arguments, KEYS, free="a prompt")
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ConfigError('needs a prompt, such as python -m src.eval generate run=ID "What is two plus one?"')
-    if "seed" in given and "temperature" not in given:
+    if "seed" in values and "temperature" not in values:
         raise ConfigError("seed: greedy answers need none; it goes with temperature=")
-    source = adapted.find(given)
+    source = adapted.find(values)
     quiet_libraries()
     if source.settings and serving.refusals(source.settings):
         print(f"note: {source.advice[0]}", file=sys.stderr)
-    chat = given.get("chat")
+    chat = values.get("chat")
     answers = generate(
         source,
         prompts,
-        max_new_tokens=given.get("max_new_tokens") or source.config.eval.max_new_tokens or NEW_TOKENS,
+        max_new_tokens=values.get("max_new_tokens") or source.config.eval.max_new_tokens or NEW_TOKENS,
         chat=uses_chat(source) if chat is None else chat,
-        temperature=given.get("temperature"),
-        seed=given.get("seed", 0),
+        temperature=values.get("temperature"),
+        seed=values.get("seed", 0),
     )
     for prompt, answer in zip(prompts, answers, strict=True):
-        print(f"> {prompt}\n{shown(answer)}" if len(prompts) > 1 else shown(answer))
+        print(f"> {prompt}\n{printable(answer)}" if len(prompts) > 1 else printable(answer))
 
 
 def uses_chat(source: Source) -> bool:
-    """Whether the run's prompts went through the chat template: it says so, or its rows are chats."""
+    """Tell whether the run's prompts went through the chat template: its config says so, or its rows are chats."""
     if source.record is None or source.config.dataset.chat_template:
         return source.config.dataset.chat_template
     try:
@@ -74,7 +75,7 @@ def uses_chat(source: Source) -> bool:
 def generate(
     source: Source, prompts: list[str], max_new_tokens: int, chat: bool, temperature: float | None = None, seed: int = 0
 ) -> list[str]:
-    """The answer to each prompt, up to the end-of-sequence token.
+    """Return the answer to each prompt, up to the end-of-sequence token.
 
     Raises:
         ConfigError: a prompt and its answer do not fit into the model's positions, or there is no chat template.
@@ -87,7 +88,7 @@ def generate(
     opened = adapted.open_source(source)
     tokenizer, network = opened.tokenizer, opened.network
     room = int(getattr(network.config, "max_position_embeddings", None) or 2**20) - max_new_tokens
-    examples = [datasets.Example(str(at), prompt, "", str(at)) for at, prompt in enumerate(prompts)]
+    examples = [datasets.Example(str(index), prompt, "", str(index)) for index, prompt in enumerate(prompts)]
     items = tokenise(examples, tokenizer, max(room, 2), chat)
     if room < 2 or any(item.cut for item in items):
         raise ConfigError(
@@ -102,7 +103,7 @@ def generate(
     )
     torch.manual_seed(seed)
     answers = []
-    for item in items:  # one by one, so that no answer depends on its company
+    for item in items:  # one by one, so that no answer depends on the other prompts
         ids = torch.tensor([item.prompt], device=opened.numerics.device)
         with torch.no_grad(), opened.numerics.autocast():
             output = network.generate(
@@ -112,6 +113,6 @@ def generate(
     return answers
 
 
-def shown(text: str) -> str:
-    """An answer as it is, but for what a terminal would obey."""
+def printable(text: str) -> str:
+    """Escape what a terminal would obey instead of show; newlines and tabs stay."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

@@ -1,4 +1,4 @@
-"""How long a prompt and each generated token take: base, adapter and merged model side by side, at batch size 1."""
+"""Time a prompt and each generated token, at batch size 1: base, adapter and merged model side by side."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ PROMPT_TOKENS, NEW_TOKENS, REPETITIONS = 64, 8, 5
 
 
 @contextmanager
-def _timing(solo: Solo) -> Iterator[None]:
-    """As a server would run it: nothing that PEFT computes for DoRA at each call is kept from one to the next."""
+def _as_served(solo: Solo) -> Iterator[None]:
+    """Run the model as a server would: nothing that PEFT computes for DoRA at each call is kept from call to call."""
     solo.model.eval()
     with torch.no_grad(), solo.numerics.autocast():
         yield
 
 
-def once(solo: Solo, ids: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-    """(seconds of the prompt, seconds per token after the first), greedy, with a key-value cache."""
-    where = solo.numerics.device
-    with _timing(solo):
-        device.synchronise(where)
-        began = time.perf_counter()
+def time_once(solo: Solo, ids: torch.Tensor, new_tokens: int) -> tuple[float, float]:
+    """Return (seconds of the prompt, seconds per token after the first), greedy, with a key-value cache."""
+    place = solo.numerics.device
+    with _as_served(solo):
+        device.synchronise(place)
+        started = time.perf_counter()
         output = solo.model(input_ids=ids, use_cache=True)
         token = output.logits[:, -1:].argmax(-1)
-        device.synchronise(where)
-        read = time.perf_counter()
+        device.synchronise(place)
+        prompt_read = time.perf_counter()
         for _ in range(new_tokens):
             output = solo.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
             token = output.logits[:, -1:].argmax(-1)
-        device.synchronise(where)
-        return read - began, (time.perf_counter() - read) / new_tokens
+        device.synchronise(place)
+        return prompt_read - started, (time.perf_counter() - prompt_read) / new_tokens
 
 
 def compare(
@@ -47,7 +47,9 @@ def compare(
     new_tokens: int = NEW_TOKENS,
     repetitions: int = REPETITIONS,
 ) -> dict[str, Any]:
-    """Medians in milliseconds. ``models``: by name, each with a context to run in, such as PEFT's ``disable_adapter``.
+    """Return the median times of several models in milliseconds.
+
+    ``models``: by name, each with a context to run in, such as PEFT's ``disable_adapter``; None: none.
 
     The models take turns within each repetition, so that what slows the machine for a while slows all of them.
     """
@@ -55,15 +57,15 @@ def compare(
     for repetition in range(repetitions + 1):
         for name, (solo, context) in models.items():
             with (context or nullcontext)():
-                taken = once(solo, ids, new_tokens)
+                seconds = time_once(solo, ids, new_tokens)
             if repetition:  # the first is a warm-up
-                times[name].append(taken)
+                times[name].append(seconds)
     first = next(iter(models.values()))[0]
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "device": device.describe(first.numerics.device),
         "prompt_tokens": ids.shape[1], "new_tokens": new_tokens, "repetitions": repetitions,
     }  # fmt: skip
-    for name, taken_all in times.items():
-        prefill, per_token = zip(*taken_all, strict=True)
-        found[name] = {"prefill_ms": 1e3 * median(prefill), "ms_per_token": 1e3 * median(per_token)}
-    return found
+    for name, pairs in times.items():
+        prefill, per_token = zip(*pairs, strict=True)
+        report[name] = {"prefill_ms": 1e3 * median(prefill), "ms_per_token": 1e3 * median(per_token)}
+    return report

@@ -1,4 +1,4 @@
-"""``python -m src.eval merge``: one adapter folded into its base, saved as a model, with what that cost in fidelity."""
+"""``python -m src.eval merge``: fold an adapter into its base, save the model, and measure what that cost in fidelity."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from ..command import words
 from ..command.words import Key
-from ..config.schema import QUANTISED
 from ..data import datasets, inputs, prose
 from ..files.durable import dump_json, replacing, seal_text
 from ..files.errors import ConfigError
 from ..files.terminal import quiet_libraries
 from ..model import models
 from ..model.models import NO_CODE
+from ..variants.methods.point import warning_onto_original
+from ..variants.methods.precision import QUANTISED
 from . import adapted, serving
 from .adapted import Source
 
@@ -23,15 +24,15 @@ usage: python -m src.eval merge run=ID out=DIR [onto=original|dequantised] [dtyp
        python -m src.eval merge adapter=FOLDER [model=NAME] [precision=nf4] out=DIR ...
 
 Folds an adapter into its base in fp32, rounds once, saves model and tokenizer to DIR for AutoModelForCausalLM.from_pretrained,
-reads them back and measures them against the unmerged adapter: DIR/merge.json, and the table printed here.
+reads them back, compares them with the unmerged adapter, prints the table and writes it to DIR/merge.json.
 
 {adapted.USAGE}\
-  out=DIR          where the model is written; must not exist
-  onto=NAME        for a quantised base, from which no merge is exact: original (the 16-bit base) or dequantised (what the
-                   quantised base multiplies with)
-  dtype=NAME       of the saved weights: bf16 (default) or fp32
-  examples=N       of the run's test split that fidelity is measured on; held-out prose for adapter= (default: 64)
-  control=BOOL     merge once more in fp32 throughout, to tell rounding from the rest (default: below 1e9 parameters)
+  out=DIR          the folder to write the model to; it must not exist
+  onto=NAME        needed for a quantised base, where no merge is exact: original (the 16-bit base) or dequantised (the weights
+                   that the quantised base multiplies with)
+  dtype=NAME       the format of the saved weights: bf16 (default) or fp32
+  examples=N       measure fidelity on N examples of the run's test split, or of held-out prose with adapter= (default: 64)
+  control=BOOL     merge once more in fp32 throughout, to tell rounding from the rest (default: up to 1e9 parameters)
   latency=BOOL     time base, adapter and merged model (default: true)
 """
 KEYS = adapted.KEYS | {
@@ -48,39 +49,39 @@ REQUANTISED = (
     "a merge is not requantised: rounded to 4 or 8 bits again, W + s B A loses much of what training added;"
     " serve the adapter over the quantised base, or choose original or dequantised"
 )
-DORA_ONTO_ORIGINAL = (
-    "DoRA's magnitudes were trained against the norms of the dequantised weights; each merged row keeps its trained norm and"
-    " takes its direction from the 16-bit weights, as PEFT computes where the adapter is loaded over them"
-)
 INT8 = "LLM.int8() also rounds its inputs to 8 bits, which no merged weight reproduces"
 
 
 def run(arguments: list[str]) -> None:
-    given, _ = words.read(arguments, KEYS)
-    if "out" not in given:
+    """Do what the words ask for."""
+    values, _ = words.read(arguments, KEYS)
+    if "out" not in values:
         raise ConfigError("out: needs the folder to write, such as out=merged")
-    source = adapted.find(given)
-    onto = choose_base(source, given.get("onto"))
-    out = inputs.expanded(given["out"], "out")
+    source = adapted.find(values)
+    onto = choose_base(source, values.get("onto"))
+    out = inputs.expanded(values["out"], "out")
     if out.exists() or out.is_symlink():
-        raise ConfigError(f"out={given['out']}: is there already; a merge overwrites nothing")
-    splits = _test_split(source, given.get("examples", 64))
+        raise ConfigError(f"out={values['out']}: is there already; a merge overwrites nothing")
+    examples = _test_split(source, values.get("examples", 64))
     quiet_libraries()
     with replacing(out) as folder:
-        report = merge(source, onto, folder, given, splits)
+        report = merge(source, onto, folder, values, examples)
         (folder / REPORT).write_text(seal_text(dump_json(report)), encoding="utf-8")
     show(report)
     print(out)
 
 
 def choose_base(source: Source, onto: str | None) -> str:
-    """Which weights the adapter is added to: ``base``, or of a quantised one ``original`` or ``dequantised``."""
+    """Name the weights the adapter is added to: ``base``, or of a quantised base ``original`` or ``dequantised``.
+
+    Raises:
+        ConfigError: there is no adapter, or ``onto`` is needed, superfluous or unknown.
+    """
     precision = source.config.variant.base_precision
     if source.adapter is None:
-        where = (
-            f"; {source.record.path}/model is a model already" if source.config.variant.trains == "all" and source.record else ""
-        )
-        raise ConfigError(f"{source.name}: variant={source.config.variant.name} has no adapter to merge{where}")
+        model = source.record.path / "model" if source.record and source.config.variant.trains == "all" else None
+        hint = f"; {model} is a model already" if model else ""
+        raise ConfigError(f"{source.name}: variant={source.config.variant.name} has no adapter to merge{hint}")
     if onto is not None and onto not in ("original", "dequantised"):
         why = REQUANTISED if onto in ("quantised", "requantised", *QUANTISED) else "choose one of original, dequantised"
         raise ConfigError(f"onto={onto}: {why}")
@@ -98,7 +99,7 @@ def choose_base(source: Source, onto: str | None) -> str:
 
 
 def _test_split(source: Source, examples: int) -> list[datasets.Example] | None:
-    """The examples of a run that fidelity is measured on; None for an adapter of unknown data."""
+    """Return the examples of a run that fidelity is measured on; None for an adapter of unknown data."""
     if source.record is None:
         return None
     splits = adapted.own_splits(source, "fidelity is measured")
@@ -106,9 +107,9 @@ def _test_split(source: Source, examples: int) -> list[datasets.Example] | None:
 
 
 def merge(
-    source: Source, onto: str, folder: Path, given: dict[str, Any], examples: list[datasets.Example] | None
+    source: Source, onto: str, folder: Path, values: dict[str, Any], examples: list[datasets.Example] | None
 ) -> dict[str, Any]:
-    """Write the merged model to ``folder`` and measure it; the content of merge.json."""
+    """Write the merged model to ``folder``, measure it, and return the content of merge.json."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -117,54 +118,54 @@ def merge(
     from ..model import device
     from . import fidelity, fold, latency
 
-    dtype = torch.float32 if given.get("dtype") == "fp32" else torch.bfloat16
+    dtype = torch.float32 if values.get("dtype") == "fp32" else torch.bfloat16
     opened = adapted.open_source(source)
     pad = opened.tokenizer.pad_token_id
     if examples is None:
         text = prose.load(source.config.forgetting)
-        items = prose.windows(text, opened.tokenizer, source.config.forgetting.tokens, prose.WINDOW)[: given.get("examples", 64)]
+        items = prose.windows(text, opened.tokenizer, source.config.forgetting.tokens, prose.WINDOW)[: values.get("examples", 64)]
     else:
         dataset = source.config.dataset
         items = batches.tokenise(examples, opened.tokenizer, dataset.max_length, dataset.chat_template)
     plain, _, numerics = adapted.load_base(source)
     parameters = sum(p.numel() for p in plain.parameters())
-    fold.merge(opened.network, plain, onto == "dequantised")
+    fold.merge(opened.network, plain, source.config.variant, onto == "dequantised")
     _save(plain.to(dtype), opened.tokenizer, source, folder)
     del plain
     # In the adapter's own format of products, so that the gap is the merge's and not theirs.
     kept = torch.promote_types(numerics.base, dtype)
     read_back = AutoModelForCausalLM.from_pretrained(folder, dtype=kept, use_safetensors=True, **NO_CODE).to(numerics.device)
     unmerged, merged = Solo(opened.network, numerics), Solo(read_back, numerics)
-    found = fidelity.gap(unmerged, merged, items, pad)
+    gap = fidelity.gap(unmerged, merged, items, pad)
     report: dict[str, Any] = {
         "source": source.name, "base": models.public_name(source.config.model) or source.config.model.name,
         "variant": source.config.variant.name, "base_precision": source.config.variant.base_precision,
         "onto": onto, "saved_as": "fp32" if dtype == torch.float32 else "bf16",
         "device": device.describe(numerics.device), "products": "bf16" if numerics.compute else "fp32",
         "measured_on": "held-out prose" if examples is None else "the test split",
-        "fidelity": asdict(found) | {"loss_difference": found.loss_difference},
+        "fidelity": asdict(gap) | {"loss_difference": gap.loss_difference},
         "fp32_control": None, "latency": None, "notes": notes(source, onto),
     }  # fmt: skip
-    if given.get("latency", True):
+    if values.get("latency", True):
         ids = _prompt(opened.tokenizer, numerics.device)
         base = (unmerged, opened.network.disable_adapter)
         report["latency"] = latency.compare({"base": base, "unmerged": (unmerged, None), "merged": (merged, None)}, ids)
     del opened, unmerged, read_back, merged
-    if given.get("control", parameters <= SMALL):
+    if values.get("control", parameters <= SMALL):
         report["fp32_control"] = _control(source, onto, items)
     return report
 
 
 def _control(source: Source, onto: str, items: list[Any]) -> dict[str, Any]:
-    """The gap of the same merge where nothing is rounded: what is left is onto's doing, not the rounding's."""
+    """Measure the same merge where nothing is rounded: the gap that is left comes from the base chosen by ``onto``."""
     from ..measure.scorer import Solo
     from . import fidelity, fold
 
     opened = adapted.open_source(source, exact=True)
     plain, _, numerics = adapted.load_base(source, exact=True)
-    fold.merge(opened.network, plain, onto == "dequantised")
-    found = fidelity.gap(Solo(opened.network, numerics), Solo(plain, numerics), items, opened.tokenizer.pad_token_id)
-    return asdict(found) | {"loss_difference": found.loss_difference}
+    fold.merge(opened.network, plain, source.config.variant, onto == "dequantised")
+    gap = fidelity.gap(Solo(opened.network, numerics), Solo(plain, numerics), items, opened.tokenizer.pad_token_id)
+    return asdict(gap) | {"loss_difference": gap.loss_difference}
 
 
 def _save(plain: Any, tokenizer: Any, source: Source, folder: Path) -> None:
@@ -175,7 +176,7 @@ def _save(plain: Any, tokenizer: Any, source: Source, folder: Path) -> None:
 
 
 def _prompt(tokenizer: Any, device: Any) -> Any:
-    """A prompt of fixed length, whatever the tokenizer; what it says does not matter for its time."""
+    """Return a prompt of ``PROMPT_TOKENS`` tokens for any tokenizer; its time does not depend on its content."""
     import torch
 
     from .latency import PROMPT_TOKENS
@@ -185,33 +186,34 @@ def _prompt(tokenizer: Any, device: Any) -> Any:
 
 
 def notes(source: Source, onto: str) -> list[str]:
-    found = []
-    if onto == "original" and source.config.variant.magnitude == "dora":
-        found.append(DORA_ONTO_ORIGINAL)
+    """List what the reader of a merge has to know about its base and its serving."""
+    lines = []
+    if onto == "original" and (warning := warning_onto_original(source.config.variant)):
+        lines.append(warning)
     if source.config.variant.base_precision == "int8":
-        found.append(INT8)
+        lines.append(INT8)
     if onto != "base" and source.config.model.source == "embedded":
-        found.append(f"{source.config.model.name} in 16 bits: {source.config.model.note}")
+        lines.append(f"{source.config.model.name} in 16 bits: {source.config.model.note}")
     if serving.refusals(source.settings):
-        found.append(
+        lines.append(
             f"vLLM refuses the adapter itself ({' '.join(serving.refusals(source.settings))}); this folder is what it serves"
         )
-    return found
+    return lines
 
 
 def show(report: dict[str, Any]) -> None:
-    """The table: fidelity and, where it was made, the fp32 control; then times."""
-    found, where = report["fidelity"], ONTO[report["onto"]]
+    """Print fidelity and, where it was made, the fp32 control; then times."""
+    gap, base = report["fidelity"], ONTO[report["onto"]]
     lines = [
-        f"{report['source']}, {report['variant']} over {report['base_precision']}: merged onto {where}, saved in"
-        f" {report['saved_as']}; measured on {found['examples']} examples of {report['measured_on']},"
-        f" {found['tokens']} target tokens",
+        f"{report['source']}, {report['variant']} over {report['base_precision']}: merged onto {base}, saved in"
+        f" {report['saved_as']}; measured on {gap['examples']} examples of {report['measured_on']},"
+        f" {gap['tokens']} target tokens",
         "",
         f"{'':<44}{report['products'] + ' products':>16}{'fp32, unrounded':>18}" if report["fp32_control"] else "",
     ]
     for label, key, form in ROWS:
-        values = [form.format(part[key]) for part in (report["fidelity"], report["fp32_control"]) if part]
-        lines.append(f"{label:<44}{values[0]:>16}" + (f"{values[1]:>18}" if len(values) > 1 else ""))
+        numbers = [form.format(part[key]) for part in (report["fidelity"], report["fp32_control"]) if part]
+        lines.append(f"{label:<44}{numbers[0]:>16}" + (f"{numbers[1]:>18}" if len(numbers) > 1 else ""))
     if times := report["latency"]:
         lines += [
             "",

@@ -1,4 +1,4 @@
-"""``python -m src.eval push``: a run's adapter to the Hugging Face hub. Nothing else here ever uploads."""
+"""``python -m src.eval push``: upload a run's adapter to the Hugging Face hub. Nothing else in the product uploads."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ USAGE = """\
 usage: python -m src.eval push run=ID to=OWNER/NAME [private=true] [base=OWNER/NAME]
 
 Uploads adapter_config.json, adapter_model.safetensors and README.md of a run that is ok to the Hugging Face hub, and
-nothing else. The token comes from HF_TOKEN or `hf auth login`, and is no argument.
+nothing else. The token comes from HF_TOKEN or `hf auth login`, never from the command line.
 
-  run=ID           a finished run of runs/; its record is verified first
-  to=OWNER/NAME    the repository; made if it is not there
-  private=BOOL     whether it is made private (default: true)
-  base=OWNER/NAME  the base's hub id, where the run was trained on a folder; put into the uploaded copies
+  run=ID           a finished run in runs/; its record is verified first
+  to=OWNER/NAME    the repository; it is created if it does not exist
+  private=BOOL     create it as a private repository (default: true)
+  base=OWNER/NAME  the hub id of the base, for a run whose base was a folder; it is written into the uploaded files
 """
 HUB_NAME = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 KEYS = {
@@ -37,22 +37,23 @@ FILES = (adapted.SETTINGS, adapted.WEIGHTS, CARD)
 
 
 def run(arguments: list[str]) -> None:
-    given, _ = words.read(arguments, KEYS)
+    """Do what the words ask for."""
+    values, _ = words.read(arguments, KEYS)
     for key in ("run", "to"):
-        if key not in given:
+        if key not in values:
             raise ConfigError(f"{key}: is needed, such as {key}={KEYS[key].example}")
-    source = adapted.find({"run": given["run"]})
-    refuse_private(source, given.get("base"))
+    source = adapted.find({"run": values["run"]})
+    refuse_private(source, values.get("base"))
     import huggingface_hub
 
     if not huggingface_hub.get_token():
         raise ConfigError("push: no token; set HF_TOKEN or run hf auth login")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(source, folder, given.get("base"))
+        prepare(source, folder, values.get("base"))
         for path in sorted(folder.iterdir()):
             print(f"{path.name}  {path.stat().st_size:,} bytes")
-        print(upload(folder, given["to"], given.get("private", True)))
+        print(upload(folder, values["to"], values.get("private", True)))
 
 
 def refuse_private(source: Source, base: str | None) -> None:
@@ -67,7 +68,7 @@ def refuse_private(source: Source, base: str | None) -> None:
 
 
 def prepare(source: Source, folder: Path, base: str | None) -> None:
-    """Put what is uploaded into ``folder``: copies, so that the record stays as it is."""
+    """Copy what is uploaded into ``folder``, so that the record stays as it is."""
     assert source.adapter is not None
     for name in FILES:
         if (source.adapter / name).is_file():
@@ -75,7 +76,7 @@ def prepare(source: Source, folder: Path, base: str | None) -> None:
     if base is not None:
         settings = source.settings | {"base_model_name_or_path": base}
         (folder / adapted.SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    if base is not None or not is_ours(folder / CARD):
+    if base is not None or not is_own_card(folder / CARD):
         from . import card
 
         result = source.record.result() if source.record else None
@@ -84,16 +85,16 @@ def prepare(source: Source, folder: Path, base: str | None) -> None:
         (folder / CARD).write_text(text, encoding="utf-8")
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a card was written here: runs of earlier versions have PEFT's template, which names this machine's folders."""
+def is_own_card(path: Path) -> bool:
+    """Tell whether lora-assay wrote a card: early runs have PEFT's template, which names folders of this machine."""
     return path.is_file() and "lora-assay" in path.read_text(encoding="utf-8", errors="replace")
 
 
 def upload(folder: Path, to: str, private: bool) -> str:
-    """The address of the upload.
+    """Upload the folder and return its address.
 
     Raises:
-        ConfigError: the hub refused, or cannot be reached.
+        ConfigError: the hub refuses, or cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -105,5 +106,5 @@ def upload(folder: Path, to: str, private: bool) -> str:
         )
     except Exception as error:  # of the hub's client, of its HTTP library, of the network
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"to={to}: the hub said no: {first}") from error
+        raise ConfigError(f"to={to}: the hub refused: {first}") from error
     return str(address)

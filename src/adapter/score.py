@@ -1,4 +1,4 @@
-"""``python -m src.eval score``: a trained adapter, or its base, on the test split of any dataset."""
+"""``python -m src.eval score``: measure a trained adapter, or its base, on the test split of any dataset."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Scores a trained adapter on the test split of a dataset (default: the run's own)
 example, to reports/scores/. Training files are not needed where the dataset has test files of its own.
 
 {adapted.USAGE}\
-  dataset=NAME     a name of conf/dataset; dataset.path= and the other keys of dataset as in python -m src.train
-  examples=N       of the test split at most (default: all; of the run's own dataset as many as it had)
-  generate=BOOL    answers beside log-losses (default: true)
-  max_new_tokens=N an answer's tokens at most (default: the longest target's)
-  batch_size=N     rows at once (default: 64)
-  base=BOOL        the base without the adapter, for comparison (default: false)
+  dataset=NAME     a name in conf/dataset; dataset.path= and the other keys of dataset as in python -m src.train
+  examples=N       score at most N examples of the test split (default: all; on the run's own dataset as many as the run did)
+  generate=BOOL    generate answers too, besides log-losses (default: true)
+  max_new_tokens=N at most N tokens per answer (default: as many as the longest target has)
+  batch_size=N     rows per batch (default: 64, or on a GPU as many as memory holds)
+  base=BOOL        score the base without the adapter, for comparison (default: false)
 """
 KEYS = adapted.KEYS | {
     "examples": Key(words.whole(1, 10**9), "200"),
@@ -47,10 +47,11 @@ FOLDER = Path("reports") / "scores"
 
 
 def run(arguments: list[str]) -> None:
+    """Do what the words ask for."""
     about_data = [word for word in arguments if word.startswith(("dataset=", "dataset."))]
-    given, _ = words.read([word for word in arguments if word not in about_data], KEYS)
-    source = adapted.find(given)
-    base = given.get("base", False)
+    values, _ = words.read([word for word in arguments if word not in about_data], KEYS)
+    source = adapted.find(values)
+    base = values.get("base", False)
     if base and source.adapter is None:
         raise ConfigError(f"base: {source.name} has no adapter to switch off; variant=frozen is the base")
     if about_data and not any(word.startswith("dataset=") for word in about_data):
@@ -59,14 +60,14 @@ def run(arguments: list[str]) -> None:
         raise ConfigError("dataset: an adapter's folder does not say what it was trained on; dataset=NAME chooses one")
     config = cli.compose(about_data) if about_data else source.config
     splits = datasets.load_test(config.dataset) if about_data else adapted.own_splits(source, "it is scored")
-    limit = given.get("examples", None if about_data else config.eval.test_examples)
+    limit = values.get("examples", None if about_data else config.eval.test_examples)
     if not (examples := splits.test[:limit]):
         raise ConfigError(f"dataset={config.dataset.name}: has no test examples")
     quiet_libraries()
     evaluation = EvalConfig(
-        generate=given.get("generate", True),
-        max_new_tokens=given.get("max_new_tokens", None if about_data else config.eval.max_new_tokens),
-        batch_size=given.get("batch_size"),
+        generate=values.get("generate", True),
+        max_new_tokens=values.get("max_new_tokens", None if about_data else config.eval.max_new_tokens),
+        batch_size=values.get("batch_size"),
     )
     with spinner(f"scoring {source.name} on {config.dataset.name}"):
         report, rows = score(source, config, examples, splits.labels, evaluation, base)
@@ -76,18 +77,18 @@ def run(arguments: list[str]) -> None:
         "test_split": len(splits.test),
         "rows_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
-    stem = _place(source, report)
+    stem = _report_stem(source, report)
     write_atomically(stem.with_name(f"{stem.name}.jsonl"), text)
     write_atomically(stem.with_name(f"{stem.name}.json"), seal_text(dump_json(report)))
     show(report)
     print(clean(f"{stem}.json"))
 
 
-def _place(source: Source, report: Mapping[str, Any]) -> Path:
-    """Where a score is written, without its ending: the same again for the same question, and another for any other one."""
+def _report_stem(source: Source, report: Mapping[str, Any]) -> Path:
+    """Name the files of a score, without their endings. The same question has the same name, and any other another one."""
     name = source.record.run_id if source.record else str(source.adapter and source.adapter.resolve())
-    asked = [name, *(report[key] for key in ("base_only", "base_precision", "dataset_config", "examples", "max_new_tokens"))]
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    question = [name, *(report[key] for key in ("base_only", "base_precision", "dataset_config", "examples", "max_new_tokens"))]
+    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:8]
     # The name of a dataset is free text, and may come from a record that someone else wrote.
     dataset = re.sub(r"[^\w.-]", "_", report["dataset"], flags=re.ASCII).lstrip(".")[:80] or "dataset"
     folder = source.record.run_id if source.record else "adapters"
@@ -102,7 +103,11 @@ def score(
     evaluation: EvalConfig,
     base: bool,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(what was measured and on what, a row for each example). ``base``: with the adapter switched off."""
+    """Return (what was measured and on what, a row for each example). ``base``: with the adapter switched off.
+
+    Raises:
+        ConfigError: the log-loss is not finite.
+    """
     from contextlib import nullcontext
 
     from ..data import batches
@@ -115,8 +120,8 @@ def score(
     items = batches.tokenise(examples, tokenizer, dataset.max_length, dataset.chat_template)
     scorer = Scorer(Solo(opened.network, opened.numerics), evaluation.batch_size, tokenizer.pad_token_id)
     with opened.network.disable_adapter() if base and source.adapter else nullcontext():
-        (found,) = measure(scorer, tokenizer, items, dataset, labels, evaluation, lambda what, total: lambda rows: None)
-    if "loss" not in found.metrics:
+        (outcome,) = measure(scorer, tokenizer, items, dataset, labels, evaluation, lambda what, total: lambda rows: None)
+    if "loss" not in outcome.metrics:
         raise ConfigError(f"{source.name}: its log-loss on {dataset.name} is not finite")
     return {
         "source": source.name,
@@ -130,14 +135,15 @@ def score(
         "cut": sum(item.cut for item in items),
         "max_new_tokens": evaluation.max_new_tokens if evaluation.generate else None,
         "device": device.describe(opened.numerics.device),
-        "metrics": found.metrics,
-    }, found.rows
+        "metrics": outcome.metrics,
+    }, outcome.rows
 
 
 def show(report: dict[str, Any]) -> None:
+    """Print what was measured, on what, and the metrics."""
     version = f" (version {report['dataset_version']})" if report["dataset_version"] is not None else ""
-    what = f"{report['source']}, {report['variant']} over {report['base_precision']}"
-    print(clean(f"{what}{', adapter switched off' * report['base_only']}, on {report['dataset']}{version}:"))
+    subject = f"{report['source']}, {report['variant']} over {report['base_precision']}"
+    print(clean(f"{subject}{', adapter switched off' * report['base_only']}, on {report['dataset']}{version}:"))
     print(f"{report['examples']:,} of {report['test_split']:,} test examples; {report['device']}")
     for name, value in report["metrics"].items():
         print(f"  {name:<20}{value:>10.4f}")

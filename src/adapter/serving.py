@@ -1,4 +1,4 @@
-"""What serves an adapter as it is, and what needs it merged first: vLLM's published rules as data.
+"""Tell whether a server loads an adapter as it is or needs it merged first: vLLM's published rules as data.
 
 Source: vLLM, ``vllm/lora/peft_helper.py`` (``_validate_features``, ``validate_legal``) and ``vllm/config/lora.py``
 (``MaxLoRARanks``), read in November 2026. They are vLLM's to change; nothing here was run against a server.
@@ -17,7 +17,7 @@ MERGE_FIRST = "merge first (python -m src.eval merge), then serve the folder as 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A field of ``adapter_config.json`` that vLLM refuses: when, and in its own words."""
+    """A field of ``adapter_config.json`` that vLLM refuses: for which values, and in its own words."""
 
     field: str
     refused: Callable[[Any], bool]
@@ -32,21 +32,22 @@ REFUSALS = (
 
 
 def largest_rank(adapter_config: Mapping[str, Any]) -> int:
+    """Return the highest rank of any module."""
     return max([int(adapter_config["r"]), *map(int, (adapter_config.get("rank_pattern") or {}).values())])
 
 
 def refusals(adapter_config: Mapping[str, Any]) -> list[str]:
-    """Why vLLM does not load this adapter; empty where it does."""
-    found = [rule.words for rule in REFUSALS if rule.refused(adapter_config.get(rule.field))]
+    """List the reasons why vLLM does not load this adapter; empty where it does."""
+    reasons = [rule.words for rule in REFUSALS if rule.refused(adapter_config.get(rule.field))]
     if largest_rank(adapter_config) > MAX_LORA_RANKS[-1]:
-        found.append(f"LoRA rank {largest_rank(adapter_config)} is greater than max_lora_rank {MAX_LORA_RANKS[-1]}.")
-    return found
+        reasons.append(f"LoRA rank {largest_rank(adapter_config)} is greater than max_lora_rank {MAX_LORA_RANKS[-1]}.")
+    return reasons
 
 
 def advice(adapter_config: Mapping[str, Any], quantised: bool = False) -> list[str]:
-    """How to serve an adapter, a line each. ``quantised``: it was trained over a 4-bit or 8-bit base."""
-    if found := refusals(adapter_config):
-        return [f"vLLM refuses this adapter ({' '.join(found)}): {MERGE_FIRST}."]
+    """Say how to serve an adapter, in lines. ``quantised``: it was trained over a 4-bit or 8-bit base."""
+    if reasons := refusals(adapter_config):
+        return [f"vLLM refuses this adapter ({' '.join(reasons)}): {MERGE_FIRST}."]
     rank = largest_rank(adapter_config)
     room = next(size for size in MAX_LORA_RANKS if size >= rank)
     flag = f" --max-lora-rank {room}" if room > DEFAULT_MAX_LORA_RANK else ""

@@ -1,4 +1,4 @@
-"""What a command line and the YAML files it chooses may bring in: values for our schema, and nothing that names code.
+"""Admit only values of our schema from a command line and the YAML files it chooses, and nothing that names code.
 
 Our schema has no ``_target_``. Hydra's own node has: it instantiates or imports what ``hydra`` says about launchers, callbacks,
 loggers and search paths, sets the environment and changes folders, and that node can be set from the command line, from an
@@ -38,27 +38,28 @@ CHOICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*
 NEEDED = ("model", "variant", "dataset", "tracking")
 GROUPS = (*NEEDED, "experiment")
 NO_OPTION = {  # as argparse names them
-    "experimental_rerun": "--experimental-rerun: is not taken, as it loads a pickle",
-    "package": "--package: is not taken; --cfg job shows the whole config",
-    "config_path": "--config-path: is not taken; --config-dir adds a folder of your own YAML files",
-    "config_name": "--config-name: is not taken; an experiment is chosen by experiment=NAME",
+    "experimental_rerun": "--experimental-rerun: is not accepted, since it loads a pickle",
+    "package": "--package: is not accepted; --cfg job shows the whole config",
+    "config_path": "--config-path: is not accepted; --config-dir adds a folder of your own YAML files",
+    "config_name": "--config-name: is not accepted; an experiment is chosen by experiment=NAME",
 }
 
 
 def refuse_secrets(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for a word that carries a secret, without repeating the secret."""
     if problem := credentials.in_arguments(arguments):
         raise ConfigError(problem)
 
 
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line as Hydra reads it.
+    """Read the command line as Hydra reads it.
 
     Raises:
-        ConfigError: it has an option that does not exist or is not taken.
+        ConfigError: an option does not exist or is not accepted.
     """
 
     def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{message}; options stand before the overrides, and --help lists them")
+        raise ConfigError(f"{message}; options come before the overrides, and --help lists them")
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
@@ -70,7 +71,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def refuse_override(override: Override) -> None:
-    """Raise ConfigError for a word that sets what it may not. This comes before composing, which may import a search path."""
+    """Raise ConfigError for a word that sets what it may not. Call this before composing, which may import a search path."""
     key = override.key_or_group
     for name in (key, override.package or ""):
         if re.match(r"(_global_\.)?hydra\b", name) and not any(_is_below(key, f"hydra.{allowed}") for allowed in ALLOWED):
@@ -106,9 +107,11 @@ def refuse_settings(composed: DictConfig) -> None:
 
     It may differ in ``hydra.mode``, ``hydra.sweeper.params`` and in what Hydra fills in by itself.
     """
-    found, plain = _flat(composed), _plain()
-    for key in sorted(found.keys() | plain.keys()):
-        if not any(_is_below(key, free) for free in (*ALLOWED, *FILLED_IN)) and found.get(key, ...) != plain.get(key, ...):
+    settings, defaults = _flatten(composed), _default_settings()
+    for key in sorted(settings.keys() | defaults.keys()):
+        if not any(_is_below(key, parent) for parent in (*ALLOWED, *FILLED_IN)) and settings.get(key, ...) != defaults.get(
+            key, ...
+        ):
             raise ConfigError(_refusal(f"hydra.{key}"))
     overrides = [*composed.hydra.overrides.hydra, *composed.hydra.overrides.task]
     for override in bounds.parse(overrides):
@@ -120,13 +123,14 @@ def refuse_settings(composed: DictConfig) -> None:
 
 
 @cache
-def _plain() -> dict[str, Any]:
+def _default_settings() -> dict[str, Any]:
+    """Return the ``hydra`` node of a command without arguments, flat."""
     loader = ConfigLoaderImpl(create_config_search_path(str(CONF_FOLDER)))
-    return _flat(loader.load_configuration("config", [], RunMode.MULTIRUN))
+    return _flatten(loader.load_configuration("config", [], RunMode.MULTIRUN))
 
 
-def _flat(composed: DictConfig) -> dict[str, Any]:
-    """Hydra's node as dotted keys and plain values, interpolations unresolved."""
+def _flatten(composed: DictConfig) -> dict[str, Any]:
+    """Return Hydra's node as dotted keys and plain values, interpolations unresolved."""
     return dict(_leaves(OmegaConf.to_container(composed, resolve=False)["hydra"], ""))  # type: ignore[index, call-overload]
 
 

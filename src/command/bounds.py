@@ -1,4 +1,4 @@
-"""Bounds on what is asked for, checked before Hydra reads, parses or multiplies it: time and memory there grow without end."""
+"""Limit the size of a command line and its YAML files before Hydra reads them: its time and memory grow without bound."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def refuse_large_arguments(arguments: Sequence[str]) -> None:
             )
         depth = itertools.accumulate((sign in OPENING) - (sign in CLOSING) for sign in argument)
         if max(depth, default=0) > ARGUMENT_DEPTH:
-            raise ConfigError(f"{name}: needs at most {ARGUMENT_DEPTH} brackets in each other")
+            raise ConfigError(f"{name}: needs at most {ARGUMENT_DEPTH} brackets inside each other")
 
 
 def refuse_many_jobs(overrides: Iterable[Override]) -> None:
@@ -41,13 +41,13 @@ def refuse_many_jobs(overrides: Iterable[Override]) -> None:
     jobs = 1
     for override in overrides:
         if override.is_discrete_sweep():
-            jobs *= _values(override)
+            jobs *= _count_values(override)
         if jobs > MOST_JOBS:
             raise ConfigError(f"{override.input_line}: makes more than {MOST_JOBS:,} jobs, which is the most of one command")
 
 
-def _values(override: Override) -> int:
-    """How many values a sweep has, or one more than any may have."""
+def _count_values(override: Override) -> int:
+    """Count the values of a sweep, up to ``MOST_JOBS`` + 1."""
     value = override.value()
     try:
         values = value.range() if isinstance(value, RangeSweep) else override.sweep_iterator()
@@ -59,17 +59,20 @@ def _values(override: Override) -> int:
 def refuse_large_yaml(folder: Path) -> None:
     """Raise ConfigError for a YAML file below ``folder`` that OmegaConf, which copies each alias, could not read quickly."""
     entries, files = 0, []
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True):
         entries += len(folders) + len(names)
-        files += [Path(place, name) for name in names if name.endswith((".yaml", ".yml"))]
+        files += [Path(parent, name) for name in names if name.endswith((".yaml", ".yml"))]
         if entries > FOLDER_ENTRIES or len(files) > YAML_FILES:
-            raise ConfigError(f"{folder}: holds too much for a folder of configs; it needs one of its own")
+            raise ConfigError(
+                f"{folder}: holds too many files for a folder of configs; put the YAML files into a folder of their own"
+            )
     for path in files:
-        if problem := _problem(path):
+        if problem := _yaml_problem(path):
             raise ConfigError(f"{path}: {problem}")
 
 
-def _problem(path: Path) -> str | None:
+def _yaml_problem(path: Path) -> str | None:
+    """Say why a YAML file is refused, or return None."""
     if not path.is_file():
         return "is not a file"
     if path.stat().st_size > YAML_BYTES:
@@ -91,10 +94,10 @@ def _problem(path: Path) -> str | None:
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:
-    """Arguments as Hydra's overrides.
+    """Parse arguments as Hydra's overrides.
 
     Raises:
-        HydraException: one is malformed.
+        HydraException: an argument is malformed.
     """
     refuse_large_arguments(arguments)
     overrides: list[Override] = OverridesParser.create().parse_overrides(list(arguments))

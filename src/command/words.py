@@ -1,38 +1,42 @@
-"""``key=value`` words of a command line, checked: what the commands beside the table's have in common."""
+"""Read the ``key=value`` words of a command line and check each value; every command whose keys are its own reads them here."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..files.errors import ConfigError
-from .cli import suggest
+from .messages import suggest
 
 ASSIGNMENT = re.compile(r"([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
-Read = Callable[[str], Any]  # raises ValueError with what is needed
+Read = Callable[[str], Any]  # makes a value of a text; raises ValueError with what is needed, such as "true or false"
 
 
 @dataclass(frozen=True)
 class Key:
+    """A key of a command: how its value is read, and an example value for the messages."""
+
     read: Read
     example: str
 
 
 def read(words: Sequence[str], keys: Mapping[str, Key], free: str | None = None) -> tuple[dict[str, Any], list[str]]:
-    """(values by key, the words that are no assignment). ``free`` says what such words are; None: there are none.
+    """Return (values by key, the words that are no assignment).
 
-    After a word ``--`` all are free, so that one can be ``x=3``.
+    ``free`` says what the words without a key are, such as ``a prompt``; None: there are none. After a word ``--`` all are
+    free, so that one can be ``x=3``.
 
     Raises:
         ConfigError: one line; a key that is unknown, empty or given twice, or a value of the wrong kind.
     """
     values: dict[str, Any] = {}
     rest: list[str] = []
-    for at, word in enumerate(words):
+    for position, word in enumerate(words):
         if word == "--" and free is not None:
-            rest += words[at + 1 :]
+            rest += words[position + 1 :]
             break
         match = ASSIGNMENT.fullmatch(word)
         if match is None and free is not None and not word.startswith("--"):
@@ -55,6 +59,8 @@ def read(words: Sequence[str], keys: Mapping[str, Key], free: str | None = None)
 
 
 def one_of(*choices: str) -> Read:
+    """Accept one of these words."""
+
     def check(value: str) -> str:
         if value not in choices:
             raise ValueError(f"one of {', '.join(choices)}")
@@ -64,12 +70,15 @@ def one_of(*choices: str) -> Read:
 
 
 def switch(value: str) -> bool:
+    """Read ``true`` or ``false``."""
     if value not in ("true", "false"):
         raise ValueError("true or false")
     return value == "true"
 
 
 def whole(low: int, high: int) -> Read:
+    """Read a whole number within these bounds, both included."""
+
     def check(value: str) -> int:
         if not re.fullmatch(r"\d{1,12}", value) or not low <= int(value) <= high:
             raise ValueError(f"a whole number from {low} to {high}")
@@ -79,28 +88,46 @@ def whole(low: int, high: int) -> Read:
 
 
 def number(low: float, high: float) -> Read:
+    """Read a number within these bounds, both included."""
+
     def check(value: str) -> float:
-        try:
-            found = float(value)
-        except ValueError:
-            found = float("nan")
-        if not low <= found <= high:
+        result = _float(value)
+        if not low <= result <= high:
             raise ValueError(f"a number from {low:g} to {high:g}")
-        return found
+        return result
 
     return check
 
 
+def positive(value: str) -> float:
+    """Read a finite number above 0."""
+    result = _float(value)
+    if not 0 < result < math.inf:
+        raise ValueError("a number above 0")
+    return result
+
+
+def _float(value: str) -> float:
+    """Return the number, or NaN, which is within no bounds."""
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
+
+
 def run_id(value: str) -> str:
+    """Read ten hexadecimal digits."""
     if not re.fullmatch(r"[0-9a-f]{10}", value):
         raise ValueError("the id of a run")
     return value
 
 
-def matching(pattern: str, what: str) -> Read:
+def matching(pattern: str, needed: str) -> Read:
+    """Accept a text that matches ``pattern`` as a whole; ``needed`` says in words what that is."""
+
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
-            raise ValueError(what)
+            raise ValueError(needed)
         return value
 
     return check

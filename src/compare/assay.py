@@ -1,4 +1,4 @@
-"""Runs -> the whole comparison: each condition at its own best learning rate, its contrasts, its audit and its flags."""
+"""Compare runs: each condition at its own best learning rate, with its contrasts, its audit and its flags."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..files.text import few
+from ..measure import metrics
 from ..record.records import RUNS
 from . import contrasts, flags, logs, statistics
 from .audit import NOTE, Audit, Line, audit
@@ -30,9 +31,9 @@ READ_AT_MOST = 2000  # runs whose predictions and logged losses are read
 class Assay:
     """A comparison and all that a reader must know to judge it.
 
-    comparison: one row per condition, at its chosen rate, over the report seeds; selection: what was tried for it;
-    conditions: of each row; labels: what each row is called; views: same rank, same trainable parameters;
-    flags: of each row; rates: one row per condition and learning rate; expected: runs that were looked for.
+    comparison: one row per condition, at its chosen learning rate, over the report seeds; selection: the rates that were
+    tried and the seeds that chose; conditions, labels, flags: one entry a row; views: same rank, same trainable
+    parameters; rates: one row per condition and learning rate; expected: the number of runs that were looked for.
     """
 
     comparison: Comparison
@@ -57,33 +58,34 @@ class Assay:
 
 
 def assay(
-    found: Gathered, metric: str = "test/loss", reference: str = "lora", tuning_seeds: Collection[int] | None = None,
+    gathered: Gathered, metric: str = "test/loss", reference: str = "lora", tuning_seeds: Collection[int] | None = None,
     margin: float | None = None, root: Path = RUNS,
 ) -> Assay:  # fmt: skip
-    """Compare the runs that were found.
+    """Compare the runs that were gathered.
 
     Args:
-        metric: what is reported, on the report seeds. Rates are chosen by validation loss whatever it is.
+        metric: the metric that is reported, on the report seeds. Rates are chosen by validation loss in any case.
         reference: the variant that the others are paired with.
         tuning_seeds: the seeds that choose the rates; default: a third of them.
-        margin: of equivalence, in the metric's unit; default 0.01 nats, or 0.01 of a share.
+        margin: of equivalence, in the metric's unit; default: the metric's own, 0.01 for most.
         root: where the predictions for the bootstrap are read.
     """
-    selection = select(found.frame(), tuning_seeds)
-    comparison = compare(selection.reported(), metric, found.expected, tuple(found.absent))
+    selection = select(gathered.frame(), tuning_seeds)
+    comparison = compare(selection.reported(), metric, gathered.expected, tuple(gathered.absent))
     numbers = row_conditions(comparison.runs)
     conditions = [selection.conditions[number] for number in numbers]
     labels = _labels(comparison)
-    margin = contrasts.margin_of(metric) if margin is None else margin
+    margin = metrics.metric(metric).margin if margin is None else margin
     values = contrasts.by_seed(comparison.runs, metric, "row")
     views = contrasts.views(comparison.table, comparison.fields, values, reference, margin)
     if metric == "test/loss":
         views = _bootstrapped(views, comparison.runs, root)
-    pairs = [(one.row, one.reference) for view in views for one in view.contrasts if one.test.n]
-    between = audit(pairs, comparison.fields, _firsts(comparison.runs), labels, [one.rates for one in conditions])
-    found_flags = flags.flags(comparison, selection, numbers, views[0])
+    pairs = [(contrast.row, contrast.reference) for view in views for contrast in view.contrasts if contrast.test.n]
+    grids = [condition.rates for condition in conditions]
+    between = audit(pairs, comparison.fields, _recorded_facts(comparison.runs), labels, grids)
+    row_flags = flags.flags(comparison, selection, numbers, views[0])
     table = _table(comparison, conditions, values, views)
-    table["flags"] = ["; ".join(flag.words for flag in some) or None for some in found_flags]
+    table["flags"] = ["; ".join(flag.words for flag in raised) or None for raised in row_flags]
     return Assay(
         comparison=replace(comparison, table=table),
         selection=selection,
@@ -92,26 +94,26 @@ def assay(
         reference=reference,
         margin=margin,
         views=views,
-        audit=replace(between, lines=[*between.lines, *_mixed(comparison.runs, labels)]),
-        flags=found_flags,
+        audit=replace(between, lines=[*between.lines, *_mixed_origins(comparison.runs, labels)]),
+        flags=row_flags,
         rates=rates(selection, metric, numbers),
-        expected=found.expected,
+        expected=gathered.expected,
     )
 
 
 def rates(selection: Selection, metric: str, numbers: list[int]) -> pd.DataFrame:
-    """The learning-rate grid: one row per condition and rate, with the means over the seeds that choose and that report.
+    """Tabulate the learning-rate grid: one row per condition and rate, with means over the seeds that choose and that report.
 
     Columns: row (of the comparison), learning_rate, chosen, validation (mean over the tuning seeds), metric (mean over the
     report seeds that have run at this rate), and how many runs of each kind ended ``ok`` and did not.
     """
     runs = selection.runs[selection.runs["learning_rate"].notna()]
     row_of = {number: row for row, number in enumerate(numbers)}
-    made = []
+    cells = []
     for (number, rate), group in runs.groupby(["condition", "learning_rate"], sort=True):
         ok = group[group["status"] == "ok"]
         tuning, report = ok[ok["role"] != REPORT], ok[ok["role"] != TUNING]
-        made.append(
+        cells.append(
             {
                 "row": row_of[number],
                 "learning_rate": rate,
@@ -124,64 +126,64 @@ def rates(selection: Selection, metric: str, numbers: list[int]) -> pd.DataFrame
             }
         )
     columns = ["row", "learning_rate", "chosen", "validation", "metric", "tuning_runs", "report_runs", "not_ok"]
-    return pd.DataFrame(made, columns=columns).sort_values(["row", "learning_rate"], ignore_index=True)
+    return pd.DataFrame(cells, columns=columns).sort_values(["row", "learning_rate"], ignore_index=True)
 
 
 def at_fixed_rates(result: Assay) -> pd.DataFrame:
-    """The same contrasts with one learning rate for both rows: what a table without tuning would have shown.
+    """Repeat the contrasts with one learning rate for both rows, as a table without tuning would have shown them.
 
     One row per contrast of the first view and rate that both have, over all seeds that both have at that rate. Columns:
     row, reference, learning_rate, difference, low, high, n.
     """
     numbers = row_conditions(result.comparison.runs)
     cells = contrasts.by_seed(result.selection.runs, result.metric, ["condition", "learning_rate"])
-    made = []
-    for one in result.views[0].contrasts:
-        mine, its = result.conditions[one.row], result.conditions[one.reference]
-        for rate in sorted(set(mine.rates) & set(its.rates)):
-            a, b = cells[numbers[one.row], rate], cells[numbers[one.reference], rate]
-            of = statistics.mean_interval(np.array([a[seed] - b[seed] for seed in sorted(set(a) & set(b))]))
-            if of.n:
-                made.append(
-                    {"row": one.row, "reference": one.reference, "learning_rate": rate, "difference": of.mean}
-                    | {"low": of.low, "high": of.high, "n": of.n}
+    contrasts_at_rates = []
+    for contrast in result.views[0].contrasts:
+        rates = set(result.conditions[contrast.row].rates) & set(result.conditions[contrast.reference].rates)
+        for rate in sorted(rates):
+            a, b = cells[numbers[contrast.row], rate], cells[numbers[contrast.reference], rate]
+            mean = statistics.mean_interval(np.array([a[seed] - b[seed] for seed in sorted(set(a) & set(b))]))
+            if mean.n:
+                contrasts_at_rates.append(
+                    {"row": contrast.row, "reference": contrast.reference, "learning_rate": rate, "difference": mean.mean}
+                    | {"low": mean.low, "high": mean.high, "n": mean.n}
                 )
-    return pd.DataFrame(made, columns=["row", "reference", "learning_rate", "difference", "low", "high", "n"])
+    return pd.DataFrame(contrasts_at_rates, columns=["row", "reference", "learning_rate", "difference", "low", "high", "n"])
 
 
-def of_pair(fixed: pd.DataFrame, one: Contrast) -> pd.DataFrame:
-    """The rows of ``at_fixed_rates`` that are of this pair, by learning rate."""
-    return fixed[(fixed["row"] == one.row) & (fixed["reference"] == one.reference)].set_index("learning_rate")
+def of_pair(fixed: pd.DataFrame, contrast: Contrast) -> pd.DataFrame:
+    """Take the rows of ``at_fixed_rates`` that are of this pair, by learning rate."""
+    return fixed[(fixed["row"] == contrast.row) & (fixed["reference"] == contrast.reference)].set_index("learning_rate")
 
 
 def _labels(comparison: Comparison) -> list[str]:
-    """``lora r=4``, and what else tells rows of that name apart."""
+    """Name the rows: ``lora r=4``, and the alpha and fields that tell rows of that name apart."""
     table = comparison.table
     plain = list(map(named, table["variant"], table["r"]))
     labels = []
-    for at, name in enumerate(plain):
+    for row, name in enumerate(plain):
         if plain.count(name) > 1:
-            told = (
-                [f"alpha {table['alpha'][at]:g}"]
-                if table["alpha"].dropna().nunique() > 1 and pd.notna(table["alpha"][at])
+            details = (
+                [f"alpha {table['alpha'][row]:g}"]
+                if table["alpha"].dropna().nunique() > 1 and pd.notna(table["alpha"][row])
                 else []
             )
-            told += [f"{key} {table[key][at]}" for key in comparison.differing if pd.notna(table[key][at])]
-            name = ", ".join([name, *told])
+            details += [f"{key} {table[key][row]}" for key in comparison.differing if pd.notna(table[key][row])]
+            name = ", ".join([name, *details])
         labels.append(name)
     return labels
 
 
-def _firsts(runs: pd.DataFrame) -> pd.DataFrame:
-    """What the runs of each row turned out to be, as the audit asks it."""
+def _recorded_facts(runs: pd.DataFrame) -> pd.DataFrame:
+    """Take for each row the device, engine and code that its first recorded run names, for the audit."""
     columns = ["device_type", "engine", "hold_dequantised", "device", "commit", "versions"]
     recorded = runs[["row", *columns]].where(runs["status"].isin(["ok", "diverged"]))
     recorded["row"] = runs["row"]
     return recorded.groupby("row", sort=True)[columns].first()
 
 
-def _mixed(runs: pd.DataFrame, labels: list[str]) -> list[Line]:
-    """Rows whose own runs come from several commits, versions of libraries or devices."""
+def _mixed_origins(runs: pd.DataFrame, labels: list[str]) -> list[Line]:
+    """Report the rows whose own runs come from several commits, versions of libraries or devices."""
     lines = []
     ok = runs[runs["status"] == "ok"]
     for name in ("device", "commit", "versions"):
@@ -193,9 +195,9 @@ def _mixed(runs: pd.DataFrame, labels: list[str]) -> list[Line]:
 
 
 def _bootstrapped(views: list[View], runs: pd.DataFrame, root: Path) -> list[View]:
-    """The views with intervals over seeds and test items, for the contrasts whose predictions agree in their items."""
+    """Add intervals over seeds and test items to the contrasts whose predictions agree in their items."""
     ok = runs[runs["status"] == "ok"]
-    wanted = {row for view in views for one in view.contrasts for row in (one.row, one.reference)}
+    wanted = {row for view in views for contrast in view.contrasts for row in (contrast.row, contrast.reference)}
     ids = ok[ok["row"].isin(wanted)]
     if not len(ids) or len(ids) > READ_AT_MOST:
         return views
@@ -217,36 +219,36 @@ def _bootstrapped(views: list[View], runs: pd.DataFrame, root: Path) -> list[Vie
         if first is None:
             return None
         differences = []
-        for mine, its in pairs:
-            if mine is None or its is None or not (first.ids == mine.ids == its.ids) or not (mine.tokens == its.tokens).all():
+        for a, b in pairs:
+            if a is None or b is None or not (first.ids == a.ids == b.ids) or not (a.tokens == b.tokens).all():
                 return None
-            differences.append(mine.nats - its.nats)
+            differences.append(a.nats - b.nats)
         return statistics.bootstrap(np.stack(differences), first.tokens, first.clusters)
 
     return [
         replace(
             view,
-            contrasts=[replace(one, bootstrap=resampled(one.row, one.reference, one.seeds)) for one in view.contrasts],
+            contrasts=[replace(c, bootstrap=resampled(c.row, c.reference, c.seeds)) for c in view.contrasts],
         )
         for view in views
     ]
 
 
 def _table(comparison: Comparison, conditions: list[Condition], values: dict[int, Any], views: list[View]) -> pd.DataFrame:
-    """The comparison's table with what tuning, statistics and cost add to it."""
+    """Add the columns of tuning, statistics and cost to the comparison's table."""
     table, runs = comparison.table.copy(), comparison.runs
     means = [statistics.mean_interval(np.array(list(values[row].values()))) for row in table.index]
-    table["interval_low"], table["interval_high"] = [of.low for of in means], [of.high for of in means]
+    table["interval_low"], table["interval_high"] = [mean.low for mean in means], [mean.high for mean in means]
     table["rates_tried"] = [len(condition.rates) for condition in conditions]
     table["rates"] = [" ".join(f"{rate:g}" for rate in condition.rates) or None for condition in conditions]
     table["grid_edge"] = [condition.edge for condition in conditions]
     table["tuning_runs"] = [condition.tuning_runs for condition in conditions]
     for view, prefix in zip(views, ("", "same_parameters_"), strict=True):
-        found = [view.of(row) for row in table.index]
+        by_row = [view.of(row) for row in table.index]
         for name, get in _STATISTICS.items():
-            table[prefix + name] = [math.nan if one is None else get(one) for one in found]
-        table[f"{prefix}verdict"] = [None if one is None else one.verdict for one in found]
-        table[f"{prefix}reference_row"] = [math.nan if one is None else one.reference for one in found]
+            table[prefix + name] = [math.nan if contrast is None else get(contrast) for contrast in by_row]
+        table[f"{prefix}verdict"] = [None if contrast is None else contrast.verdict for contrast in by_row]
+        table[f"{prefix}reference_row"] = [math.nan if contrast is None else contrast.reference for contrast in by_row]
     ok = runs[runs["status"] == "ok"].groupby("row")
     for name in ("train_seconds", "adapter_bytes"):
         table[name] = ok[name].mean().reindex(table.index)
@@ -261,30 +263,30 @@ def _table(comparison: Comparison, conditions: list[Condition], values: dict[int
 
 
 _STATISTICS: dict[str, Callable[[Contrast], float]] = {
-    "pairs": lambda one: one.test.n,
-    "difference": lambda one: one.test.mean,
-    "difference_sd": lambda one: one.test.sd,
-    "difference_low": lambda one: one.test.low,
-    "difference_high": lambda one: one.test.high,
-    "p_sign_flip": lambda one: one.test.p_flip,
-    "p_holm": lambda one: one.p_holm,
-    "p_t": lambda one: one.test.p_t,
-    "p_tost": lambda one: one.test.p_tost,
-    "minimal_detectable": lambda one: one.test.mde,
-    "bootstrap_low": lambda one: math.nan if one.bootstrap is None else one.bootstrap.low,
-    "bootstrap_high": lambda one: math.nan if one.bootstrap is None else one.bootstrap.high,
+    "pairs": lambda contrast: contrast.test.n,
+    "difference": lambda contrast: contrast.test.mean,
+    "difference_sd": lambda contrast: contrast.test.sd,
+    "difference_low": lambda contrast: contrast.test.low,
+    "difference_high": lambda contrast: contrast.test.high,
+    "p_sign_flip": lambda contrast: contrast.test.p_flip,
+    "p_holm": lambda contrast: contrast.p_holm,
+    "p_t": lambda contrast: contrast.test.p_t,
+    "p_tost": lambda contrast: contrast.test.p_tost,
+    "minimal_detectable": lambda contrast: contrast.test.mde,
+    "bootstrap_low": lambda contrast: math.nan if contrast.bootstrap is None else contrast.bootstrap.low,
+    "bootstrap_high": lambda contrast: math.nan if contrast.bootstrap is None else contrast.bootstrap.high,
 }
 COSTS = {"memory": "estimated_memory_bytes", "parameters": "trainable_parameters", "time": "train_seconds_alone"}
 
 
 def _pareto(table: pd.DataFrame, metric: str) -> list[str | None]:
-    """For each row the costs for which no other row of its model and data set is better in quality without costing more."""
+    """Name for each row the costs for which no other row of its model and data set is better without costing more."""
     quality = table[f"{column(metric)}_mean"].astype(float)
-    quality = -quality if contrasts.lower_is_better(metric) else quality
-    found: dict[Any, list[str]] = {row: [] for row in table.index}
+    quality = -quality if metrics.metric(metric).lower_is_better else quality
+    fronts: dict[Any, list[str]] = {row: [] for row in table.index}
     for _, rows in table.groupby(["model", "dataset"], dropna=False):
         for name, key in COSTS.items():
             front = statistics.pareto_front(rows[key].astype(float).to_numpy(), quality[rows.index].to_numpy())
             for row in rows.index[front]:
-                found[row].append(name)
-    return [", ".join(names) or None for names in found.values()]
+                fronts[row].append(name)
+    return [", ".join(names) or None for names in fronts.values()]

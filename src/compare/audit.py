@@ -1,4 +1,4 @@
-"""The confound audit: every field, other than the variant's own, in which rows that are compared differ."""
+"""Audit for confounds: name every field, other than the variant's own, in which rows that are compared differ."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..files.text import few
-from ..variants.scaling import effective_scale
+from ..files.text import counted, few, plain
+from ..variants.methods.scaling import effective_scale
 
 # What a comparison is about, or chose by itself: no confound.
 OWN = ("variant.", "lora.r", "train.lr")
@@ -24,6 +24,8 @@ CONFOUND, NOTE = "confound", "note"
 
 @dataclass(frozen=True)
 class Line:
+    """A field in which compared rows differ, and their values."""
+
     field: str
     text: str  # "16 in lora r=4; 32 in dora r=4, dora r=8"
     severity: str  # confound | note
@@ -31,9 +33,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Audit:
+    """The fields in which the rows of some pairs differ.
+
+    pairs: how many pairs of rows were compared; rescaled: in how many of them, at one rank, the variant's rule gives another
+    effective scale.
+    """
+
     lines: list[Line]
-    pairs: int  # of rows that were compared
-    rescaled: int = 0  # of them, at one rank, the variant's rule gives another effective scale
+    pairs: int
+    rescaled: int = 0
 
     @property
     def confounds(self) -> list[Line]:
@@ -51,15 +59,15 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """In words that hold beside the rows' flags, of which one says where the scale is confounded with the variant."""
+        """Sum up in three words or fewer, in line with the flag about scales that are confounded with the variant."""
         if not self.clean:
             return "Confounded"
         return "No confound but the scale" if self.rescaled else "No confound"
 
     @property
     def detail(self) -> str:
-        """The summary for a reader who sees the verdict beside it."""
-        pairs = f"{self.pairs} compared pair{'s' * (self.pairs != 1)} of rows"
+        """Return the summary without the verdict, which stands beside it."""
+        pairs = f"{counted(self.pairs, 'compared pair')} of rows"
         if self.confounds:
             fields = [line.field for line in self.confounds]
             return f"{pairs} differ{'s' * (self.pairs == 1)} in more than the variant: {', '.join(fields)}."
@@ -77,7 +85,7 @@ RATES = "learning rates tried"
 def audit(
     pairs: Iterable[tuple[int, int]],
     fields: Sequence[dict[str, Any]],
-    firsts: pd.DataFrame,
+    recorded: pd.DataFrame,
     labels: Sequence[str],
     grids: Sequence[tuple[float, ...]],
 ) -> Audit:
@@ -86,8 +94,8 @@ def audit(
     Args:
         pairs: (row, reference row).
         fields: the identity fields of each row, dotted.
-        firsts: of each row what its runs turned out to be: the keys of ``FACTS`` and ``ORIGIN``, None where unknown.
-        labels: what each row is called.
+        recorded: for each row the values that its runs recorded for the keys of ``FACTS`` and ``ORIGIN``, None where unknown.
+        labels: the name of each row.
         grids: the learning rates that were tried for each row.
     """
     pairs = sorted(set(pairs))
@@ -95,54 +103,57 @@ def audit(
     for row, other in pairs:
         for name in differing(fields[row], fields[other]):
             if name != HELD:
-                values.setdefault(name, {}).update({at: fields[at].get(name) for at in (row, other)})
+                values.setdefault(name, {}).update({index: fields[index].get(name) for index in (row, other)})
         if grids[row] != grids[other]:
-            values.setdefault(RATES, {}).update({at: " ".join(f"{rate:g}" for rate in grids[at]) for at in (row, other)})
+            both = {index: " ".join(f"{rate:g}" for rate in grids[index]) for index in (row, other)}
+            values.setdefault(RATES, {}).update(both)
         for fact, name in (FACTS | ORIGIN).items():
-            mine, its = firsts[fact].iloc[row], firsts[fact].iloc[other]
-            if known(mine) and known(its) and mine != its:
-                values.setdefault(name, {}).update({row: mine, other: its})
+            value, other_value = recorded[fact].iloc[row], recorded[fact].iloc[other]
+            if known(value) and known(other_value) and value != other_value:
+                values.setdefault(name, {}).update({row: value, other: other_value})
     notes = ORIGIN.values()
     lines = [
-        Line(name, _text(shown(name, by_row), labels), NOTE if name in notes else CONFOUND)
+        Line(name, _text(abbreviated(name, by_row), labels), NOTE if name in notes else CONFOUND)
         for name, by_row in sorted(values.items())
     ]
     rescaled = sum(_rescaled(fields[row], fields[other]) for row, other in pairs)
     return Audit(sorted(lines, key=lambda line: line.severity), len(pairs), rescaled)
 
 
-def _rescaled(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether at one rank the two have another factor before B A."""
+def _rescaled(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Tell whether two configs of one rank differ in the factor before B A."""
     keys = ("variant.scaling", "lora.alpha", "lora.r")
-    if any(key not in fields for key in keys for fields in (one, other)) or one["lora.r"] != other["lora.r"]:
+    if any(key not in fields for key in keys for fields in (a, b)) or a["lora.r"] != b["lora.r"]:
         return False
-    return not math.isclose(*(effective_scale(*(fields[key] for key in keys)) for fields in (one, other)))
+    return not math.isclose(*(effective_scale(*(fields[key] for key in keys)) for fields in (a, b)))
 
 
-def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The fields in which two configs differ, other than the variant's own. Both must have a field for it to differ."""
-    both = [name for name in one if name in other and not name.startswith(OWN)]
-    return [name for name in both if json.dumps(one[name], sort_keys=True) != json.dumps(other[name], sort_keys=True)]
+def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """List the fields in which two configs differ, other than the variant's own. Both must have a field for it to differ."""
+    both = [name for name in a if name in b and not name.startswith(OWN)]
+    return [name for name in both if json.dumps(a[name], sort_keys=True) != json.dumps(b[name], sort_keys=True)]
 
 
 def known(value: Any) -> bool:
     return value is not None and not (isinstance(value, float) and value != value)
 
 
-def said(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+def in_words(value: Any) -> str:
+    return "none" if value is None else plain(value)
 
 
-def shown(name: str, by_row: dict[int, Any]) -> dict[int, str]:
-    """The values of a field in few words: of commits the beginning, of versions those that are not the same in all rows."""
+def abbreviated(name: str, by_row: dict[int, Any]) -> dict[int, str]:
+    """Shorten the values of a field: commits to their beginning, versions to those that are not the same in all rows."""
     if name == ORIGIN["commit"]:
         return {row: str(value)[:10] for row, value in by_row.items()}
     if name != ORIGIN["versions"]:
-        return {row: said(value) for row, value in by_row.items()}
+        return {row: in_words(value) for row, value in by_row.items()}
     versions = {row: json.loads(value) for row, value in by_row.items()}
-    packages = sorted({package for found in versions.values() for package in found})
-    apart = [package for package in packages if len({said(found.get(package)) for found in versions.values()}) > 1]
-    return {row: ", ".join(f"{package} {found.get(package) or 'absent'}" for package in apart) for row, found in versions.items()}
+    packages = sorted({package for of_row in versions.values() for package in of_row})
+    apart = [package for package in packages if len({in_words(of_row.get(package)) for of_row in versions.values()}) > 1]
+    return {
+        row: ", ".join(f"{package} {of_row.get(package) or 'absent'}" for package in apart) for row, of_row in versions.items()
+    }
 
 
 def _text(by_row: dict[int, str], labels: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a reader sees of a comparison: columns with headings, rounded numbers with units, ``-`` where there is none."""
+"""Lay out a comparison for a reader: columns with headings, rounded numbers with units, ``-`` where there is none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..files.text import binary_size, clean
+from ..files.text import byte_size, clean, plain
+from ..measure.metrics import heading
 from .comparison import Comparison, column
 from .notes import own_peak
 
@@ -19,7 +20,7 @@ CONDITION, QUALITY, REFERENCE, COST, STATE = "condition", "quality", "against th
 
 @dataclass(frozen=True)
 class Column:
-    """``key`` is the table's column; ``write`` makes a text of its value, and is None for words.
+    """A column of the printed table. ``key`` is the column of the frame; ``write`` makes a text of its value, None for words.
 
     A column that is ``optional`` is shown where at least one row has a value.
     """
@@ -43,24 +44,24 @@ class Cells:
 
 
 def cells(comparison: Comparison, without: tuple[str, ...] = ()) -> Cells:
-    """The table as text, without the columns whose labels are named."""
+    """Write the table as text, without the columns whose labels are named."""
     table = readable(comparison.table)
-    shown = [one for one in columns(comparison, table) if one.label not in without]
-    rows = [[text(one, row[one.key]) for one in shown] for row in table.to_dict("records")]
-    naming = sum(one.group == CONDITION for one in shown)
-    return Cells([clean(one.label) for one in shown], [one.write is not None for one in shown], naming, rows)
+    shown = [column for column in columns(comparison, table) if column.label not in without]
+    rows = [[text(column, row[column.key]) for column in shown] for row in table.to_dict("records")]
+    naming = sum(column.group == CONDITION for column in shown)
+    return Cells([clean(column.label) for column in shown], [column.write is not None for column in shown], naming, rows)
 
 
-def text(one: Column, value: Any) -> str:
-    return ABSENT if pd.isna(value) else clean((one.write or plain)(value)) or ABSENT
+def text(column: Column, value: Any) -> str:
+    return ABSENT if pd.isna(value) else clean((column.write or plain)(value)) or ABSENT
 
 
 def columns(comparison: Comparison, table: pd.DataFrame) -> list[Column]:
-    """The columns of a comparison, in order, that read ``table``, which is its ``readable`` one."""
+    """List the columns of a comparison, in order. ``table`` is the ``readable`` one of the comparison."""
     main, *others = comparison.metrics
     tuned = "rates_tried" in comparison.table and (comparison.table["rates_tried"] > 1).any()
     wanted = [
-        Column("variant", "variant", None, CONDITION, "scaling rule, magnitude (DoRA) and base precision under one name"),
+        Column("variant", "variant", None, CONDITION, "its point on all axes, base precision included, under one name"),
         Column("precision", "base_precision", None, CONDITION, "what the frozen base is held in"),
         Column("r", "r", count, CONDITION, "rank"),
         Column("scale", "effective_scale", short, CONDITION, "factor of B A: alpha/r, or alpha/sqrt(r) for rsLoRA"),
@@ -95,7 +96,7 @@ def columns(comparison: Comparison, table: pd.DataFrame) -> list[Column]:
         Column("status", "status", None, STATE, "how the runs ended"),
         Column("flags", "flags", None, STATE, "what to know about this row", True),
     ]  # fmt: skip
-    return [one for one in wanted if not one.optional or (one.key in table and table[one.key].notna().any())]
+    return [each for each in wanted if not each.optional or (each.key in table and table[each.key].notna().any())]
 
 
 def _packed(table: pd.DataFrame) -> bool:
@@ -103,7 +104,7 @@ def _packed(table: pd.DataFrame) -> bool:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with what only a reader needs: intervals as text, memory that a row can call its own, marks of held bases."""
+    """Add the columns that only a reader needs: intervals as text, memory of the run alone, marks of held bases."""
     memory = [
         size(peak) if own else None if pd.isna(closed) else f"~{size(closed)}"
         for own, peak, closed in zip(own_peak(table), table["peak_memory_bytes"], table["estimated_memory_bytes"], strict=True)
@@ -123,21 +124,13 @@ def _intervals(low: pd.Series, high: pd.Series, write: Callable[[Any], str]) -> 
 
 
 def interval(low: float, high: float, write: Callable[[Any], str]) -> str:
-    """``[low, high]``; nothing where an end is unknown."""
+    """Write an interval, ``[low, high]``; nothing where an end is unknown."""
     return "" if pd.isna(low) or pd.isna(high) else f"[{write(low)}, {write(high)}]"
 
 
 def with_interval(value: float, low: float, high: float) -> str:
-    """A difference and its interval, ``-0.0600 [-0.0658, -0.0543]``; the interval only where it is known."""
+    """Write a difference and its interval, ``-0.0600 [-0.0658, -0.0543]``; the interval only where it is known."""
     return f"{signed(value)} {interval(low, high, signed)}".rstrip()
-
-
-def heading(metric: str) -> str:
-    return metric.removeprefix("test/").replace("_", " ").replace("/", " ") if metric != "test/loss" else "test loss"
-
-
-def plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def count(value: Any) -> str:
@@ -149,7 +142,7 @@ def short(value: float) -> str:
 
 
 def decimals(value: float) -> str:
-    """Four decimals; a small number that they would turn into zero keeps its two leading digits."""
+    """Write four decimals; a small number that they would turn into zero keeps its two leading digits."""
     return f"{value:.1e}" if 0 < abs(value) < 0.00005 else f"{value:.4f}"
 
 
@@ -170,4 +163,4 @@ def rate(value: float) -> str:
 
 
 def size(value: float) -> str:
-    return binary_size(value, KiB=1, MiB=1, GiB=2)
+    return byte_size(value, KiB=1, MiB=1, GiB=2)

@@ -1,8 +1,8 @@
-"""Rows of runs -> one row per group of like runs. Pure functions of frames: nothing is read or written here.
+"""Group like runs into the rows of a table. Pure functions of frames: nothing is read or written here.
 
-Runs are alike when every field of their identity but the two seeds agrees, and so do the kind of device, the engine that
-really ran, and whether a dequantised base was held. Only alike runs are averaged, and only those that ended well; the
-others keep their place in the table. The size of a pack does not tell runs apart: it changes no result.
+Runs are of one group when every field of their identity but the two seeds agrees, and so do the kind of device, the engine
+that really ran, and whether a dequantised base was held. Only runs of one group are averaged, and only those that ended
+well; the others keep their place in the table. The size of a pack does not part runs: it changes no result.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from ..measure import metrics
+from ..variants.methods import point
 from .frame import MISSING, UNREADABLE
 from .notes import Groups, footnotes
 
@@ -25,18 +27,13 @@ VARIANT_ORDER = (
 )  # fmt: skip
 STATUS_ORDER = ("ok", "diverged", "out_of_memory", "failed", UNREADABLE, MISSING)
 # The axes of the comparison have columns of their own.
-AXES = ("variant.trains", "variant.scaling", "variant.magnitude", "variant.base_precision", "lora.r", "lora.alpha", "train.lr")
-# What a run turned out to be, whatever was ordered.
+AXES = (*(f"variant.{axis}" for axis in point.AXES), "lora.r", "lora.alpha", "train.lr")
+# Recorded facts that part runs of one config.
 FACTS = ("device_type", "engine", "hold_dequantised")
 # Fields that only say which model or which data; the name says it in one column where the name is enough.
 WHICH_MODEL = re.compile(r"model\.(?!hold_dequantised$).*")
 WHICH_DATA = re.compile(
     r"dataset\.(source|version|format|answer|path|val_path|test_path|id|revision|subset|\w+_split|\w+_column|\w+_files|labels)"
-)
-ALWAYS_SHOWN = ("test/loss", "test/exact_match")
-IF_MEASURED = (
-    *("test/macro_f1", "test/choice_accuracy", "test/item_f1", "test/item_accuracy", "test/chrf", "test/bleu"),
-    "test/parse_failures",
 )
 
 
@@ -46,7 +43,7 @@ class Comparison:
 
     table: one row per group, raw numbers, NaN where there is none. runs: the runs, with their ``row`` in the table.
     fields: the identity fields of each row. differing: the fields, other than the axes, in which rows differ: columns
-    of the table. metrics: those with a ``_mean`` column, the asked one first. caption, notes: what stands by the table.
+    of the table. metrics: those with a ``_mean`` column, the asked one first. caption, notes: the text beside the table.
     """
 
     table: pd.DataFrame
@@ -59,7 +56,7 @@ class Comparison:
 
 
 def column(metric: str) -> str:
-    """``test/loss`` as the beginning of a column name: ``test_loss``."""
+    """Turn a metric into the beginning of a column's name: ``test/loss`` into ``test_loss``."""
     return re.sub(r"\W+", "_", metric)
 
 
@@ -74,24 +71,30 @@ def compare(
         expected: how many runs the sweep has; the number of rows if not given.
         absent: ids of the sweep without a record.
     """
-    runs = _in_order(runs if "facts" in runs else told_apart_by_facts(runs))
+    runs = _in_order(runs if "facts" in runs else split_by_facts(runs))
     runs["row"] = pd.factorize(runs["group"])[0]
     grouped = [group for _, group in runs.groupby("row", sort=True)]
     fields: list[dict[str, Any]] = [group["fields"].iloc[0] for group in grouped]
     differing = differing_fields(runs.groupby("row", sort=True).first(), fields)
-    metrics = [metric]
-    metrics += [name for name in ALWAYS_SHOWN if name != metric]
-    metrics += [name for name in IF_MEASURED if name != metric and name in runs and runs[name].notna().any()]
-    table = pd.DataFrame([_row(group, differing, metrics) for group in grouped])
+    shown = [metric, *(name for name in _shown(runs) if name != metric)]
+    table = pd.DataFrame([_row(group, differing, shown) for group in grouped])
     for name in ("r", "n_seeds", "n_runs", "trainable_parameters", "total_parameters", "pack_size"):
         table[name] = table[name].astype(float).round().astype("Int64")
     groups = Groups(runs=runs, table=table, fields=fields, differing=differing, metric=metric)
     caption, notes = footnotes(groups, len(runs) if expected is None else expected, absent)
-    return Comparison(table, runs, fields, differing, metrics, caption, notes)
+    return Comparison(table, runs, fields, differing, shown, caption, notes)
+
+
+def _shown(runs: pd.DataFrame) -> list[str]:
+    """List the metrics of the test split that are columns: first those that always are, then those that a run has."""
+    names = {f"test/{row.name}": row.shown for row in metrics.METRICS}
+    always = [name for name, shown in names.items() if shown == "always"]
+    measured = [name for name, shown in names.items() if shown == "where measured" and name in runs and runs[name].notna().any()]
+    return always + measured
 
 
 def differing_fields(firsts: pd.DataFrame, fields: list[dict[str, Any]]) -> list[str]:
-    """The identity fields, other than the axes, in which the rows differ.
+    """List the identity fields, other than the axes, in which the rows differ.
 
     A field that a row does not have (a frozen model has no steps) is no difference. ``device`` is among them where the
     kind of device differs, ``engine`` where another one ran than was ordered. Where models or data sets differ and their
@@ -100,9 +103,9 @@ def differing_fields(firsts: pd.DataFrame, fields: list[dict[str, Any]]) -> list
     keys = list(dict.fromkeys(key for row in fields for key in row if key not in AXES))
     keys = [key for key in keys if len({json.dumps(row[key]) for row in fields if key in row}) > 1]
     for which, name in ((WHICH_MODEL, "model"), (WHICH_DATA, "dataset")):
-        said = [key for key in keys if which.fullmatch(key)]
-        if said and _tells_apart(list(firsts[name]), [json.dumps([row.get(key) for key in said]) for row in fields]):
-            keys = [f"{name}.name", *(key for key in keys if key not in said)]
+        part = [key for key in keys if which.fullmatch(key)]
+        if part and _is_one_to_one(list(firsts[name]), [json.dumps([row.get(key) for key in part]) for row in fields]):
+            keys = [f"{name}.name", *(key for key in keys if key not in part)]
     if firsts["device_type"].dropna().nunique() > 1:
         keys.append("device")
     # What has no adapter cannot choose its engine, so its engine is no difference.
@@ -111,16 +114,16 @@ def differing_fields(firsts: pd.DataFrame, fields: list[dict[str, Any]]) -> list
     return keys
 
 
-def _tells_apart(names: list[str], things: list[str]) -> bool:
+def _is_one_to_one(names: list[str], things: list[str]) -> bool:
     pairs = set(zip(names, things, strict=True))
     return len(pairs) == len(set(names)) == len(set(things))
 
 
-def told_apart_by_facts(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs of one config on a CPU and on a GPU are two groups: their memory, speed and rounding are not alike.
+def split_by_facts(runs: pd.DataFrame) -> pd.DataFrame:
+    """Split groups by recorded facts: runs of one config on a CPU and on a GPU differ in memory, speed and rounding.
 
-    So are runs whose records name different engines, or of which only some held a copy of the base, against the config.
-    A run without a record, or that died before it had a device, is alike to its group if the group knows one value.
+    So do runs whose records name different engines, or of which only some held a copy of the base, against the config.
+    A run without a record, or that died before it had a device, joins its group if the group knows one value.
     """
     runs = runs.copy()
     runs["device_type"] = runs["device"].str.split(":").str[0] if runs["device"].notna().any() else None
@@ -137,7 +140,7 @@ def told_apart_by_facts(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def variant_rank(name: str) -> tuple[float, str]:
-    """Sorts variants: the controls, then 16-bit, 8-bit and 4-bit ones, plain LoRA first in each."""
+    """Make a sort key of a variant: the controls, then 16-bit, 8-bit and 4-bit ones, plain LoRA first in each."""
     base = name.rsplit("_", 1)[0]
     if name in VARIANT_ORDER:
         return (VARIANT_ORDER.index(name), name)
@@ -203,7 +206,7 @@ def _row(group: pd.DataFrame, differing: list[str], metrics: list[str]) -> dict[
 
 
 def _known(ok: pd.DataFrame, group: pd.DataFrame, name: str) -> float:
-    """A number that is the same for all runs of a group: from a finished one if there is one."""
+    """Take a number that is the same for all runs of a group, from a finished run if there is one."""
     for runs in (ok, group):
         values = runs[name].dropna()
         if len(values):
@@ -226,9 +229,9 @@ def _shown_field(key: str, first: pd.Series) -> Any:
     return value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
 
 
-def _status(of_runs: pd.Series) -> str:
-    """``ok`` if all are, otherwise such as ``2 ok, 1 diverged``; one word where all agree."""
-    counts = of_runs.value_counts()
+def _status(statuses: pd.Series) -> str:
+    """Sum up statuses: one word where all agree, otherwise such as ``2 ok, 1 diverged``."""
+    counts = statuses.value_counts()
     if len(counts) == 1:
         return str(counts.index[0])
     known = [name for name in STATUS_ORDER if name in counts]

@@ -1,4 +1,4 @@
-"""Paired differences to the reference variant, in two views: at the same rank, and at the same trainable parameters.
+"""Pair rows with the reference variant, in two views: at the same rank, and at the same trainable parameters.
 
 A pair shares its seed: the same order of data, the same stream of initial values, the same test items. The difference is
 always row minus reference, in the unit of the metric.
@@ -23,9 +23,6 @@ from .selection import Seed
 SAME_RANK, SAME_PARAMETERS = "same rank", "same trainable parameters"
 TOLERANCE = 0.05  # relative: trainable parameters that differ by less count as the same
 ALPHA = 0.05
-# The largest difference that counts as none, by the metric's last word: nats, points of 100, or a share of answers.
-MARGINS = {"loss": 0.01, "chrf": 1.0, "bleu": 1.0}
-OTHER_MARGIN = 0.01
 
 Values = Mapping[Seed, float]
 
@@ -47,7 +44,7 @@ class Contrast:
 
     @property
     def marked(self) -> bool:
-        """Whether the difference may be called significant: enough seeds, p below 0.05 after Holm, and an interval without 0.
+        """Tell whether the difference may be called significant: enough seeds, p < 0.05 after Holm, an interval without 0.
 
         The exact test asks about symmetry around 0 and the interval about the mean: a single odd seed can part them.
         """
@@ -67,7 +64,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class View:
-    """``unmatched`` are the rows of other variants that no reference row could be found for."""
+    """The contrasts of one view. ``unmatched`` are the rows of other variants for which there is no reference row."""
 
     name: str
     contrasts: list[Contrast]
@@ -78,37 +75,29 @@ class View:
 
     @property
     def smallest_p(self) -> float:
-        """The smallest adjusted p that the number of seeds and contrasts lets any of them reach."""
+        """Compute the smallest adjusted p that the number of seeds and contrasts lets any of them reach."""
         n = max((contrast.test.n for contrast in self.contrasts), default=0)
         return min(1.0, statistics.smallest_p(n) * self.family) if self.family else math.nan
 
     @property
     def family(self) -> int:
-        """How many of the contrasts are tested: those with at least two seeds."""
+        """Count the contrasts that are tested: those with at least two seeds."""
         return sum(contrast.test.n >= 2 for contrast in self.contrasts)
 
 
-def lower_is_better(metric: str) -> bool:
-    return metric.rpartition("/")[2] in ("loss", "parse_failures", "after", "before", "change")
-
-
-def margin_of(metric: str) -> float:
-    return MARGINS.get(metric.rpartition("/")[2], OTHER_MARGIN)
-
-
-def by_seed(runs: pd.DataFrame, metric: str, of: str | list[str]) -> dict[Any, dict[Seed, float]]:
-    """The metric by seed, finished runs only, for each value of the column or columns ``of``."""
-    found: dict[Any, dict[Seed, float]] = {key: {} for key in runs.groupby(of).groups}
+def by_seed(runs: pd.DataFrame, metric: str, keys: str | list[str]) -> dict[Any, dict[Seed, float]]:
+    """Look up the metric by seed, in finished runs only, for each value of the column or columns ``keys``."""
+    values: dict[Any, dict[Seed, float]] = {key: {} for key in runs.groupby(keys).groups}
     if metric in runs:
         ok = runs[(runs["status"] == "ok") & runs[metric].notna()]
-        for key, group in ok.groupby(of):
+        for key, group in ok.groupby(keys):
             seeds = zip(group["seed"], group["data_seed"], strict=True)
-            found[key] = dict(zip(seeds, group[metric], strict=True))
-    return found
+            values[key] = dict(zip(seeds, group[metric], strict=True))
+    return values
 
 
 def contrast(row: int, reference: int, values: Mapping[int, Values], margin: float) -> Contrast:
-    """The paired difference over the seeds that both rows have."""
+    """Test the paired difference over the seeds that both rows have."""
     seeds = tuple(sorted(set(values[row]) & set(values[reference])))
     differences = [values[row][seed] - values[reference][seed] for seed in seeds]
     return Contrast(row, reference, seeds, statistics.paired(np.array(differences), margin))
@@ -117,7 +106,7 @@ def contrast(row: int, reference: int, values: Mapping[int, Values], margin: flo
 def views(
     table: pd.DataFrame, fields: Sequence[dict[str, Any]], values: Mapping[int, Values], reference: str, margin: float
 ) -> list[View]:
-    """Both views of a comparison: at the same rank, at the same trainable parameters. A pair in both is tested once."""
+    """Make both views of a comparison: at the same rank, at the same trainable parameters. A pair in both is tested once."""
 
     @cache
     def tested(row: int, other: int) -> Contrast:
@@ -129,7 +118,7 @@ def views(
 def _view(
     name: str, table: pd.DataFrame, fields: Sequence[dict[str, Any]], reference: str, tested: Callable[[int, int], Contrast]
 ) -> View:
-    """Each row of another variant against the reference row nearest to it; Holm over all of them.
+    """Pair each row of another variant with the reference row nearest to it; Holm over all of them.
 
     Args:
         name: ``SAME_RANK`` or ``SAME_PARAMETERS``.
@@ -137,7 +126,7 @@ def _view(
         fields: the identity fields of each row; of several possible references the one that differs in the fewest is taken.
     """
     references = [row for row in table.index if table["variant"][row] == reference]
-    found, unmatched = [], []
+    tests, unmatched = [], []
     for row in table.index:
         if table["variant"][row] == reference or pd.isna(table["r"][row]):
             continue
@@ -148,17 +137,17 @@ def _view(
         nearest = min(
             candidates, key=lambda other: (len(differing(fields[row], fields[other])), _distance(name, table, row, other))
         )
-        found.append(tested(int(row), int(nearest)))
-    adjusted = statistics.holm(np.array([one.test.p_flip for one in found]))
-    return View(name, [replace(one, p_holm=float(p)) for one, p in zip(found, adjusted, strict=True)], unmatched)
+        tests.append(tested(int(row), int(nearest)))
+    adjusted = statistics.holm(np.array([contrast.test.p_flip for contrast in tests]))
+    return View(name, [replace(contrast, p_holm=float(p)) for contrast, p in zip(tests, adjusted, strict=True)], unmatched)
 
 
 def _distance(name: str, table: pd.DataFrame, row: int, other: int) -> float | None:
-    """How far a row is from a reference in what the view holds equal; None where that is too far."""
+    """Measure how far a row is from a reference in what the view holds equal; None where that is too far."""
     if name == SAME_RANK:
         return 0.0 if table["r"][row] == table["r"][other] else None
-    mine, its = table["trainable_parameters"][row], table["trainable_parameters"][other]
-    if pd.isna(mine) or pd.isna(its) or not mine or not its:
+    a, b = table["trainable_parameters"][row], table["trainable_parameters"][other]
+    if pd.isna(a) or pd.isna(b) or not a or not b:
         return None
-    distance = abs(math.log(mine / its))
+    distance = abs(math.log(a / b))
     return distance if distance <= math.log(1 + TOLERANCE) else None

@@ -1,4 +1,4 @@
-"""What is wrong, or to be known, about single rows of a comparison, in words."""
+"""Flag single rows of a comparison with what is wrong about them, or to be known, in words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..config.schema import QUANTISED
+from ..files.text import counted
+from ..variants.methods.precision import QUANTISED
 from .comparison import Comparison
 from .contrasts import View
 from .frame import MISSING
@@ -38,52 +39,50 @@ EXPLANATIONS = {
 
 @dataclass(frozen=True)
 class Flag:
-    """``flag`` is a key of ``EXPLANATIONS``; ``words`` say it of one row."""
+    """A flag of one row: ``flag`` is a key of ``EXPLANATIONS``, ``words`` say it of the row."""
 
     flag: str
     words: str
 
 
 def flags(comparison: Comparison, selection: Selection, numbers: Sequence[int], same_rank: View) -> list[list[Flag]]:
-    """The flags of each row of a comparison of ``selection.reported()``; ``numbers`` are the rows' conditions."""
+    """Raise the flags of each row of a comparison of ``selection.reported()``; ``numbers`` are the rows' conditions."""
     grids = {selection.conditions[n].rates for n in numbers if selection.conditions[n].rates}
     by_condition = {int(n): group for n, group in selection.runs.groupby("condition")}
     by_row = {int(row): group for row, group in comparison.runs.groupby("row")}
-    found = []
+    flags_by_row = []
     for row, number in enumerate(numbers):
         condition, all_runs, runs = selection.conditions[number], by_condition[number], by_row[row]
         trained = runs["trains"].iloc[0] != "none"
-        some = _tuning(condition, grids, selection) if trained else []
-        some += _seeds(comparison.table, row, trained)
+        raised = _tuning(condition, grids, selection) if trained else []
+        raised += _seeds(comparison.table, row, trained)
         contrast = same_rank.of(row)
         if contrast is not None:
-            mine = comparison.table["n_seeds"][row]
-            if contrast.test.n < mine:
-                some.append(Flag("unpaired seeds", f"{mine - contrast.test.n} of {mine} seeds unpaired"))
-            scales = [comparison.table["effective_scale"][at] for at in (row, contrast.reference)]
+            seeds = comparison.table["n_seeds"][row]
+            if contrast.test.n < seeds:
+                raised.append(Flag("unpaired seeds", f"{seeds - contrast.test.n} of {seeds} seeds unpaired"))
+            scales = [comparison.table["effective_scale"][index] for index in (row, contrast.reference)]
             if not any(map(pd.isna, scales)) and not math.isclose(*scales, rel_tol=1e-9):
                 words = f"scale {scales[0]:.3g} against {scales[1]:.3g}: confounded with variant"
-                some.append(Flag("scale confounded with variant", words))
-        some += _runs(all_runs, runs)
-        found.append(some)
-    return found
+                raised.append(Flag("scale confounded with variant", words))
+        raised += _runs(all_runs, runs)
+        flags_by_row.append(raised)
+    return flags_by_row
 
 
 def _tuning(condition: Any, grids: set[tuple[float, ...]], selection: Selection) -> list[Flag]:
-    some = []
+    raised = []
     if condition.edge:
-        some.append(Flag("best rate on the grid's edge", f"best rate on the grid's {condition.edge} edge"))
+        raised.append(Flag("best rate on the grid's edge", f"best rate on the grid's {condition.edge} edge"))
     if len(condition.rates) == 1:
-        some.append(Flag("one learning rate", "one learning rate"))
+        raised.append(Flag("one learning rate", "one learning rate"))
     elif not selection.split.disjoint:
-        some.append(Flag("tuned and reported on the same seeds", "tuned and reported on the same seeds"))
+        raised.append(Flag("tuned and reported on the same seeds", "tuned and reported on the same seeds"))
     if len(grids) > 1:
-        some.append(
-            Flag("unequal grids", f"grid of {len(condition.rates)} rate{'s' * (len(condition.rates) != 1)}, unequal to others")
-        )
+        raised.append(Flag("unequal grids", f"grid of {counted(len(condition.rates), 'rate')}, unequal to others"))
     if not condition.complete:
-        some.append(Flag("incomplete grid", "incomplete grid"))
-    return some
+        raised.append(Flag("incomplete grid", "incomplete grid"))
+    return raised
 
 
 def _seeds(table: pd.DataFrame, row: int, trained: bool) -> list[Flag]:
@@ -91,28 +90,28 @@ def _seeds(table: pd.DataFrame, row: int, trained: bool) -> list[Flag]:
     if n == 0:
         return [Flag("no number", "no finished report run")]
     if n < ENOUGH_SEEDS and trained:
-        return [Flag(f"fewer than {ENOUGH_SEEDS} seeds", f"only {n} seed{'s' * (n != 1)}")]
+        return [Flag(f"fewer than {ENOUGH_SEEDS} seeds", f"only {counted(n, 'seed')}")]
     return []
 
 
 def _runs(all_runs: pd.DataFrame, runs: pd.DataFrame) -> list[Flag]:
-    some = []
+    raised = []
     bad = all_runs["status"].value_counts().drop("ok", errors="ignore")
     if len(bad):
         words = ", ".join(f"{count} {status}" for status, count in bad.items())
-        some.append(Flag("runs that did not finish", f"{words} of {len(all_runs)} runs"))
+        raised.append(Flag("runs that did not finish", f"{words} of {len(all_runs)} runs"))
     precision, note = runs["base_precision"].iloc[0], runs["model_note"].dropna()
     if precision in QUANTISED and len(note) and re.search(r"\b\d-bit\b|quanti", note.iloc[0]):
-        some.append(Flag("base already quantised", "base already quantised"))
+        raised.append(Flag("base already quantised", "base already quantised"))
     if (runs["dirty"].where(runs["status"] != MISSING) == True).any():  # noqa: E712 - a column of objects
-        some.append(Flag("dirty commit", "dirty commit"))
-    return some
+        raised.append(Flag("dirty commit", "dirty commit"))
+    return raised
 
 
-def by_flag(found: Sequence[Sequence[Flag]], labels: Sequence[str]) -> list[tuple[str, str, list[str]]]:
-    """(flag, explanation, the rows that have it), in the order of ``EXPLANATIONS``."""
+def by_flag(raised: Sequence[Sequence[Flag]], labels: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """Group rows by flag: (flag, explanation, the rows that have it), in the order of ``EXPLANATIONS``."""
     return [
         (name, explanation, rows)
         for name, explanation in EXPLANATIONS.items()
-        if (rows := [labels[row] for row, some in enumerate(found) if any(flag.flag == name for flag in some)])
+        if (rows := [labels[row] for row, of_row in enumerate(raised) if any(flag.flag == name for flag in of_row)])
     ]

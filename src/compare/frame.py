@@ -1,4 +1,4 @@
-"""Records -> one row per run. Reading needs no pandas, so that a refusal is immediate.
+"""Read records: one row per run. Reading needs no pandas, so that a refusal is immediate.
 
 A finished run is read from its ``result.json`` and ``provenance.json`` alone: 100,000 of them in well under a minute.
 """
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -54,7 +54,7 @@ BEFORE, AFTER, CHANGE = "forgetting/before", "forgetting/after", "forgetting/cha
 
 @dataclass
 class Gathered:
-    """What the record files say, before pandas.
+    """The content of record files, before pandas.
 
     rows: one dict a run; expected: how many runs were looked for; absent: the ids among them that have no result.json;
     problems: one line for each file that could not be read.
@@ -66,11 +66,11 @@ class Gathered:
     problems: list[str] = field(default_factory=list)
 
     def measured(self) -> list[str]:
-        """The metrics that at least one finished run has."""
+        """List the metrics that at least one finished run has."""
         return sorted({name for row in self.rows if row["status"] == "ok" for name in row["metrics"]})
 
     def frame(self) -> pd.DataFrame:
-        """One row per run. Metrics are columns under their own name (``test/loss``); an absent number is NaN.
+        """Make a frame of one row per run. Metrics are columns under their own name (``test/loss``); an absent number is NaN.
 
         ``fields`` holds the identity of the run as a flat dict with dotted keys, ``failed_checks`` a dict name -> detail.
         """
@@ -85,7 +85,7 @@ class Gathered:
 
 
 def run_ids(root: Path = RUNS) -> list[str]:
-    """Every folder below ``root`` that holds a run."""
+    """List the folders below ``root`` that hold a run."""
     return sorted(path.name for path in root.glob("*") if any((path / name).exists() for name in ("config.yaml", "result.json")))
 
 
@@ -95,29 +95,29 @@ def known_sweeps(root: Path = RUNS) -> list[str]:
 
 def gather(ids: list[str], root: Path = RUNS) -> Gathered:
     """Read the runs of ``ids``. What cannot be read becomes a line in ``problems``, never an exception."""
-    found = Gathered(expected=len(ids))
+    gathered = Gathered(expected=len(ids))
     first_of: dict[tuple[str, int, int], str] = {}
-    alike: dict[str, dict[str, Any]] = {}  # runs of one group share their fields: a sweep has thousands of runs
+    fields_of: dict[str, dict[str, Any]] = {}  # runs of one group share their fields: a sweep has thousands of runs
     for run in ids:
         row, problem = _read_run(root / run)
         if problem is not None:
-            found.problems.append(problem)
+            gathered.problems.append(problem)
         if (row is None or row["status"] == MISSING) and not (root / run / "result.json").exists():
-            found.absent.append(run)
+            gathered.absent.append(run)
         if row is None:
             continue
         key = (row["group"], row["seed"], row["data_seed"])
         if key in first_of:
-            found.problems.append(f"{root / run}: the same run as {first_of[key]}, left out")
+            gathered.problems.append(f"{root / run}: the same run as {first_of[key]}, left out")
             continue
         first_of[key] = run
-        row["fields"] = alike.setdefault(row["group"], row["fields"])
-        found.rows.append(row)
-    return found
+        row["fields"] = fields_of.setdefault(row["group"], row["fields"])
+        gathered.rows.append(row)
+    return gathered
 
 
 def _read_run(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """(the run's row, what of it could not be read); no row where nothing says what was ordered."""
+    """Read a run: (its row, the problem in reading it). No row where neither record nor config says what was ordered."""
     row: dict[str, Any] | None = None
     result, broken = _read(folder, RESULT)
     if result is not None:
@@ -139,16 +139,16 @@ def _read_run(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
             row |= _recorded(result)
         except ValueError as error:
             broken = first_line(error)
-    origin, unread = _origin(folder, result if broken is None else None)
-    row |= origin
+    origin = _origin(folder, result if broken is None else None)
+    row |= {"commit": origin.commit, "dirty": origin.dirty, "versions": origin.versions}
     if broken is None:
-        return row, unread
+        return row, origin.problem
     row |= {"status": UNREADABLE, "reason": "result.json cannot be read"}
     return row, f"{folder / 'result.json'}: cannot be read: {broken}"
 
 
 def _read(folder: Path, name: str, sha256: str | None = None) -> tuple[dict[str, Any] | None, str | None]:
-    """(the sealed file's mapping, None), (None, why it cannot be read), or twice None where there is no such file."""
+    """Read a sealed file: (its mapping, None), (None, why it cannot be read), or twice None where there is no such file."""
     try:
         with open(os.path.join(folder, name), "rb") as file:
             data = file.read()
@@ -157,7 +157,7 @@ def _read(folder: Path, name: str, sha256: str | None = None) -> tuple[dict[str,
             raise Damaged("it is not the one that belongs to result.json")
         # JSON can spell half a surrogate pair, which no file and no frame can hold.
         if b"\\ud" in data or b"\\uD" in data:
-            value = _whole(value)
+            value = _without_half_surrogates(value)
     except FileNotFoundError:
         return None, None
     except (OSError, ValueError, RecursionError) as error:
@@ -165,17 +165,17 @@ def _read(folder: Path, name: str, sha256: str | None = None) -> tuple[dict[str,
     return value, None
 
 
-def _whole(value: Any) -> Any:
-    """The same with every half of a surrogate pair replaced."""
+def _without_half_surrogates(value: Any) -> Any:
+    """Replace every half of a surrogate pair in the texts of a value."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, dict):
-        return {_whole(key): _whole(entry) for key, entry in value.items()}
-    return [_whole(entry) for entry in value] if isinstance(value, list) else value
+        return {_without_half_surrogates(key): _without_half_surrogates(entry) for key, entry in value.items()}
+    return [_without_half_surrogates(entry) for entry in value] if isinstance(value, list) else value
 
 
 def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested dicts as (dotted key, value)."""
+    """Flatten nested dicts into (dotted key, value)."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
@@ -184,28 +184,28 @@ def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _ordered_by_record(run: str, result: dict[str, Any]) -> dict[str, Any] | None:
-    """What was ordered, as the record says it; None where it does not, as before it had an ``identity``.
+    """Read what was ordered from the record; None where it does not say, as before it had an ``identity``.
 
     Raises:
         ValueError: it is not a record, or its identity is not what its run id is the hash of.
     """
     if not isinstance(result.get("status"), str):
         raise ValueError("not a record: it has no status")
-    said = result.get("identity")
-    if said is None:
+    ordered = result.get("identity")
+    if ordered is None:
         return None
-    if not isinstance(said, dict) or id_of(said) != result.get("run_id"):
+    if not isinstance(ordered, dict) or id_of(ordered) != result.get("run_id"):
         raise ValueError("not a record: its identity is not what its run_id is the hash of")
     if RUN_ID.fullmatch(run) and run != result["run_id"]:  # a folder that was given another name is still its run's
         raise ValueError("it is the record of another run")
     names = {name: result.get(name) for name in ("model", "dataset", "variant")}
     if not all(isinstance(name, str) for name in names.values()):
         raise ValueError("not a record: its model, dataset and variant are not named")
-    return _ordered(run, dict(flatten(said)), names, result.get("model_note"))
+    return _ordered(run, dict(flatten(ordered)), names, result.get("model_note"))
 
 
 def _ordered_by_config(folder: Path) -> dict[str, Any] | None:
-    """What was ordered, as config.yaml says it; None where there is none."""
+    """Read what was ordered from config.yaml; None where there is none."""
     if not (folder / "config.yaml").exists():
         return None
     config = RunFolder(folder.name, folder.parent).read_config()
@@ -216,15 +216,15 @@ def _ordered_by_config(folder: Path) -> dict[str, Any] | None:
 
 
 def _ordered(run: str, fields: dict[str, Any], names: dict[str, Any], note: Any) -> dict[str, Any]:
-    """A row before anything was measured. ``group`` is the same for runs that differ in their seeds alone."""
+    """Make a row before anything was measured. ``group`` is the same for runs that differ in their seeds alone."""
     if not isinstance(fields.get("seed"), int) or not isinstance(fields.get("data_seed"), int):
         raise ValueError("not a record: its seeds are no whole numbers")
     fields = with_defaults(fields)
-    like = {key: value for key, value in fields.items() if key not in ("seed", "data_seed")}
+    without_seeds = {key: value for key, value in fields.items() if key not in ("seed", "data_seed")}
     return {
         "run_id": run,
-        "group": sys.intern(json.dumps(like, sort_keys=True)),
-        "fields": like,
+        "group": sys.intern(json.dumps(without_seeds, sort_keys=True)),
+        "fields": without_seeds,
         **names,
         "base_precision": str(fields.get("variant.base_precision")),
         "trains": str(fields.get("variant.trains")),
@@ -244,28 +244,40 @@ def _ordered(run: str, fields: dict[str, Any], names: dict[str, Any], note: Any)
     }
 
 
-def _origin(folder: Path, result: dict[str, Any] | None) -> tuple[dict[str, Any], str | None]:
-    """(the code that a run came from: commit, whether files differed from it, versions of the libraries, None where that is
-    not known; why it cannot be read)."""
+class Origin(NamedTuple):
+    """The code that a run came from, None where unknown.
+
+    dirty: whether files differed from the commit; versions: of Python and the libraries, as JSON; problem: why provenance.json
+    cannot be read.
+    """
+
+    commit: str | None = None
+    dirty: bool | None = None
+    versions: str | None = None
+    problem: str | None = None
+
+
+def _origin(folder: Path, result: dict[str, Any] | None) -> Origin:
+    """Read the code that a run came from, from the provenance.json that belongs to the result."""
     files = (result or {}).get("files")
     known = files.get(PROVENANCE) if isinstance(files, dict) else None
-    origin, broken = _read(folder, PROVENANCE, known.get("sha256") if isinstance(known, dict) else None)
-    if origin is None:
+    provenance, broken = _read(folder, PROVENANCE, known.get("sha256") if isinstance(known, dict) else None)
+    if provenance is None:
         if broken is None and known is not None:
             broken = "it is gone"
         problem = f"{folder / PROVENANCE}: cannot be read, so nothing says which code the run came from: {broken}"
-        return {"commit": None, "dirty": None, "versions": None}, None if broken is None else problem
-    packages, commit, dirty = origin.get("packages"), origin.get("commit"), origin.get("dirty")
-    versions = {"python": origin.get("python"), **(packages if isinstance(packages, dict) else {})}
-    return {
-        "commit": None if commit is None else sys.intern(str(commit)[:40]),
-        "dirty": dirty if isinstance(dirty, bool) else None,
-        "versions": sys.intern(json.dumps(versions, sort_keys=True)),
-    }, None
+        return Origin(problem=None if broken is None else problem)
+    packages, commit, dirty = provenance.get("packages"), provenance.get("commit"), provenance.get("dirty")
+    versions = {"python": provenance.get("python"), **(packages if isinstance(packages, dict) else {})}
+    return Origin(
+        commit=None if commit is None else sys.intern(str(commit)[:40]),
+        dirty=dirty if isinstance(dirty, bool) else None,
+        versions=sys.intern(json.dumps(versions, sort_keys=True)),
+    )
 
 
 def _recorded(result: dict[str, Any]) -> dict[str, Any]:
-    """What result.json adds. A record that names no pack, as from before there were any, is of a pack of one.
+    """Read what result.json adds to a row. A record that names no pack, as from before there were any, is of a pack of one.
 
     Raises:
         ValueError: it is not a record.
@@ -306,7 +318,7 @@ def _number(name: str, value: Any, below: float = COUNTS_BELOW) -> float | None:
 
 
 def number(name: str, value: Any, below: float) -> float | None:
-    """A finite number, or None where there is none.
+    """Read a finite number, or None where there is none.
 
     Raises:
         ValueError: it is something else, or not below ``below`` in size.

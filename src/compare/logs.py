@@ -1,4 +1,4 @@
-"""What runs logged and answered: loss curves from metrics.jsonl, items from predictions.jsonl. Read for the runs drawn alone."""
+"""Read loss curves from metrics.jsonl and test items from predictions.jsonl, only for the runs that need them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ..files.durable import Damaged
+from ..files.text import first_line
 from ..record.records import RUNS, RunFolder, read_lines
 from .frame import METRICS_BELOW, number
 
@@ -19,14 +20,14 @@ CURVES = ("train/loss", "val/loss")
 
 @dataclass
 class Curves:
-    """frame: one row a logged loss (run_id, step, metric, value in nats per target token); problems: a line a broken file."""
+    """Logged losses: a frame of one row a loss (run_id, step, metric, value in nats per target token), a line a broken file."""
 
     frame: pd.DataFrame
     problems: list[str] = field(default_factory=list)
 
 
 def curves(ids: Sequence[str], root: Path = RUNS) -> Curves:
-    """The losses that these runs logged. A file that is not what was written is not read, and that is a problem."""
+    """Read the losses that these runs logged. A file whose checksum is not the recorded one is left out, as a problem."""
     rows: list[tuple[str, float, str, float]] = []
     problems = []
     for run in ids:
@@ -43,14 +44,13 @@ def curves(ids: Sequence[str], root: Path = RUNS) -> Curves:
         except Damaged as error:
             problems.append(f"{path}: {error}, so it is not read")
         except (OSError, ValueError, RecursionError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            problems.append(f"{path}: read up to a line that is broken: {reason}")
+            problems.append(f"{path}: read up to a line that is broken: {first_line(error)}")
     return Curves(pd.DataFrame(rows, columns=["run_id", "step", "metric", "value"]), problems)
 
 
 @dataclass(frozen=True)
 class Items:
-    """The test examples of one run: ids, summed log-loss of each target in nats, its tokens, and whether it was answered right.
+    """The test examples of one run: ids, summed log-loss of each target in nats, its tokens, and whether the answer is right.
 
     ``correct`` is None where nothing was generated; ``clusters`` is None where the examples name none.
     """
@@ -63,9 +63,9 @@ class Items:
 
 
 def items(run: str, root: Path = RUNS) -> Items | None:
-    """The predictions of a run, in the order of their ids; None where there are none, or the file is no such thing.
+    """Read the predictions of a run, in the order of their ids; None where there are none, or the file cannot be used.
 
-    A loss that is not finite, or a target without tokens, is no such thing.
+    A loss that is not finite, or a target without tokens, makes a file unusable.
     """
     folder = RunFolder(run, root)
     try:
@@ -82,8 +82,8 @@ def items(run: str, root: Path = RUNS) -> Items | None:
             ids=tuple(str(row["id"]) for row in rows),
             nats=nats,
             tokens=tokens,
-            correct=np.array(correct, dtype=bool) if all(isinstance(one, bool) for one in correct) else None,
-            clusters=None if any(one is None for one in clusters) else tuple(str(one) for one in clusters),
+            correct=np.array(correct, dtype=bool) if all(isinstance(flag, bool) for flag in correct) else None,
+            clusters=None if any(name is None for name in clusters) else tuple(str(name) for name in clusters),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

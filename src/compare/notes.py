@@ -1,8 +1,7 @@
-"""What a reader must know beside a comparison table, as sentences."""
+"""Write the notes beside a comparison table: what a reader must know, as sentences."""
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from ..files.text import few
+from ..files.text import counted, few, plain
+from ..measure import metrics
 from .frame import MISSING
 
 ENOUGH_SEEDS = 6  # below it an exact sign-flip test cannot reach p < 0.05 two-sided: 2 / 2**5 = 0.0625
 MOST_IDS = 49  # a sentence names so many, or one less and counts the rest
-UNITS = {"loss": " (nats per target token)", "exact_match": " (share)", "chrf": " (0 to 100)", "bleu": " (0 to 100)"}
 MEMORY_KINDS = {
     "cuda_allocated": "CUDA memory allocated (cuda_allocated)",
     "process_rss": "resident memory of the whole process (process_rss)",
@@ -34,7 +33,7 @@ class Groups:
 
 
 def footnotes(groups: Groups, expected: int, absent: tuple[str, ...]) -> tuple[str, list[str]]:
-    """The caption and the notes under the table."""
+    """Write the caption and the notes under the table."""
     notes = [
         *_unfinished(groups.runs, expected, absent),
         *_base_models(groups.runs),
@@ -48,7 +47,7 @@ def footnotes(groups: Groups, expected: int, absent: tuple[str, ...]) -> tuple[s
 
 
 def subject(runs: pd.DataFrame) -> str:
-    """Model and data in a few words: ``smollm2_135m on cldr_names``."""
+    """Name model and data in a few words: ``smollm2_135m on cldr_names``."""
 
     def named(column: str, many: str) -> str:
         names = list(dict.fromkeys(str(name) for name in runs[column] if name))
@@ -58,32 +57,26 @@ def subject(runs: pd.DataFrame) -> str:
 
 
 def named(variant: str, r: float) -> str:
-    """``lora r=4``; the variant alone where there is no rank."""
+    """Name a variant at a rank: ``lora r=4``; the variant alone where there is no rank."""
     return variant if pd.isna(r) else f"{variant} r={r:.0f}"
 
 
 def seed_count(table: pd.DataFrame) -> str:
-    """How many seeds ended well in a row of the table: ``3 seeds`` or ``1 to 3 seeds``."""
+    """Say how many seeds finished in a row of the table: ``3 seeds`` or ``1 to 3 seeds``."""
     trained = table[table["trainable_parameters"] != 0]  # a control that trains nothing gives the same for every seed
     return from_to([int(n) for n in (trained if len(trained) else table)["n_seeds"] if n])
 
 
 def from_to(counts: Sequence[int]) -> str:
-    """These numbers of seeds in words."""
+    """Put numbers of seeds into words, from the smallest to the largest."""
     if not counts:
         return "no finished run"
     low, high = min(counts), max(counts)
-    return f"{low} seed{'s' * (low != 1)}" if low == high else f"{low} to {high} seeds"
-
-
-def metric_label(metric: str) -> str:
-    """``test/loss`` as ``test loss (nats per target token)``."""
-    name = re.sub(r"[/_]+", " ", metric)
-    return name + UNITS.get(metric.split("/")[-1], "")
+    return counted(low, "seed") if low == high else f"{low} to {high} seeds"
 
 
 def own_peak(table: pd.DataFrame) -> pd.Series:
-    """Whether a row's measured peak is one run's own, as trained: alone in its process, and with no copy of the base held.
+    """Tell which rows' measured peak is of one run alone in its process, with no copy of the base held.
 
     Elsewhere the tables show the closed form.
     """
@@ -98,7 +91,7 @@ def caption(groups: Groups) -> str:
     over = "no finished run"
     if len(ok):
         over = f"mean over {seed_count(groups.table)}, sd is the sample standard deviation over seeds"
-    parts = [f"{subject(groups.runs)}; {metric_label(groups.metric)}: {over}"]
+    parts = [f"{subject(groups.runs)}; {metrics.label(groups.metric)}: {over}"]
     if kinds:
         parts.append(f"peak memory is {' or '.join(kinds)}")
     if devices:
@@ -115,13 +108,13 @@ def _unfinished(runs: pd.DataFrame, expected: int, absent: tuple[str, ...]) -> l
 
 
 def ended_badly(runs: pd.DataFrame) -> list[str]:
-    """How many runs ended in which way and why, with their ids."""
+    """Count the runs that did not finish, by status and reason, with their ids."""
     bad = runs[~runs["status"].isin(["ok", MISSING])].fillna({"reason": "no reason recorded"})
     groups = bad.groupby(["status", "reason"], sort=True)
-    return [f"{len(group)} {status}: {reason} ({_those(group)})." for (status, reason), group in groups]
+    return [f"{len(group)} {status}: {reason} ({_names_and_ids(group)})." for (status, reason), group in groups]
 
 
-def _those(runs: pd.DataFrame) -> str:
+def _names_and_ids(runs: pd.DataFrame) -> str:
     what = dict.fromkeys(map(named, runs["variant"], runs["r"]))
     return f"{', '.join(what)}; run{'s' * (len(runs) > 1)} {few(list(runs['run_id']), MOST_IDS)}"
 
@@ -150,13 +143,13 @@ def _seeds(groups: Groups) -> list[str]:
 def _unlike(groups: Groups) -> list[str]:
     notes = []
     for key in groups.differing:
-        values = list(dict.fromkeys(_plain(value) for value in groups.table[key].dropna()))
+        values = list(dict.fromkeys(plain(value) for value in groups.table[key].dropna()))
         notes.append(f"Rows differ in {key} ({', '.join(values)}): compare those that agree in it.")
     return notes
 
 
 def _memory(table: pd.DataFrame) -> list[str]:
-    """Where the memory column is no measured peak, and why."""
+    """Explain where the memory column is no measured peak."""
     closed = ~own_peak(table) & table["estimated_memory_bytes"].notna()
     packed = (table["pack_size"] > 1).fillna(False) & table["peak_memory_bytes"].notna()
     mixed = table["pack_sizes"].notna() & table["pack_size"].isna()
@@ -164,8 +157,8 @@ def _memory(table: pd.DataFrame) -> list[str]:
     if packed.any() or mixed.any():
         where = " where a row's packs are of one size" if mixed.any() else ""
         parts.append(f"the measured peak belongs to the whole pack and is in the CSV{where}")
-    said = "; ".join(parts)
-    notes = [f"{said[0].upper()}{said[1:]}."] if said else []
+    text = "; ".join(parts)
+    notes = [f"{text[0].upper()}{text[1:]}."] if text else []
     if table["hold_dequantised"].any():
         notes.append(
             "Precision (held): a dequantised copy of the 4-bit base stayed on the device, which gives the same numbers at LoRA's "
@@ -175,7 +168,7 @@ def _memory(table: pd.DataFrame) -> list[str]:
 
 
 def _packs(runs: pd.DataFrame) -> list[str]:
-    """What packs do to speed, and which of them did not fit."""
+    """Explain what packs do to speed, and count those that did not fit."""
     timed = runs[(runs["status"] == "ok") & runs["tokens_per_second"].notna()]
     sizes = [f"{size:.0f}" for size in sorted(timed["pack_size"].dropna().unique())]
     share = "in a pack it is the run's own tokens over the seconds of the whole pack"
@@ -187,16 +180,12 @@ def _packs(runs: pd.DataFrame) -> list[str]:
     elif sizes and sizes != ["1"]:
         notes.append(f"tokens/s does not compare variants that shared a pack: {share}.")
     halved = [
-        f"{count} run{'s' * (count > 1)} after a pack of {size:.0f}"
+        f"{counted(count, 'run')} after a pack of {size:.0f}"
         for size, count in runs["halved_from"].dropna().value_counts().sort_index().items()
     ]
     if halved:
         notes.append(f"Packs that ran out of memory went on in smaller ones: {', '.join(halved)}.")
     return notes
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _checks(runs: pd.DataFrame) -> list[str]:

@@ -1,4 +1,4 @@
-"""Two runs, test example by test example."""
+"""Compare two runs, test example by test example."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from ..files.errors import ConfigError
 from ..record.records import RUNS, RunFolder
 
 
-def compare_pair(one: str, other: str) -> None:
+def compare_pair(first: str, second: str) -> None:
     """Print McNemar's test of the answers and the difference in log-loss over the items.
 
     Raises:
         ConfigError: a run has no predictions, or the two were not scored on the same examples.
     """
-    for run in (one, other):
+    for run in (first, second):
         if not (RUNS / run / "result.json").exists():
             raise ConfigError(f"pair: {run} has no record in {RUNS.absolute()}")
     from . import statistics
     from .logs import items
 
-    a, b = items(one), items(other)
-    for run, found in ((one, a), (other, b)):
-        if found is None:
+    a, b = items(first), items(second)
+    for run, predictions in ((first, a), (second, b)):
+        if predictions is None:
             raise ConfigError(f"pair: {RunFolder(run).predictions} is not there or cannot be read")
     assert a is not None and b is not None
     if a.ids != b.ids or not (a.tokens == b.tokens).all():
-        raise ConfigError(f"pair: {one} and {other} were not scored on the same test examples")
-    print(f"{one} and {other} on {len(a.ids):,} test examples")
+        raise ConfigError(f"pair: {first} and {second} were not scored on the same test examples")
+    print(f"{first} and {second} on {len(a.ids):,} test examples")
     if a.correct is None or b.correct is None:
         print("answers: not generated in both, so there is nothing to test")
     else:

@@ -1,4 +1,4 @@
-"""An assay as the plain dict that the page is made of."""
+"""Turn an assay into the plain dict that the page is made of."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..measure import metrics
 from . import findings
 from .assay import Assay, of_pair
 from .columns import (
@@ -29,10 +30,10 @@ from .columns import (
     with_interval,
 )
 from .comparison import column
-from .contrasts import SAME_RANK, Contrast, View, lower_is_better
+from .contrasts import SAME_RANK, Contrast, View
 from .flags import by_flag
 from .frame import MISSING
-from .notes import metric_label, subject
+from .notes import subject
 from .selection import REPORT
 from .styles import DARK, STYLES
 
@@ -43,7 +44,7 @@ SYMBOLS = {
 
 
 def report(result: Assay, fixed: pd.DataFrame, curves: pd.DataFrame, command: str) -> dict[str, Any]:
-    """What ``page.render.page`` draws.
+    """Make the dict that ``page.render.page`` draws.
 
     Args:
         fixed: ``assay.at_fixed_rates``.
@@ -54,9 +55,11 @@ def report(result: Assay, fixed: pd.DataFrame, curves: pd.DataFrame, command: st
     table = readable(comparison.table)
     shown = columns(comparison, table)
     rows = []
-    for at, row in enumerate(table.to_dict("records")):
-        cells = {one.key: {"value": _value(row[one.key]), "text": text(one, row[one.key])} for one in shown if one.key != "flags"}
-        rows.append({"id": at, **_named(result, at), "flags": [flag.words for flag in result.flags[at]], "cells": cells})
+    for index, row in enumerate(table.to_dict("records")):
+        cells = {each.key: {"value": _value(row[each.key]), "text": text(each, row[each.key])} for each in shown}
+        cells.pop("flags", None)
+        flags = [flag.words for flag in result.flags[index]]
+        rows.append({"id": index, **_named(result, index), "flags": flags, "cells": cells})
     name = subject(comparison.runs)
     return {
         "title": "LoRA variants compared",
@@ -66,10 +69,10 @@ def report(result: Assay, fixed: pd.DataFrame, curves: pd.DataFrame, command: st
         "caption": comparison.caption,
         "metric": {
             "name": result.metric,
-            "label": metric_label(result.metric),
-            "lower_is_better": lower_is_better(result.metric),
+            "label": metrics.label(result.metric),
+            "lower_is_better": metrics.metric(result.metric).lower_is_better,
         },
-        "validation": {"label": metric_label("val/loss")},
+        "validation": {"label": metrics.label("val/loss")},
         "reference": result.reference,
         "findings": findings.findings(result, fixed),
         "progress": _progress(result),
@@ -77,17 +80,17 @@ def report(result: Assay, fixed: pd.DataFrame, curves: pd.DataFrame, command: st
             "clean": result.audit.clean and not result.audit.rescaled,
             "verdict": result.audit.verdict,
             "summary": result.audit.detail,
-            "lines": [{"field": one.field, "text": one.text, "severity": one.severity} for one in result.audit.lines],
+            "lines": [{"field": line.field, "text": line.text, "severity": line.severity} for line in result.audit.lines],
         },
         "flags": [
             {"flag": flag, "explanation": explanation, "rows": names}
             for flag, explanation, names in by_flag(result.flags, result.labels)
         ],
         "notes": comparison.notes,
-        "columns": [_column(one) for one in shown if one.key != "flags"],
+        "columns": [_column(each) for each in shown if each.key != "flags"],
         "rows": rows,
         "views": [*(_view(result, view) for view in result.views if view.contrasts), *_fixed_view(result, fixed)],
-        "arms": [_arm(result, at, curves) for at in range(len(rows))],
+        "arms": [_arm(result, index, curves) for index in range(len(rows))],
         "styles": {
             variant: {"light": color, "dark": DARK.get(color, color), "symbol": SYMBOLS.get(marker, "circle")}
             for variant, (color, marker) in STYLES.items()
@@ -101,18 +104,19 @@ def _value(value: Any) -> Any:
     return None if pd.isna(value) else float(value) if isinstance(value, float) else int(value)
 
 
-def _column(one: Column) -> dict[str, Any]:
-    return {"key": one.key, "label": one.label, "help": one.help, "numeric": one.write is not None, "group": one.group}
+def _column(column: Column) -> dict[str, Any]:
+    numeric = column.write is not None
+    return {"key": column.key, "label": column.label, "help": column.help, "numeric": numeric, "group": column.group}
 
 
-def _named(result: Assay, at: int) -> dict[str, Any]:
-    row = result.table.loc[at]
+def _named(result: Assay, index: int) -> dict[str, Any]:
+    row = result.table.loc[index]
     rank = None if pd.isna(row["r"]) else int(row["r"])
-    return {"label": result.labels[at], "variant": row["variant"], "precision": row["base_precision"], "r": rank}
+    return {"label": result.labels[index], "variant": row["variant"], "precision": row["base_precision"], "r": rank}
 
 
 def _progress(result: Assay) -> dict[str, Any] | None:
-    """How far a sweep is that still runs; None once every run has ended."""
+    """Count the finished runs of a sweep that still runs; None once every run has ended."""
     expected, runs = result.expected, result.selection.runs
     ended = int((runs["status"] != MISSING).sum())
     if ended >= expected:
@@ -120,15 +124,20 @@ def _progress(result: Assay) -> dict[str, Any] | None:
     return {"expected": expected, "finished": ended, "text": f"{expected - ended} of {expected} runs have no record yet."}
 
 
-# Of a contrast: (column, what it says of it). The text of a missing number is a dash.
+def _bootstrap_interval(contrast: Contrast) -> str:
+    drawn = contrast.bootstrap
+    return "" if drawn is None else interval(drawn.low, drawn.high, signed)
+
+
+# (column, its value for a contrast, its text where the column does not write it). The text of a missing number is a dash.
 _Field = tuple[Column, Callable[[Contrast], Any], Callable[[Contrast], str] | None]
 _FIELDS: tuple[_Field, ...] = (
-    (Column("pairs", "pairs", short, REFERENCE, "seeds that both rows have"), lambda one: one.test.n, None),
-    (Column("difference", "difference", signed, REFERENCE, "row minus reference"), lambda one: one.test.mean, None),
+    (Column("pairs", "pairs", short, REFERENCE, "seeds that both rows have"), lambda contrast: contrast.test.n, None),
+    (Column("difference", "difference", signed, REFERENCE, "row minus reference"), lambda contrast: contrast.test.mean, None),
     (
         Column("95% interval", "interval", str, REFERENCE, "Student's t over the paired seeds, on these test items"),
-        lambda one: one.test.low,
-        lambda one: interval(one.test.low, one.test.high, signed) or ABSENT,
+        lambda contrast: contrast.test.low,
+        lambda contrast: interval(contrast.test.low, contrast.test.high, signed) or ABSENT,
     ),
     (
         Column(
@@ -138,16 +147,28 @@ _FIELDS: tuple[_Field, ...] = (
             REFERENCE,
             "95% interval, hierarchical bootstrap: other seeds and other items",
         ),
-        lambda one: math.nan if one.bootstrap is None else one.bootstrap.low,
-        lambda one: (one.bootstrap and interval(one.bootstrap.low, one.bootstrap.high, signed)) or ABSENT,
+        lambda contrast: math.nan if contrast.bootstrap is None else contrast.bootstrap.low,
+        lambda contrast: _bootstrap_interval(contrast) or ABSENT,
     ),
-    (Column("p (Holm)", "p_holm", p_value, REFERENCE, "exact sign-flip, adjusted over this view"), lambda one: one.p_holm, None),
-    (Column("p sign-flip", "p_flip", p_value, REFERENCE, "exact, two-sided, unadjusted"), lambda one: one.test.p_flip, None),
-    (Column("p paired t", "p_t", p_value, REFERENCE, "two-sided, unadjusted"), lambda one: one.test.p_t, None),
-    (Column("p TOST", "p_tost", p_value, REFERENCE, "of being further apart than the margin"), lambda one: one.test.p_tost, None),
+    (
+        Column("p (Holm)", "p_holm", p_value, REFERENCE, "exact sign-flip, adjusted over this view"),
+        lambda contrast: contrast.p_holm,
+        None,
+    ),
+    (
+        Column("p sign-flip", "p_flip", p_value, REFERENCE, "exact, two-sided, unadjusted"),
+        lambda contrast: contrast.test.p_flip,
+        None,
+    ),
+    (Column("p paired t", "p_t", p_value, REFERENCE, "two-sided, unadjusted"), lambda contrast: contrast.test.p_t, None),
+    (
+        Column("p TOST", "p_tost", p_value, REFERENCE, "of being further apart than the margin"),
+        lambda contrast: contrast.test.p_tost,
+        None,
+    ),
     (
         Column("detectable", "mde", decimals, REFERENCE, DETECTABLE),
-        lambda one: one.test.mde,
+        lambda contrast: contrast.test.mde,
         None,
     ),
 )
@@ -160,31 +181,32 @@ def _view(result: Assay, view: View) -> dict[str, Any]:
     )
     verdict = Column("verdict", "verdict", None, STATE, "fewer than 6 pairs are descriptive, whatever p is")
     rows = []
-    for one in view.contrasts:
+    for contrast in view.contrasts:
         cells = {
-            "row": _said(result.labels[one.row]),
-            "reference": _said(result.labels[one.reference]),
-            "verdict": _said(one.verdict),
+            "row": _words(result.labels[contrast.row]),
+            "reference": _words(result.labels[contrast.reference]),
+            "verdict": _words(contrast.verdict),
         }
         for field, get, write in _FIELDS:
-            cells[field.key] = {"value": _value(get(one)), "text": write(one) if write else text(field, get(one))}
-        rows.append({"id": one.row, "flags": [flag.words for flag in result.flags[one.row]], "cells": cells})
+            value = get(contrast)
+            cells[field.key] = {"value": _value(value), "text": write(contrast) if write else text(field, value)}
+        rows.append({"id": contrast.row, "flags": [flag.words for flag in result.flags[contrast.row]], "cells": cells})
     equal = "rank" if view.name == SAME_RANK else "number of trainable parameters, to 5%"
     return {
         "name": view.name,
         "explanation": f"Each row against the {result.reference} row of the same {equal}, each at its own best learning rate.",
         "family": findings.family(view),
-        "columns": [_column(one) for one in (*names, *(field for field, _, _ in _FIELDS), verdict)],
+        "columns": [_column(each) for each in (*names, *(field for field, _, _ in _FIELDS), verdict)],
         "rows": rows,
     }
 
 
 def _fixed_view(result: Assay, fixed: pd.DataFrame) -> list[dict[str, Any]]:
-    """What each fixed rate would have shown, beside the difference after tuning."""
+    """Show the differences at each fixed rate beside the difference after tuning."""
     rates = sorted(fixed["learning_rate"].unique())
     if len(rates) < 2:
         return []
-    made = [
+    columns = [
         Column("row", "row", None, CONDITION, "a variant at a rank"),
         Column("reference", "reference", None, CONDITION, "the row that it is paired with"),
         *(Column(f"both at {rate:g}", f"at {rate:g}", signed, REFERENCE, "difference with this rate for both") for rate in rates),
@@ -193,20 +215,20 @@ def _fixed_view(result: Assay, fixed: pd.DataFrame) -> list[dict[str, Any]]:
         ),
     ]
     rows = []
-    for one in result.views[0].contrasts:
-        cells = {"row": _said(result.labels[one.row]), "reference": _said(result.labels[one.reference])}
-        mine = of_pair(fixed, one).reindex(rates)
-        ends = zip(mine["difference"], mine["low"], mine["high"], strict=True)
-        cells |= {f"at {rate:g}": _difference(*at) for rate, at in zip(rates, ends, strict=True)}
-        cells["tuned"] = _difference(one.test.mean, one.test.low, one.test.high)
-        rows.append({"id": one.row, "flags": [flag.words for flag in result.flags[one.row]], "cells": cells})
+    for contrast in result.views[0].contrasts:
+        cells = {"row": _words(result.labels[contrast.row]), "reference": _words(result.labels[contrast.reference])}
+        by_rate = of_pair(fixed, contrast).reindex(rates)
+        differences = zip(by_rate["difference"], by_rate["low"], by_rate["high"], strict=True)
+        cells |= {f"at {rate:g}": _difference(*numbers) for rate, numbers in zip(rates, differences, strict=True)}
+        cells["tuned"] = _difference(contrast.test.mean, contrast.test.low, contrast.test.high)
+        rows.append({"id": contrast.row, "flags": [flag.words for flag in result.flags[contrast.row]], "cells": cells})
     return [
         {
             "name": "fixed rate against tuned",
             "explanation": "What a table with one learning rate for all would have shown, and what is left after tuning. "
             "Differences are row minus reference over all seeds that both have at the rate.",
             "family": "unadjusted, descriptive",
-            "columns": [_column(one) for one in made],
+            "columns": [_column(each) for each in columns],
             "rows": rows,
         }
     ]
@@ -216,13 +238,13 @@ def _difference(value: float, low: float, high: float) -> dict[str, Any]:
     return {"value": _value(float(value)), "text": ABSENT if math.isnan(value) else with_interval(value, low, high)}
 
 
-def _said(words: str) -> dict[str, Any]:
+def _words(words: str) -> dict[str, Any]:
     return {"value": words, "text": words}
 
 
-def _arm(result: Assay, at: int, curves: pd.DataFrame) -> dict[str, Any]:
-    row, condition = result.table.loc[at], result.conditions[at]
-    runs = result.comparison.runs[result.comparison.runs["row"] == at]
+def _arm(result: Assay, index: int, curves: pd.DataFrame) -> dict[str, Any]:
+    row, condition = result.table.loc[index], result.conditions[index]
+    runs = result.comparison.runs[result.comparison.runs["row"] == index]
     ok = runs[(runs["status"] == "ok")]
     seeds = [
         {"seed": int(seed), "value": float(value), "run_id": run}
@@ -230,8 +252,8 @@ def _arm(result: Assay, at: int, curves: pd.DataFrame) -> dict[str, Any]:
         if pd.notna(value)
     ]
     return {
-        "id": at,
-        **_named(result, at),
+        "id": index,
+        **_named(result, index),
         "series": row["variant"],
         "trainable_parameters": _value(row["trainable_parameters"]),
         "memory_bytes": _value(row["estimated_memory_bytes"]),
@@ -242,16 +264,16 @@ def _arm(result: Assay, at: int, curves: pd.DataFrame) -> dict[str, Any]:
         "n": len(seeds),
         "seeds": seeds,
         "pareto": row["pareto"].split(", ") if isinstance(row["pareto"], str) else [],
-        "rates": _rates(result, at, condition.chosen) if len(condition.rates) > 1 else [],
+        "rates": _rates(result, index, condition.chosen) if len(condition.rates) > 1 else [],
         "curve": _curve(curves[curves["run_id"].isin(ok["run_id"])]),
     }
 
 
-def _rates(result: Assay, at: int, chosen: float | None) -> list[dict[str, Any]]:
-    number = result.comparison.runs.loc[result.comparison.runs["row"] == at, "condition"].iloc[0]
+def _rates(result: Assay, index: int, chosen: float | None) -> list[dict[str, Any]]:
+    number = result.comparison.runs.loc[result.comparison.runs["row"] == index, "condition"].iloc[0]
     runs = result.selection.runs[result.selection.runs["condition"] == number].sort_values(["seed", "data_seed"])
-    means = result.rates[result.rates["row"] == at].set_index("learning_rate")
-    found = []
+    means = result.rates[result.rates["row"] == index].set_index("learning_rate")
+    rates = []
     for rate, group in runs.groupby("learning_rate", sort=True):
         nothing = [math.nan] * len(group)
         columns = (
@@ -266,18 +288,18 @@ def _rates(result: Assay, at: int, chosen: float | None) -> list[dict[str, Any]]
             | {"validation": _value(validation), "metric": _value(metric), "status": status}
             for seed, role, validation, metric, status in zip(*columns, strict=True)
         ]
-        found.append(
+        rates.append(
             {"lr": float(rate), "validation": _value(means["validation"][rate]), "metric": _value(means["metric"][rate])}
             | {"chosen": rate == chosen, "seeds": seeds}
         )
-    return found
+    return rates
 
 
 POINTS = 200  # of a curve; a page needs no more
 
 
 def _curve(logged: pd.DataFrame) -> dict[str, Any] | None:
-    """Mean, lowest and highest training loss over the runs, where all of them have the step; validation losses beside it."""
+    """Take mean, lowest and highest training loss over the runs at the steps that all of them have, and validation losses."""
     training = logged[logged["metric"] == "train/loss"]
     if not len(training):
         return None

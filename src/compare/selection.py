@@ -1,4 +1,4 @@
-"""Which seeds choose a learning rate and which report, and the rate that each condition gets.
+"""Choose the learning rate of each condition on some seeds, and report on the others.
 
 A condition is everything about a run but its seeds and its learning rate. The rate is chosen on validation over the
 tuning seeds, from the rates that were tried, and the test metric is reported on the other seeds: the best of several
@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from .comparison import told_apart_by_facts
+from .comparison import split_by_facts
 
 RATE = "train.lr"
 CHOSEN_BY = "val/loss"
@@ -39,7 +39,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Condition:
-    """What was tried for one condition, and the rate it gets.
+    """The learning rates that were tried for one condition, and the one it gets.
 
     rates: all that were tried, ascending; chosen: None where no rate has a validation loss; validation: mean over the
     tuning seeds, for the candidates; edge: ``lowest`` or ``highest`` where the chosen rate ends the grid; tuning_runs: the
@@ -56,20 +56,20 @@ class Condition:
 
 @dataclass(frozen=True)
 class Selection:
-    """runs: the frame with its ``condition`` (a number), ``role`` and ``chosen``; conditions: by that number; split."""
+    """Conditions with their rates. runs: the frame with ``condition`` (a number), ``role`` and ``chosen``; conditions: by it."""
 
     runs: pd.DataFrame
     conditions: dict[int, Condition]
     split: Split
 
     def reported(self) -> pd.DataFrame:
-        """The runs that the comparison stands on: those of the chosen rate and the report seeds.
+        """Take the runs that the comparison is made of: those of the chosen rate and the report seeds.
 
         A condition without one keeps a row: its other runs stand in for it, without their numbers.
         """
-        mine = self.runs["chosen"] & (self.runs["role"] != TUNING)
-        empty = set(self.conditions) - set(self.runs.loc[mine, "condition"])
-        runs = self.runs[mine | self.runs["condition"].isin(empty)].copy()
+        report = self.runs["chosen"] & (self.runs["role"] != TUNING)
+        empty = set(self.conditions) - set(self.runs.loc[report, "condition"])
+        runs = self.runs[report | self.runs["condition"].isin(empty)].copy()
         stand_in = runs["condition"].isin(empty)
         lost = stand_in & (runs["status"] == "ok")
         unchosen = runs["condition"].map(lambda condition: self.conditions[condition].chosen is None)
@@ -90,21 +90,21 @@ def select(runs: pd.DataFrame, tuning_seeds: Collection[int] | None = None) -> S
         runs: of ``Gathered.frame``.
         tuning_seeds: the seeds that choose; without it a third of those that trained, rounded down, the lowest first.
     """
-    runs = told_apart_by_facts(runs)
+    runs = split_by_facts(runs)
     runs["condition"] = _conditions(runs)
     trained = runs[runs["trains"] != "none"]
     several = trained.groupby("condition")["learning_rate"].nunique().gt(1)
     split = split_seeds(sorted(set(zip(trained["seed"], trained["data_seed"], strict=True))), tuning_seeds, bool(several.any()))
     runs["role"] = [split.role(seed) for seed in zip(runs["seed"], runs["data_seed"], strict=True)]
     runs.loc[runs["trains"] == "none", "role"] = REPORT  # nothing was chosen for it, and it is the same for every seed
-    conditions = {int(at): _condition(group, split) for at, group in runs.groupby("condition", sort=True)}
-    chosen = runs["condition"].map(lambda at: conditions[at].chosen).astype(float)
+    conditions = {int(number): _condition(group, split) for number, group in runs.groupby("condition", sort=True)}
+    chosen = runs["condition"].map(lambda number: conditions[number].chosen).astype(float)
     runs["chosen"] = (runs["learning_rate"] == chosen) | (runs["trains"] == "none")
     return Selection(runs, conditions, split)
 
 
 def split_seeds(seeds: Sequence[Seed], tuning: Collection[int] | None, needed: bool) -> Split:
-    """Tuning and report seeds; where nothing has to be chosen (not ``needed``) all seeds report."""
+    """Split seeds into those that tune and those that report; where nothing has to be chosen (not ``needed``) all report."""
     if tuning is not None:
         chosen = [seed for seed in seeds if seed[0] in tuning]
     elif not needed:
@@ -118,7 +118,7 @@ def split_seeds(seeds: Sequence[Seed], tuning: Collection[int] | None, needed: b
 
 
 def _conditions(runs: pd.DataFrame) -> pd.Series:
-    """A number for each condition, in the order of their first runs."""
+    """Number the conditions of the runs, in the order of their first runs."""
     firsts = runs.drop_duplicates("group")
     keys: dict[str, str] = {}
     for group, fields, facts in zip(firsts["group"], firsts["fields"], firsts["facts"], strict=True):
@@ -143,6 +143,6 @@ def _condition(runs: pd.DataFrame, split: Split) -> Condition:
 
 
 def row_conditions(runs: pd.DataFrame) -> list[int]:
-    """The condition of each row of a comparison of ``Selection.reported``."""
+    """Return the condition of each row of a comparison of ``Selection.reported``."""
     firsts: Any = runs.groupby("row", sort=True)["condition"].first()
     return [int(condition) for condition in firsts]

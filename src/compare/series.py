@@ -1,4 +1,4 @@
-"""Rows of a comparison joined to the lines of a figure, with the colour and marker that a variant has in every figure."""
+"""Join rows of a comparison to the lines of a figure, with the color and marker that a variant has in every figure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Series:
     variant: str
     label: str
     rows: list[int]
-    turn: int  # the how manieth line of its variant: the first is solid with filled markers
+    turn: int  # its number among the lines of the variant: 0 is solid with filled markers
 
     @property
     def color(self) -> str:
@@ -37,7 +37,7 @@ class Series:
 
     @property
     def look(self) -> dict[str, Any]:
-        """How its line of means is drawn, for ``plot``."""
+        """Return the style of its line of means, as arguments of ``plot``."""
         face = "white" if self.turn % 2 else self.color
         edge = self.color if self.turn % 2 or self.marker in "PX*_" else "white"
         style = LINES[self.turn % len(LINES)]
@@ -49,7 +49,7 @@ class Series:
 
 
 def series(comparison: Comparison, drawn: list[int] | None = None) -> list[Series]:
-    """Rows joined to lines: rows of one line differ in rank and alpha only, and no rank comes twice.
+    """Join rows to lines: rows of one line differ in rank and alpha only, and no rank comes twice.
 
     ``drawn`` are the rows to join; without it all that have a number for the metric.
     """
@@ -58,19 +58,19 @@ def series(comparison: Comparison, drawn: list[int] | None = None) -> list[Serie
         drawn = [row for row in table.index if pd.notna(table[f"{column(comparison.metrics[0])}_mean"][row])]
     lines: dict[str, list[int]] = {}
     for row in drawn:
-        lines.setdefault(_without(comparison, row, ("lora.r", "lora.alpha")), []).append(row)
-    found: list[tuple[list[int], bool]] = []
+        lines.setdefault(_fields_without(comparison, row, ("lora.r", "lora.alpha")), []).append(row)
+    parts: list[tuple[list[int], bool]] = []
     for rows in lines.values():
         if table["r"][rows].dropna().is_unique:
-            found.append((rows, False))
+            parts.append((rows, False))
             continue
-        apart: dict[str, list[int]] = {}
+        by_alpha_too: dict[str, list[int]] = {}
         for row in rows:
-            apart.setdefault(_without(comparison, row, ("lora.r",)), []).append(row)
-        found += [(some, True) for some in apart.values()]
+            by_alpha_too.setdefault(_fields_without(comparison, row, ("lora.r",)), []).append(row)
+        parts += [(rows_of_alpha, True) for rows_of_alpha in by_alpha_too.values()]
     turns: Counter[str] = Counter()
     joined = []
-    for rows, by_alpha in found:
+    for rows, by_alpha in parts:
         variant = table["variant"][rows[0]]
         joined.append(Series(variant, _label(comparison, rows[0], by_alpha), rows, turns[variant]))
         turns[variant] += 1
@@ -78,19 +78,19 @@ def series(comparison: Comparison, drawn: list[int] | None = None) -> list[Serie
 
 
 def _is_tuned(comparison: Comparison) -> bool:
-    """Whether each row has a rate of its own choice, so that the rate tells no lines apart."""
+    """Tell whether each row has a learning rate of its own choice, so that the rate is no name of a line."""
     return "rates_tried" in comparison.table
 
 
-def _without(comparison: Comparison, row: int, keys: tuple[str, ...]) -> str:
+def _fields_without(comparison: Comparison, row: int, keys: tuple[str, ...]) -> str:
     keys = (*keys, "train.lr") if _is_tuned(comparison) else keys
     kept = {key: value for key, value in comparison.fields[row].items() if key not in keys}
-    found = [str(comparison.table.get(name, {}).get(row)) for name in ("device", "engine", "hold_dequantised")]
-    return json.dumps([kept, found], sort_keys=True)
+    facts = [str(comparison.table.get(name, {}).get(row)) for name in ("device", "engine", "hold_dequantised")]
+    return json.dumps([kept, facts], sort_keys=True)
 
 
 def _label(comparison: Comparison, row: int, by_alpha: bool) -> str:
-    """The variant, and what tells this line from the others of the table."""
+    """Name a line: the variant, and the fields in which it differs from the others of the table."""
     table = comparison.table
     parts = [f"{key.split('.')[-1] if key.split('.')[-1] != 'name' else key.split('.')[0]} {table[key][row]}"
              for key in comparison.differing if pd.notna(table[key][row])]  # fmt: skip
@@ -103,5 +103,5 @@ def _label(comparison: Comparison, row: int, by_alpha: bool) -> str:
 
 
 def safe(value: str) -> str:
-    """Text that the figures' font can draw; a leading underscore would hide a legend entry."""
+    """Keep what the figures' font can draw; a leading underscore would hide a legend entry."""
     return "".join(c if ord(c) < 0x250 else "?" for c in clean(value)).lstrip("_") or "?"

@@ -1,4 +1,4 @@
-"""Intervals, tests and fronts for comparisons: pure functions of arrays, nothing is read or written here.
+"""Compute intervals, tests and fronts for comparisons: pure functions of arrays, nothing is read or written here.
 
 All values must be finite, since a mean over the seeds that happened to converge is not the mean of a variant: what to do
 with a diverged run is the caller's to say. Suffixes of arrays: S seeds, I items, C clusters of items, D draws.
@@ -37,7 +37,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """What ``paired`` found; all but the p-values and ``n`` are in the unit of the metric.
+    """The results of ``paired``; all but the p-values and ``n`` are in the unit of the metric.
 
     mean, sd, low, high: as in ``Interval``. p_flip: exact sign-flip test. p_t: paired t test. p_tost: the larger p of the
     two one-sided tests of equivalence. equivalent: p_tost < alpha. mde: the smallest true difference that the t test
@@ -77,7 +77,7 @@ class Discordant(NamedTuple):
 
 
 def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Interval:
-    """Student's t interval of the mean of values [n]. sd, low and high are NaN for n < 2, and so is the mean for n = 0.
+    """Compute Student's t interval of the mean of values [n]. sd, low and high are NaN for n < 2, and so is the mean for n = 0.
 
     With one value for each seed it speaks of other seeds on the same test items; ``bootstrap`` speaks of other items, too.
     Values that agree to within rounding have sd = 0 and an interval of no width.
@@ -99,7 +99,7 @@ def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Interval:
 
 
 def paired(differences: npt.ArrayLike, margin: float, level: float = 0.95, alpha: float = 0.05) -> Paired:
-    """Tests of the differences [n] of two variants, one difference for each seed that they share.
+    """Test the differences [n] of two variants, one difference for each seed that they share.
 
     A difference is claimed by ``p_flip`` or ``p_t``; equality only by ``equivalent``: a large p is no evidence of equality.
     Below n = 2 all is NaN but the mean. Differences that are all the same c give the limits for sd -> 0: interval [c, c],
@@ -117,23 +117,23 @@ def paired(differences: npt.ArrayLike, margin: float, level: float = 0.95, alpha
     if not margin > 0:
         raise ValueError(f"margin must be above 0, not {margin}")
     x = _finite(differences, 1)
-    of = mean_interval(x, level)
+    mean = mean_interval(x, level)
     p_flip, p_t, p_tost, mde = (np.nan,) * 4
-    if of.n >= 2:
-        p_flip, mde = _sign_flip(x), of.sd * detectable_effect(of.n, alpha)
-        if of.sd == 0:
-            p_t, p_tost = float(of.mean == 0), float(abs(of.mean) >= margin)
+    if mean.n >= 2:
+        p_flip, mde = _sign_flip(x), mean.sd * detectable_effect(mean.n, alpha)
+        if mean.sd == 0:
+            p_t, p_tost = float(mean.mean == 0), float(abs(mean.mean) >= margin)
         else:
             from statsmodels.stats.weightstats import DescrStatsW
 
             sample = DescrStatsW(x)
             p_t, p_tost = float(sample.ttest_mean(0.0)[1]), float(sample.ttost_mean(-margin, margin)[0])
-    return Paired(of.n, of.mean, of.sd, of.low, of.high, p_flip, p_t, p_tost, p_tost < alpha, mde)
+    return Paired(mean.n, mean.mean, mean.sd, mean.low, mean.high, p_flip, p_t, p_tost, p_tost < alpha, mde)
 
 
 @cache
 def detectable_effect(n: int, alpha: float = 0.05) -> float:
-    """The true mean / sd that a two-sided paired t test of n >= 2 differences finds with 80 % power.
+    """Compute the true mean / sd that a two-sided paired t test of n >= 2 differences finds with 80 % power.
 
     statsmodels' ``TTestPower.solve_power`` does the same, but gives wrong answers without a warning where SciPy's noncentral
     t is NaN in the far tail (n = 3 at alpha 0.0125: 5.00, with a power of 61 %, for 6.55). That tail is mirrored here.
@@ -149,12 +149,12 @@ def detectable_effect(n: int, alpha: float = 0.05) -> float:
 
 
 def smallest_p(n: int) -> float:
-    """The smallest two-sided p that an exact sign-flip test of n differences can give: 2 / 2**n, so 0.03125 for n = 6."""
+    """Compute the smallest two-sided p that an exact sign-flip test of n differences can give: 2 / 2**n, 0.03125 for n = 6."""
     return min(1.0, 2.0 ** (1 - n))
 
 
 def holm(p_values: npt.ArrayLike) -> FloatArray:
-    """Holm's adjusted p-values [m] (Holm 1979). NaN stays NaN and does not count towards the family."""
+    """Adjust p-values [m] for their number (Holm 1979). NaN stays NaN and does not count towards the family."""
     p = np.asarray(p_values, np.float64)
     adjusted, tested = np.full_like(p, np.nan), ~np.isnan(p)
     if tested.any():
@@ -172,12 +172,12 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Resampled:
-    """Percentile interval over seeds and items at once: the crossed, "pigeonhole" bootstrap (Owen 2007, Ann. Appl. Stat. 1).
+    """Resample seeds and items at once: the crossed, "pigeonhole" bootstrap (Owen 2007, Ann. Appl. Stat. 1).
 
-    The statistic is the sum of the differences over seeds and items / (seeds * sum of weights). A draw resamples seeds, and
-    items (or whole clusters of items) once for all its seeds: every seed is scored on the same items, so an item that is
-    odd is odd under each of them. Items drawn anew for each seed (nested) would average that away, and give the variance
-    due to items as one S-th of what it is.
+    The interval is of percentiles. The statistic is the sum of the differences over seeds and items / (seeds * sum of
+    weights). A draw resamples seeds, and items (or whole clusters of items) once for all its seeds: every seed is scored on
+    the same items, so an item that is odd is odd under each of them. Items drawn anew for each seed (nested) would average
+    that away, and give the variance due to items as one S-th of what it is.
 
     ``mean_interval`` over seeds is the main interval: it speaks of other seeds on these test items, this one of other seeds
     and other items like these. Below 10 seeds this one is too narrow where seeds differ much, since percentiles know no t
@@ -205,18 +205,18 @@ def bootstrap(
     if units < 2:
         return Resampled(mean, np.nan, np.nan, np.nan, seeds, units)
     rng = np.random.default_rng(seed)
-    seeds_DS, found_D = _times_drawn(rng, draws, seeds), np.empty(draws)
+    seeds_DS, mean_D = _times_drawn(rng, draws, seeds), np.empty(draws)
     step = max(1, CELLS_AT_ONCE // units)
     for first in range(0, draws, step):
-        some = slice(first, min(first + step, draws))
-        units_DC = _times_drawn(rng, some.stop - first, units)
-        found_D[some] = ((units_DC @ d_SC.T) * seeds_DS[some]).sum(axis=1) / (seeds * (units_DC @ w_C))
-    low, high = np.quantile(found_D, [(1 - level) / 2, (1 + level) / 2])
-    return Resampled(mean, float(low), float(high), float(found_D.std(ddof=1)), seeds, units)
+        block = slice(first, min(first + step, draws))
+        units_DC = _times_drawn(rng, block.stop - first, units)
+        mean_D[block] = ((units_DC @ d_SC.T) * seeds_DS[block]).sum(axis=1) / (seeds * (units_DC @ w_C))
+    low, high = np.quantile(mean_D, [(1 - level) / 2, (1 + level) / 2])
+    return Resampled(mean, float(low), float(high), float(mean_D.std(ddof=1)), seeds, units)
 
 
 def item_standard_error(differences: npt.ArrayLike, clusters: npt.ArrayLike | None = None) -> float:
-    """Standard error of the mean difference of two models over items [I], paired by item (Miller 2024, 2411.00640).
+    """Compute the standard error of the mean difference of two models over items [I], paired by item (Miller 2024, 2411.00640).
 
     sqrt(var / I) with the sample variance (section 4.2); with labels of clusters [I], covariances within a cluster are
     added to it (section 2.2). It says nothing about other seeds. NaN below 2 items or 2 clusters.
@@ -232,7 +232,7 @@ def item_standard_error(differences: npt.ArrayLike, clusters: npt.ArrayLike | No
 
 
 def mcnemar(correct_a: npt.ArrayLike, correct_b: npt.ArrayLike) -> Discordant:
-    """McNemar's exact two-sided test of whether two models answer the same items [I] correctly equally often.
+    """Test whether two models answer the same items [I] correctly equally often: McNemar's exact two-sided test.
 
     Raises:
         ValueError: if the two do not have the same items.
@@ -247,7 +247,7 @@ def mcnemar(correct_a: npt.ArrayLike, correct_b: npt.ArrayLike) -> Discordant:
 
 
 def pareto_front(cost: npt.ArrayLike, quality: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Which points [n] no other point beats: none is as cheap and as good, and cheaper or better.
+    """Mark the points [n] that no other point beats: none is as cheap and as good, and cheaper or better.
 
     Lower cost and higher quality are better. Equal points are on the front together; a point with a NaN never is.
     """
@@ -259,7 +259,7 @@ def pareto_front(cost: npt.ArrayLike, quality: npt.ArrayLike) -> npt.NDArray[np.
 
 
 def probability_of_improvement(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Share of all pairs of a run of a [n] and a run of b [m] in which a is lower (better); ties count half.
+    """Compute the share of all pairs of a run of a [n] and a run of b [m] in which a is lower (better); ties count half.
 
     Agarwal et al. 2021 (2108.13264), the Mann-Whitney statistic over n m. For runs that are paired by seed, as in
     Bouthillier et al. 2021 (2103.03098), give their differences as a and [0] as b. NaN if either is empty.
@@ -269,7 +269,7 @@ def probability_of_improvement(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 
 
 def _sign_flip(x: FloatArray) -> float:
-    """Two-sided p of the sign-flip test of a mean of 0; exact for n <= 16."""
+    """Compute the two-sided p of the sign-flip test of a mean of 0; exact for n <= 16."""
     size = float(np.abs(x).sum())
     if size == 0:
         return 1.0
@@ -290,7 +290,7 @@ def _sign_flip(x: FloatArray) -> float:
 
 
 def _drawn_sign_flip(x: FloatArray, whole: Callable[[FloatArray], FloatArray]) -> float:
-    """The same from drawn flips, the observed one counted with them (Phipson and Smyth 2010, arXiv 1603.05766).
+    """Estimate the same p from drawn flips, the observed one counted with them (Phipson and Smyth 2010, arXiv 1603.05766).
 
     As products with random signs: SciPy draws its flips one by one, a second each for a hundred seeds.
     """
@@ -302,18 +302,18 @@ def _drawn_sign_flip(x: FloatArray, whole: Callable[[FloatArray], FloatArray]) -
 
 
 def _times_drawn(rng: np.random.Generator, draws: int, n: int) -> FloatArray:
-    """How often each of n things comes up in n draws with replacement: [draws, n]. Ten times as fast as ``multinomial``."""
+    """Count how often each of n things comes up in n draws with replacement: [draws, n]. 10 times as fast as ``multinomial``."""
     drawn = rng.integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
     return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
 
 
 def _sd(x: FloatArray) -> float:
-    """Sample standard deviation, 0 where values differ by rounding alone: [0.1] * 6 has 1e-17, and t = 1e16."""
+    """Compute the sample standard deviation, 0 where values differ by rounding alone: [0.1] * 6 has 1e-17, and t = 1e16."""
     return 0.0 if np.ptp(x) <= 1e-12 * np.abs(x).max() else float(x.std(ddof=1))
 
 
 def _codes(clusters: npt.ArrayLike | None, items: int) -> npt.NDArray[np.intp]:
-    """The number of each item's cluster, from 0."""
+    """Number the clusters of the items, from 0."""
     if clusters is None:
         return np.arange(items)
     labels = np.asarray(clusters)

@@ -1,4 +1,4 @@
-"""The colour and the marker of a variant, in every figure: the product's, the page's and the experiments'.
+"""Give each variant one color and one marker for every figure: the product's, the page's and the experiments'.
 
 Okabe and Ito's palette for the variants met most often, Tol's "muted" for the rest. Markers tell them apart as well, in grey
 or to eyes that see few colours.
@@ -41,7 +41,7 @@ def style(variant: str) -> Style:
 
 
 def line(variant: str) -> dict[str, Any]:
-    """How the studies draw a variant's line, for ``plot``."""
+    """Return the style of a variant's line in the studies, as arguments of ``plot``."""
     colour, marker = style(variant)
     usual = {"color": colour, "lw": 1.6, "marker": marker, "ms": 6, "mfc": colour, "mec": colour}
     return usual | LINES.get(variant, {})

@@ -1,4 +1,4 @@
-"""A comparison as text: CSV with every digit, Markdown, TeX (booktabs).
+"""Write a comparison as text: CSV with every digit, Markdown, TeX (booktabs).
 
 Names, reasons and notes come from files that anyone may have edited, so each format escapes them its own way.
 """
@@ -46,7 +46,7 @@ TEX_BEGIN = r"""% Compiles alone, and as \input{comparison} in a document that l
 
 
 def csv_text(table: pd.DataFrame) -> str:
-    """Every column with every digit; an absent number is an empty field. No text can be run by a spreadsheet."""
+    """Write every column with every digit; an absent number is an empty field. No text can be run by a spreadsheet."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([_csv_text(name) for name in table.columns])
@@ -81,14 +81,14 @@ def _markdown_row(parts: list[str]) -> str:
 
 
 def markdown(value: str) -> str:
-    """Text as Markdown that shows it literally, on one line, in a table cell or not."""
+    """Escape text for Markdown, which then shows it literally, on one line, in a table cell or not."""
     safe = re.sub(r"[&<>]", lambda match: HTML[match[0]], clean(value))
     # "&amp;" has no character that Markdown minds, so escaping for it second is safe.
     return MARKDOWN.sub(lambda match: "\\" + match[0], safe)
 
 
 def tex_text(comparison: Comparison) -> str:
-    """A floating table. It leaves some columns to the other formats, and the flags to notes, or no page would hold it."""
+    """Write a floating table. It leaves some columns to the other formats, and the flags to notes, or no page would hold it."""
     shown = cells(comparison, NOT_IN_TEX)
     alignment = "".join("r" if number else "l" for number in shown.numeric)
     notes = [rf"\par\noindent {tex(note)}" for note in [*_flag_notes(comparison), *comparison.notes]]
@@ -128,7 +128,7 @@ def _tex_row(parts: list[str]) -> str:
 
 
 def tex(value: str) -> str:
-    """Text as TeX that prints it literally. What pdflatex's default fonts may not have becomes a question mark."""
+    """Escape text for TeX, which then prints it literally. A sign that pdflatex's default fonts lack becomes a question mark."""
     known = (c if c.isascii() or ("À" <= c <= "ÿ" and c not in "×÷ÐðÞþ") else "?" for c in clean(value))  # noqa: RUF001
     # Two of these in a row would become one other character: -- a dash, '' a closing quote.
     return re.sub(r"(?<=([-',]))(?=\1)", "{}", "".join(TEX.get(c, c) for c in known))

@@ -1,21 +1,21 @@
 """The typed schema of everything in conf/, and the names of the variants in it.
 
-Defaults stand here once; a YAML in conf/ holds only what differs. ``values.py`` beside this says which values are possible.
+Defaults are written here once; a YAML in conf/ holds only what differs. ``values.py`` checks which values are possible.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import II, OmegaConf
 
+from ..variants.methods.point import Point, VariantConfig, axes
+
 CONF_FOLDER = Path(__file__).resolve().parents[2] / "conf"
 ALL_LINEAR = "all-linear"
-FOUR_BIT = ("nf4", "fp4")  # one layout, two tables of 16 values
-QUANTISED = ("int8", *FOUR_BIT)
 
 
 @dataclass
@@ -48,18 +48,6 @@ class ModelConfig:
 
 
 @dataclass
-class VariantConfig:
-    """The three axes of a variant, and which weights train. The file's name in conf/variant is the point's name."""
-
-    trains: str = "adapter"  # adapter | all | none
-    scaling: str = "alpha_over_r"  # alpha_over_r | alpha_over_sqrt_r
-    magnitude: str = "none"  # none | dora
-    base_precision: str = "bf16"  # bf16 | fp32 | int8 | nf4 | fp4
-    double_quant: bool = True  # nf4, fp4: quantise the block scales too (QLoRA, arXiv 2305.14314, section 3)
-    name: str = ""  # derived from the axes by resolve(); not to be set
-
-
-@dataclass
 class LoraSettings:
     r: int = 16
     alpha: float = 16.0
@@ -74,7 +62,7 @@ class DatasetConfig:
     source: str = "jsonl"  # cldr_names | jsonl | hub | task: from ``path`` where it is set, else from the hub
     version: int | None = None  # of a named dataset: raised when its rows, its prompt or its judging change
     format: str = "pairs"  # how a row is read: src/data/formats.py
-    answer: str = "text"  # how an answer is judged: text | label | number | choice | tags | overlap | bleu
+    answer: str = "text"  # how an answer is scored: text | label | number | choice | tags | overlap | bleu
     path: str | None = None  # training rows; without val_path/test_path the file is split by prompt
     val_path: str | None = None
     test_path: str | None = None
@@ -126,27 +114,27 @@ class EvalConfig:
 
 @dataclass
 class ForgettingConfig:
-    """Held-out prose whose log-loss is measured before and after training (Biderman et al., arXiv 2405.09673)."""
+    """Held-out prose for measuring forgetting: its log-loss before and after training (Biderman et al., arXiv 2405.09673)."""
 
     path: str | None = None  # a text in UTF-8; default: documentation that scikit-learn ships
-    tokens: int = 4096  # that are scored, at most; 0: nothing is measured
+    tokens: int = 4096  # scored at most; 0: nothing is measured
 
 
 @dataclass
 class PackConfig:
-    """How runs train together over one base. It decides time and memory, and no result beyond rounding.
+    """Settings of runs that train together over one base. They decide time and memory, and no result beyond rounding.
 
-    The layers of speed are null for "where they pay": on a GPU.
+    ``compile``, ``cuda_graph`` and ``kernels`` are on where they pay, on a GPU, unless they are set.
     """
 
     max_runs: int | None = None  # runs in one pack at most; default: as many as memory holds
-    # Half, where two commands share the machine. Of the GPU's memory, or on a CPU of what its system can still give when the
-    # command plans: its packs are made to fit that, and a pack that starts then looks only at what is free.
+    # Share of the GPU's memory that this command plans with; on a CPU, of the memory that is available when it plans. Set it
+    # to 0.5 where two commands share the machine. A pack that starts looks only at what is free by then.
     memory_share: float = 1.0
     compile: bool | None = None  # torch.compile, one decoder layer for all
     cuda_graph: bool | None = None  # one graph over forward, backward and optimizer
     kernels: bool | None = None  # our Triton kernels
-    silence: float = 3600.0  # seconds without a sign of life after which a pack's process is stopped
+    silence: float = 3600.0  # seconds without an event after which a pack's process is stopped
 
 
 @dataclass
@@ -176,27 +164,20 @@ class Config:
     force: bool = False
 
 
-def packs(config: Config) -> bool:
-    """Whether the packed engine trains this run; what has no adapter, or asks for PEFT's engine, stands alone."""
+def is_packed(config: Config) -> bool:
+    """Tell whether the packed engine trains this run: it has an adapter and does not ask for PEFT's engine."""
     return config.engine == "packed" and config.variant.trains == "adapter"
 
 
-Axes = tuple[str, str, str, str]
-
-
-def axes(variant: VariantConfig) -> Axes:
-    return (variant.trains, variant.scaling, variant.magnitude, variant.base_precision)
-
-
 @cache
-def named_variants() -> dict[Axes, str]:
+def named_variants() -> dict[Point, str]:
     """The points of the variant product that have a name: the files of conf/variant."""
     points = {}
     for file in sorted((CONF_FOLDER / "variant").glob("*.yaml")):
         node = OmegaConf.merge(OmegaConf.structured(VariantConfig), OmegaConf.load(file))
-        point = OmegaConf.to_object(node)
-        assert isinstance(point, VariantConfig)
-        points[axes(point)] = file.stem
+        variant = OmegaConf.to_object(node)
+        assert isinstance(variant, VariantConfig)
+        points[axes(variant)] = file.stem
     return points
 
 
@@ -205,5 +186,5 @@ def variant_name(variant: VariantConfig) -> str:
     names = named_variants()
     if axes(variant) in names:
         return names[axes(variant)]
-    in_bf16 = names.get((*axes(variant)[:3], "bf16"), "custom")
+    in_bf16 = names.get(axes(replace(variant, base_precision="bf16")), "custom")
     return f"{in_bf16}_{variant.base_precision}"

@@ -1,6 +1,6 @@
-"""Which values a config can have: the checks that one value can be given by itself.
+"""Check the values of a config, each by itself, before anything is loaded.
 
-Nothing here imports torch, so that a refusal is immediate. ``resolve`` is the only door from Hydra's types to the schema.
+Nothing here imports torch, so that a refusal is immediate. ``resolve`` is the only way from Hydra's types to the schema.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..files import credentials
 from ..files.errors import ConfigError
-from .schema import ALL_LINEAR, QUANTISED, Config, DatasetConfig, Shape, packs, variant_name
+from ..variants.methods.point import ADAPTERS, AXES, default
+from ..variants.methods.precision import QUANTISED
+from .schema import ALL_LINEAR, Config, DatasetConfig, Shape, is_packed, variant_name
 
 BYT5_TOKENS = 384  # of the byte tokenizer that comes with random weights
 MODULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,199}")
@@ -22,10 +24,7 @@ REFERENCE = re.compile(r"\$\{[\w.]+\}")  # to another key, such as ${seed}; with
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.source": ("embedded", "hub", "path", "shape"),
     "model.weights": ("pretrained", "random"),
-    "variant.trains": ("adapter", "all", "none"),
-    "variant.scaling": ("alpha_over_r", "alpha_over_sqrt_r"),
-    "variant.magnitude": ("none", "dora"),
-    "variant.base_precision": ("bf16", "fp32", *QUANTISED),
+    **{f"variant.{axis}": tuple(values) for axis, values in AXES.items()},
     "lora.init": ("kaiming", "gaussian"),
     "dataset.source": ("cldr_names", "jsonl", "hub", "task"),
     "dataset.format": ("pairs", "gsm8k", "commonsense", "banking77", "e2e"),
@@ -80,7 +79,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 
 
 def value_at(config: Config, key: str) -> Any:
-    """The value of a dotted key; None where what would hold it is None, as ``model.shape`` may be."""
+    """Read the value of a dotted key; None where a parent of it is None, as ``model.shape`` may be."""
     node: Any = config
     for part in key.split("."):
         node = None if node is None else getattr(node, part)
@@ -88,7 +87,7 @@ def value_at(config: Config, key: str) -> Any:
 
 
 def resolve(node: DictConfig) -> Config:
-    """Hydra's composed node as a checked ``Config``.
+    """Turn Hydra's composed node into a checked ``Config``.
 
     Raises:
         ConfigError: a value is impossible; the message names the key and what is allowed.
@@ -106,28 +105,28 @@ def resolve(node: DictConfig) -> Config:
 
 
 def _refuse_other_keys(node: DictConfig) -> None:
-    """Hydra's ``+key`` and ``~key`` can add to the schema and take from it; nothing here would read or survive that."""
+    """Refuse keys that Hydra's ``+key`` added to the schema, which nothing reads, and those that ``~key`` removed."""
     _compare_keys(OmegaConf.to_container(node), Config(), "")
 
 
-def _compare_keys(found: Any, wanted: Any, prefix: str) -> None:
-    if not isinstance(found, dict):
-        raise ConfigError(f"{prefix.rstrip('.')}={found}: holds keys of its own, such as {prefix}{fields(wanted)[0].name}")
+def _compare_keys(values: Any, wanted: Any, prefix: str) -> None:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{prefix.rstrip('.')}={values}: holds keys of its own, such as {prefix}{fields(wanted)[0].name}")
     known = {entry.name: getattr(wanted, entry.name) for entry in fields(wanted)}
-    for key in found:
+    for key in values:
         if key not in known:
             raise ConfigError(f"{prefix}{key}: no such key")
     for key, value in known.items():
-        if key not in found:
+        if key not in values:
             raise ConfigError(f"{prefix}{key}: cannot be removed")
         if is_dataclass(value):
-            _compare_keys(found[key], value, f"{prefix}{key}.")
+            _compare_keys(values[key], value, f"{prefix}{key}.")
 
 
 def refuse_texts(value: Any, key: str = "") -> None:
     """Raise ConfigError where a text, not resolved yet, is a secret or would call a resolver such as ``${oc.env:X}``.
 
-    A record holds the config: neither a key nor a variable of the environment may get into it.
+    A record holds the config, and no secret or environment variable may get into it.
     """
     if isinstance(value, dict):
         for name, part in value.items():
@@ -136,7 +135,7 @@ def refuse_texts(value: Any, key: str = "") -> None:
         for part in value:
             refuse_texts(part, key)
     elif isinstance(value, str):
-        if kind := credentials.found(value, key):
+        if kind := credentials.secret_kind(value, key):
             raise ConfigError(f"{key}: looks like {kind}; secrets stay in the environment, as a config is written to records")
         if calls_resolver(value):
             raise ConfigError(f"{key}: {RESOLVER}")
@@ -166,13 +165,13 @@ def check(config: Config) -> None:
             refuse_outside(key, value)
     if config.model.shape is not None:
         _check_shape(config.model.shape, config.model.weights)
-    if config.variant.trains != "adapter" and (config.variant.scaling != "alpha_over_r" or config.variant.magnitude != "none"):
-        raise ConfigError(f"variant.trains={config.variant.trains}: has no adapter, so leave scaling and magnitude as they are")
+    if config.variant.trains != "adapter" and any(getattr(config.variant, axis) != default(axis) for axis in ADAPTERS):
+        raise ConfigError(f"variant.trains={config.variant.trains}: has no adapter, so leave {', '.join(ADAPTERS)} as they are")
     if config.variant.trains == "all" and config.variant.base_precision in QUANTISED:
         raise ConfigError(
             f"variant.base_precision={config.variant.base_precision}: variant=full trains all weights, which needs bf16 or fp32"
         )
-    if config.train.optimizer != "adamw" and packs(config):
+    if config.train.optimizer != "adamw" and is_packed(config):
         raise ConfigError(f"train.optimizer={config.train.optimizer}: needs engine=peft; the packed engine has AdamW in fp32")
     if config.model.hold_dequantised and config.variant.base_precision == "int8":
         raise ConfigError("model.hold_dequantised: LLM.int8() rounds its inputs too, so no held copy gives the same numbers")

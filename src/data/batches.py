@@ -1,4 +1,4 @@
-"""Tokens: examples to token ids, ids to padded batches, and the order in which training rows are used.
+"""Turn examples into token ids and padded batches, and fix the order in which training rows are used.
 
 The loss counts target tokens only. Every target is followed by the tokenizer's end-of-sequence token, which counts.
 """
@@ -27,7 +27,7 @@ IGNORE = -100  # label of a token that carries no loss, as in torch.nn.functiona
 
 @dataclass(frozen=True)
 class Item:
-    """One tokenised example; ``target`` ends with the end-of-sequence token."""
+    """One tokenized example; ``target`` ends with the end-of-sequence token."""
 
     example: Example
     prompt: list[int]
@@ -57,9 +57,9 @@ class Batch:
 
 
 def tokenise(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int, chat_template: bool) -> list[Item]:
-    """Token ids of each example, at most ``max_length`` together: what is too long loses the left of its prompt.
+    """Tokenize each example to at most ``max_length`` ids, prompt and target together; a long prompt is cut on the left.
 
-    At least one prompt token stays, so that each target token has something before it; a target that is too long by
+    At least one prompt token stays, so that each target token has a token before it; a target that is too long by
     itself is cut on the right.
     """
     eos = tokenizer.eos_token_id
@@ -77,7 +77,7 @@ def tokenise(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, ma
 
 
 def fingerprint(items: dict[str, list[Item]]) -> str:
-    """SHA-256 over the token ids of all splits, in order."""
+    """Hash the token ids of all splits, in order (SHA-256)."""
     digest = hashlib.sha256()
     for name, split in items.items():
         for item in split:
@@ -86,23 +86,21 @@ def fingerprint(items: dict[str, list[Item]]) -> str:
 
 
 def _prompt_ids(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> list[list[int]]:
-    """Ids of each prompt; a chat, or any prompt where asked, goes through the model's chat template."""
-    found: list[list[int]] = [[]] * len(examples)
-    plain = [at for at, example in enumerate(examples) if isinstance(example.prompt, str) and not chat_template]
-    chats = [at for at, example in enumerate(examples) if not isinstance(example.prompt, str) or chat_template]
+    """Tokenize each prompt; a chat, or with ``chat_template`` any prompt, goes through the model's chat template."""
+    prompts: list[list[int]] = [[]] * len(examples)
+    plain = [i for i, example in enumerate(examples) if isinstance(example.prompt, str) and not chat_template]
+    chats = [i for i, example in enumerate(examples) if not isinstance(example.prompt, str) or chat_template]
     if chats and tokenizer.chat_template is None:
         raise ConfigError("dataset.chat_template: this model's tokenizer has no chat template")
     if chats:
-        texts = [
-            tokenizer.apply_chat_template(_messages(examples[at]), tokenize=False, add_generation_prompt=True) for at in chats
-        ]
-        for at, ids in zip(chats, tokenizer(texts, add_special_tokens=False).input_ids, strict=True):
-            found[at] = ids
+        texts = [tokenizer.apply_chat_template(_messages(examples[i]), tokenize=False, add_generation_prompt=True) for i in chats]
+        for i, ids in zip(chats, tokenizer(texts, add_special_tokens=False).input_ids, strict=True):
+            prompts[i] = ids
     if plain:
-        for at, ids in zip(plain, tokenizer([examples[at].prompt for at in plain]).input_ids, strict=True):
+        for i, ids in zip(plain, tokenizer([examples[i].prompt for i in plain]).input_ids, strict=True):
             # Some tokenizers (T5's) close every text with an end token, which must not stand before the target.
-            found[at] = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-    return found
+            prompts[i] = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    return prompts
 
 
 def _messages(example: Example) -> list[dict[str, str]]:
@@ -110,6 +108,7 @@ def _messages(example: Example) -> list[dict[str, str]]:
 
 
 def collate(items: Sequence[Item], pad: int, device: torch.device) -> Batch:
+    """Pad items on the right with the id ``pad`` to the longest of them; labels are ``IGNORE`` outside of targets."""
     width = max(len(item) for item in items)
     ids = torch.full((len(items), width), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -129,16 +128,16 @@ def _permutation(rows: int, data_seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def rows_at(first: int, count: int, rows: int, data_seed: int) -> list[int]:
-    """Rows ``first`` to ``first + count`` of the endless stream of shuffled epochs.
+    """Look up rows ``first`` to ``first + count`` (excluded) of the endless stream of shuffled epochs.
 
-    A function of its arguments alone: the order does not depend on the variant, the rank, the run's other seed, or on
-    whether the run was interrupted. Each epoch uses each row once; a batch may span two epochs.
+    The order depends on the arguments alone: not on the variant, the rank, the run's other seed, or an interruption. Each
+    epoch uses each row once; a batch may span two epochs.
     """
-    return [_permutation(rows, data_seed, at // rows)[at % rows] for at in range(first, first + count)]
+    return [_permutation(rows, data_seed, index // rows)[index % rows] for index in range(first, first + count)]
 
 
 def micro_batches(step: int, train: TrainConfig, rows: int, data_seed: int) -> list[list[int]]:
-    """The rows of each micro-batch of a 0-based optimizer step."""
+    """List the rows of each micro-batch of an optimizer step; ``step`` counts from 0."""
     size = train.batch_size * train.grad_accum
     taken = rows_at(step * size, size, rows, data_seed)
-    return [taken[at : at + train.batch_size] for at in range(0, size, train.batch_size)]
+    return [taken[start : start + train.batch_size] for start in range(0, size, train.batch_size)]

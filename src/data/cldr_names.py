@@ -18,7 +18,7 @@ KINDS = {"territory": "territories", "language": "languages", "currency": "curre
 
 
 def cldr_rows() -> Iterator[tuple[str, str, str, str]]:
-    """(kind, English name, language, name in that language), each (kind, name, language) once, in a fixed order."""
+    """Yield (kind, English name, language, name in that language), each (kind, name, language) once, in a fixed order."""
     from babel import Locale
 
     english = Locale("en")

@@ -1,4 +1,4 @@
-"""Examples: a prompt and a target, in three splits that share no prompt. No torch and no tokens here.
+"""Read datasets as examples (a prompt and a target) in three splits that share no prompt. No torch and no tokens here.
 
 The order in which training rows are used depends on data_seed alone; see src/data/batches.py.
 """
@@ -21,11 +21,11 @@ from .formats import FORMATS, POOLED, Messages, normalised
 @dataclass(frozen=True)
 class Example:
     id: str
-    prompt: str | Messages  # a chat keeps its messages until the tokenizer's template is at hand
+    prompt: str | Messages  # a chat stays a list of messages until the tokenizer's template is applied
     target: str
     group: str  # examples of one group (the same source name, the same prompt) stay in one split
-    choices: tuple[str, ...] = ()  # the targets between which a choice is made
-    references: tuple[str, ...] = ()  # all targets that are known to be good, where there are several
+    choices: tuple[str, ...] = ()  # the possible targets of a multiple-choice question
+    references: tuple[str, ...] = ()  # all good targets, where there are several
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Splits:
     train: list[Example]
     val: list[Example]
     test: list[Example]
-    left_out: int = 0  # training rows left out because their prompt stands in validation or test as well
-    repeated: int = 0  # test examples whose prompt stands earlier in the test split; they stay in it
-    labels: tuple[str, ...] = ()  # of a label task: those given, or all that are targets
+    left_out: int = 0  # training rows left out because their prompt is in validation or test as well
+    repeated: int = 0  # test examples whose prompt occurs earlier in the test split; they stay in it
+    labels: tuple[str, ...] = ()  # of a label task: dataset.labels, or else all targets
 
     def fingerprint(self) -> str:
-        """SHA-256 over all examples in order: two runs with the same one saw the same data."""
+        """Hash all examples in order (SHA-256): two runs with the same fingerprint saw the same data."""
         digest = hashlib.sha256()
         for name, split in (("train", self.train), ("val", self.val), ("test", self.test)):
             for example in split:
@@ -48,7 +48,7 @@ class Splits:
 
 
 def load(dataset: DatasetConfig) -> Splits:
-    """Read the dataset.
+    """Read the dataset and split it.
 
     Raises:
         ConfigError: a file is missing, empty or malformed; the message names the file and the line.
@@ -70,7 +70,7 @@ def load(dataset: DatasetConfig) -> Splits:
 
 
 def load_test(dataset: DatasetConfig) -> Splits:
-    """The test split alone, for a model that is only scored: training files are not needed where the test has its own.
+    """Read the test split alone, for a model that is only scored; needs no training files where the test set has its own.
 
     Raises:
         ConfigError: as ``load``.
@@ -79,7 +79,7 @@ def load_test(dataset: DatasetConfig) -> Splits:
     files: dict[str, Any] = {"train_files": None, "val_files": None, "test_files": None, "val_path": None, "test_path": None}
     if dataset.test_path:
         splits = load(replace(dataset, path=dataset.test_path, **whole, **files))
-        if dataset.source != "task":  # rows of one's own are tested in the order of their file, so the first n are the same n
+        if dataset.source != "task":  # the user's own rows are tested in the order of the file, so that the first n stay the same
             splits.test.sort(key=lambda example: int(example.id.rpartition(":")[2]))
         return splits
     if from_hub(dataset) and dataset.test_split:
@@ -90,11 +90,12 @@ def load_test(dataset: DatasetConfig) -> Splits:
 
 
 def from_hub(dataset: DatasetConfig) -> bool:
+    """Tell whether the rows come from the Hugging Face hub."""
     return dataset.source == "hub" or (dataset.source == "task" and not dataset.path and dataset.id is not None)
 
 
 def refuse_impossible(dataset: DatasetConfig, batch_size: int) -> Splits | None:
-    """The splits if they can be read without a network; raises ConfigError where they cannot train or score."""
+    """Read the splits if that needs no network, else return None. Raises ConfigError where they cannot train or score."""
     if from_hub(dataset):
         if not dataset.id:
             raise ConfigError("dataset.id: dataset=hub needs the id of a Hugging Face dataset, dataset.id=OWNER/NAME")
@@ -107,7 +108,7 @@ def refuse_impossible(dataset: DatasetConfig, batch_size: int) -> Splits | None:
     refuse_empty(splits, dataset)
     if dataset.labels:
         known = {label.strip().casefold() for label in dataset.labels}
-        # The training file of a named task may be that of several, each with labels of its own.
+        # Several named tasks may share one training file, each with its own labels.
         for example in splits.test if dataset.source == "task" else [*splits.train, *splits.val, *splits.test]:
             if example.target.strip().casefold() not in known:
                 raise ConfigError(f"dataset.labels: {example.id} has the target {example.target!r}, which is none of them")
@@ -115,7 +116,7 @@ def refuse_impossible(dataset: DatasetConfig, batch_size: int) -> Splits | None:
 
 
 def refuse_empty(splits: Splits, dataset: DatasetConfig) -> None:
-    """Raise ConfigError where nothing is left to validate or to test on."""
+    """Raise ConfigError where the validation or the test split is empty."""
     for name, split in (("validation", splits.val), ("test", splits.test)):
         if not split:
             raise ConfigError(
@@ -125,17 +126,18 @@ def refuse_empty(splits: Splits, dataset: DatasetConfig) -> None:
 
 
 def cldr_rows_as_examples() -> Iterator[Example]:
+    """Phrase the rows of the CLDR tables as prompts with an open quotation mark before the target."""
     for kind, name, language, translation in cldr_rows():
         yield Example(f"{kind}/{name}/{language}", f'The {kind} "{name}" in {language} is "', translation, name)
 
 
 def share_of(group: str) -> float:
-    """A number in [0, 1) that depends on the group's text alone, so that a split never changes when rows are added."""
+    """Hash a group's text to a number in [0, 1), so that its split does not change when rows are added."""
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
 
 
 def _question(dataset: DatasetConfig, example: Example) -> str:
-    """What makes two examples the same question: their group, or a prompt of pairs whatever its letter case and white space."""
+    """Make the key that two examples of one question share: the group; for pairs, the prompt without case and white space."""
     prompt = example.prompt
     if dataset.format != "pairs":
         return example.group
@@ -145,13 +147,13 @@ def _question(dataset: DatasetConfig, example: Example) -> str:
 def _split(
     dataset: DatasetConfig, rows: list[Example], val: list[Example] | None = None, test: list[Example] | None = None
 ) -> Splits:
-    """Take test and validation rows out of ``rows`` by group, unless given; no training question is in another split."""
-    asked = {_question(dataset, example) for example in test or []}
+    """Split ``rows`` by group where ``val`` or ``test`` is None; leave out training questions of the other splits."""
+    test_questions = {_question(dataset, example) for example in test or []}
     val_rows = val or []
-    if dataset.source == "task":  # files of one's own are taken at their word
-        val_rows = [example for example in val_rows if _question(dataset, example) not in asked]
-    given = asked | {_question(dataset, example) for example in val_rows}
-    fresh = [example for example in rows if _question(dataset, example) not in given] if given else rows
+    if dataset.source == "task":  # the user's own validation file is used as it is
+        val_rows = [example for example in val_rows if _question(dataset, example) not in test_questions]
+    held_out = test_questions | {_question(dataset, example) for example in val_rows}
+    fresh = [example for example in rows if _question(dataset, example) not in held_out] if held_out else rows
     test_below = 0.0 if test is not None else dataset.test_share
     val_below = test_below + (0.0 if val is not None else dataset.val_share)
     parts: dict[str, list[Example]] = {"train": [], "val": val_rows, "test": test or []}
@@ -168,11 +170,11 @@ def _split(
 
 
 def _pooled(examples: list[Example]) -> list[Example]:
-    """One example for each group, with the targets of all as its references; its own target is the first."""
+    """Merge each group into its first example, with the targets of all as references."""
     groups: dict[str, list[Example]] = {}
     for example in examples:
         groups.setdefault(example.group, []).append(example)
-    return [replace(group[0], references=tuple(one.target for one in group)) for group in groups.values()]
+    return [replace(group[0], references=tuple(example.target for example in group)) for group in groups.values()]
 
 
 def _load_files(dataset: DatasetConfig) -> Splits:
@@ -182,31 +184,31 @@ def _load_files(dataset: DatasetConfig) -> Splits:
     if not path and not named["train"]:
         raise ConfigError(f"dataset.path: dataset={name} needs a file, dataset.path=FILE.jsonl")
     if not path or (named["train"] and inputs.is_missing(path)):
-        needed = f"dataset={name} needs a folder with {', '.join(file for files in named.values() for file in files)}{origin}"
+        needed = f"dataset={name} needs a folder with {', '.join(file for members in named.values() for file in members)}{origin}"
         raise ConfigError(f"dataset.path={path}: no such file or folder; {needed}" if path else f"dataset.path: {needed}")
-    found: dict[str, list[rows.Source] | None] = {"train": None, "val": None, "test": None}
+    files: dict[str, list[rows.File] | None] = {"train": None, "val": None, "test": None}
     if named["train"] and rows.holds_files(path):
-        for split, files in named.items():
-            found[split] = [rows.among(path, "dataset.path", file, dataset.files_from) for file in files] or None
+        for split, members in named.items():
+            files[split] = [rows.open_member(path, "dataset.path", name, dataset.files_from) for name in members] or None
     else:
-        found["train"] = [rows.one(path, "dataset.path")]
-    for split, own in (("val", dataset.val_path), ("test", dataset.test_path)):
-        if own:
-            found[split] = [rows.one(own, f"dataset.{split}_path")]
-    read = {split: None if files is None else _examples(dataset, files) for split, files in found.items()}
-    return _split(dataset, read["train"] or [], read["val"], read["test"])
+        files["train"] = [rows.open_file(path, "dataset.path")]
+    for split, own_path in (("val", dataset.val_path), ("test", dataset.test_path)):
+        if own_path:
+            files[split] = [rows.open_file(own_path, f"dataset.{split}_path")]
+    examples = {split: None if opened is None else _examples(dataset, opened) for split, opened in files.items()}
+    return _split(dataset, examples["train"] or [], examples["val"], examples["test"])
 
 
-def _examples(dataset: DatasetConfig, files: list[rows.Source]) -> list[Example]:
-    """The examples of some files. Rows of one's own are grouped by their prompt to the letter: it decides their split."""
+def _examples(dataset: DatasetConfig, files: list[rows.File]) -> list[Example]:
+    """Parse the rows of files. Pairs of the user's own are grouped by their exact prompt, which decides their split."""
     exact = dataset.source == "jsonl" and dataset.format == "pairs"
-    found = []
-    for source in files:
-        for number, where, value in rows.rows(source):
-            read = FORMATS[dataset.format](value, where)
-            group = json.dumps(read.prompt) if exact else read.question
-            found.append(Example(f"{source.name}:{number}", read.prompt, read.target, group, read.choices))
-    return found
+    examples = []
+    for file in files:
+        for number, where, value in rows.rows(file):
+            row = FORMATS[dataset.format](value, where)
+            group = json.dumps(row.prompt) if exact else row.question
+            examples.append(Example(f"{file.name}:{number}", row.prompt, row.target, group, row.choices))
+    return examples
 
 
 def _load_hub(dataset: DatasetConfig) -> Splits:
@@ -216,9 +218,10 @@ def _load_hub(dataset: DatasetConfig) -> Splits:
         table = datasets.load_dataset(dataset.id, dataset.subset, split=split, revision=dataset.revision)
         if dataset.format != "pairs":
             where = f"dataset.id={dataset.id}: {split}, row"
-            read = [FORMATS[dataset.format](row, f"{where} {number}") for number, row in enumerate(table)]
+            parsed = [FORMATS[dataset.format](row, f"{where} {number}") for number, row in enumerate(table)]
             return [
-                Example(f"{split}:{number}", one.prompt, one.target, one.question, one.choices) for number, one in enumerate(read)
+                Example(f"{split}:{number}", row.prompt, row.target, row.question, row.choices)
+                for number, row in enumerate(parsed)
             ]
         missing = {dataset.prompt_column, dataset.target_column} - set(table.column_names)
         if missing:
@@ -226,15 +229,15 @@ def _load_hub(dataset: DatasetConfig) -> Splits:
                 f"dataset.prompt_column, dataset.target_column: {dataset.id} has no column {', '.join(sorted(missing))}; "
                 f"it has {', '.join(table.column_names)}"
             )
-        found = []
+        pairs = []
         names = getattr(table.features[dataset.target_column], "int2str", str)  # a ClassLabel column holds numbers
         for number, row in enumerate(table):
             prompt, value = row[dataset.prompt_column], row[dataset.target_column]
             target = value if isinstance(value, str) else "" if value is None else names(value)
             if not isinstance(prompt, str) or not target.strip():
                 raise ConfigError(f"dataset.id={dataset.id}: row {number} of {split} has no prompt text or no target")
-            found.append(Example(f"{split}:{number}", prompt, target, prompt))
-        return found
+            pairs.append(Example(f"{split}:{number}", prompt, target, prompt))
+        return pairs
 
     val = examples(dataset.val_split) if dataset.val_split else None
     test = examples(dataset.test_split) if dataset.test_split else None

@@ -1,8 +1,8 @@
-"""How a row becomes an example: the name of a format -> a pure function of the row and of where it stands.
+"""Parse rows of each format into prompt and target: ``FORMATS`` maps a name to a pure function of the row and its place.
 
-The prompts of GSM8K, Banking77 and E2E are ours, with a line break before the answer, where every tokenizer begins anew.
-Those of the commonsense tasks are LLM-Adapters' (arXiv 2304.01933) and DoRA's (arXiv 2402.09353), white space included, so
-that numbers compare with theirs.
+The prompts of GSM8K, Banking77 and E2E are ours, with a line break before the answer, where every tokenizer starts a new
+token. Those of the commonsense tasks are LLM-Adapters' (arXiv 2304.01933) and DoRA's (arXiv 2402.09353), white space
+included, so that numbers compare with theirs.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ ANSWER = "the correct answer is "
 
 
 @dataclass(frozen=True)
-class Read:
-    """What a row says. ``question`` is the same text in two rows that ask the same, however they spell it.
+class ParsedRow:
+    """The content of a row. ``question`` is equal in two rows that ask the same question in another spelling.
 
-    choices: the targets between which a choice is made; none where the answer is free.
+    choices: the possible targets of a multiple-choice question; empty where the answer is free.
     """
 
     prompt: str | Messages
@@ -38,30 +38,30 @@ class Read:
 
 
 def normalised(text: str) -> str:
-    """The text without differences in letter case and white space."""
+    """Remove differences in letter case and white space from a text."""
     return " ".join(text.casefold().split())
 
 
 def wording(text: str) -> str:
-    """The letters and digits alone, for questions in words: 29 of Banking77's tests are training rows but for such as a "?".
+    """Keep letters and digits alone: 29 test rows of Banking77 differ from training rows only by signs such as "?".
 
-    Not where a sign tells questions apart, as in ``3+4`` and ``3-4``.
+    Not for questions that differ by a sign alone, such as ``3+4`` and ``3-4``.
     """
     return "".join(filter(str.isalnum, text.casefold())) or normalised(text)
 
 
-def pairs(row: Any, where: str) -> Read:
-    """{"context","target"}, {"prompt","completion"}, {"prompt","target"} or chat {"messages"}."""
+def pairs(row: Any, where: str) -> ParsedRow:
+    """Parse {"context","target"}, {"prompt","completion"}, {"prompt","target"} or chat {"messages"}."""
     if not isinstance(row, dict):
         raise ConfigError(f"{where}: needs an object such as {{'prompt': ..., 'completion': ...}}")
     if "messages" in row:
         prompt, target = _chat(row["messages"], where)
-        return Read(prompt, target, normalised(json.dumps(prompt, ensure_ascii=False)))
+        return ParsedRow(prompt, target, normalised(json.dumps(prompt, ensure_ascii=False)))
     for asked, answered in PAIRS:
         if isinstance(row.get(asked), str) and isinstance(row.get(answered), str):
             if not row[answered].strip():
                 raise ConfigError(f"{where}: the target '{answered}' is empty")
-            return Read(row[asked], row[answered], normalised(row[asked]))
+            return ParsedRow(row[asked], row[answered], normalised(row[asked]))
     if "context" in row or "prompt" in row:
         raise ConfigError(f"{where}: no target; needs 'target' beside 'context', 'completion' beside 'prompt', each a text")
     raise ConfigError(f"{where}: needs the keys 'context' and 'target', 'prompt' and 'completion', or 'messages'")
@@ -77,82 +77,82 @@ def _chat(messages: Any, where: str) -> tuple[Messages, str]:
     return [{"role": m["role"], "content": m["content"]} for m in messages[:-1]], messages[-1]["content"]
 
 
-def gsm8k(row: Any, where: str) -> Read:
-    """Grade-school maths (arXiv 2110.14168). The target is the worked answer as it stands, its ``<<3*4=12>>`` included."""
+def gsm8k(row: Any, where: str) -> ParsedRow:
+    """Parse grade-school math (arXiv 2110.14168). The target is the worked answer unchanged, with its ``<<3*4=12>>``."""
     question, answer = _texts(row, where, "question", "answer")
     if not re.search(r"####\s*\S", answer):
         raise ConfigError(f"{where}: 'answer' needs '####' and a number at its end")
-    return Read(f"Question: {question}\nAnswer:\n", answer, normalised(question))
+    return ParsedRow(f"Question: {question}\nAnswer:\n", answer, normalised(question))
 
 
-def commonsense(row: Any, where: str) -> Read:
-    """A row of LLM-Adapters' files, or the same question as BoolQ, ARC and OpenBookQA put it on the Hugging Face hub."""
+def commonsense(row: Any, where: str) -> ParsedRow:
+    """Parse a row of LLM-Adapters' files, or of BoolQ, ARC and OpenBookQA as the Hugging Face hub has them."""
     row = _as_instruction(row, where)
     instruction, output = _texts(row, where, "instruction", "output")
-    given = row.get("input") or ""
+    context = row.get("input") or ""
     named = ANSWER_FORMAT.search(instruction)
     if named is None:
         raise ConfigError(f"{where}: 'instruction' needs 'Answer format: A/B' at its end")
-    if not isinstance(given, str):
+    if not isinstance(context, str):
         raise ConfigError(f"{where}: 'input' is no text")
     choices = tuple(ANSWER + name.strip() for name in named[1].split("/"))
     if output not in choices:
         raise ConfigError(f"{where}: 'output' is none of '{ANSWER}' and {named[1].strip()}")
-    parts = [f"{TASK}, paired with an input that provides further context. {REQUEST}" if given else f"{TASK}. {REQUEST} "]
+    parts = [f"{TASK}, paired with an input that provides further context. {REQUEST}" if context else f"{TASK}. {REQUEST} "]
     parts += ["", "### Instruction:", instruction]
-    parts += ["", "### Input:", given] if given else []
+    parts += ["", "### Input:", context] if context else []
     parts += ["", "### Response:", ""]
-    prompt = "".join(part if not at else "\n" if not part and at < len(parts) - 1 else INDENT + part
-                     for at, part in enumerate(parts))  # fmt: skip
-    return Read(prompt, output, wording(f"{instruction} {given}"), choices)
+    prompt = "".join(part if not i else "\n" if not part and i < len(parts) - 1 else INDENT + part
+                     for i, part in enumerate(parts))  # fmt: skip
+    return ParsedRow(prompt, output, wording(f"{instruction} {context}"), choices)
 
 
 def _as_instruction(row: Any, where: str) -> Any:
-    """A row of the hub's BoolQ, ARC or OpenBookQA in the words of LLM-Adapters; any other row as it is."""
+    """Rephrase a row of the hub's BoolQ, ARC or OpenBookQA as LLM-Adapters does; return any other row unchanged."""
     if not isinstance(row, dict) or "instruction" in row:
         return row
     question = row.get("question_stem", row.get("question"))
     if isinstance(question, str) and isinstance(row.get("answer"), bool):
-        said = str(row["answer"]).lower()
+        answer = str(row["answer"]).lower()
         text = f"Please answer the following question with true or false, question: {question}?\n\nAnswer format: true/false"
-        return {"instruction": text, "output": ANSWER + said}
+        return {"instruction": text, "output": ANSWER + answer}
     offered = row.get("choices")
     if not isinstance(question, str) or not isinstance(offered, dict):
         return row
     texts, keys = offered.get("text") or [], offered.get("label") or []
     if not _are_texts(texts) or not _are_texts(keys) or len(texts) != len(keys) or row.get("answerKey") not in keys:
         raise ConfigError(f"{where}: 'choices' needs the lists 'text' and 'label', and 'answerKey' one of the labels")
-    listed = " ".join(f"Answer{at}: {text}" for at, text in enumerate(texts, start=1))
-    names = [f"answer{at}" for at in range(1, len(texts) + 1)]
+    listed = " ".join(f"Answer{number}: {text}" for number, text in enumerate(texts, start=1))
+    names = [f"answer{number}" for number in range(1, len(texts) + 1)]
     text = f"Please choose the correct answer to the question: {question}\n\n{listed}\n\nAnswer format: {'/'.join(names)}"
     return {"instruction": text, "output": ANSWER + names[keys.index(row["answerKey"])]}
 
 
-def banking77(row: Any, where: str) -> Read:
-    """A customer's query and its intent (arXiv 2003.04807): ``text`` and ``category``, or ``label_text`` as on the hub."""
+def banking77(row: Any, where: str) -> ParsedRow:
+    """Parse a customer's query and its intent (arXiv 2003.04807): ``text`` and ``category``, or ``label_text`` as on the hub."""
     text, category = _texts(row, where, "text", "label_text" if isinstance(row, dict) and "label_text" in row else "category")
-    return Read(f"Query: {text}\nIntent:\n", category, wording(text))
+    return ParsedRow(f"Query: {text}\nIntent:\n", category, wording(text))
 
 
-def e2e(row: Any, where: str) -> Read:
-    """A meaning representation and one text that says it (arXiv 1706.09254); a held-out one is asked once, see ``POOLED``."""
+def e2e(row: Any, where: str) -> ParsedRow:
+    """Parse a meaning representation and a text that expresses it (arXiv 1706.09254); held-out rows are pooled."""
     hub = isinstance(row, dict) and "meaning_representation" in row
     mr, ref = _texts(row, where, *(("meaning_representation", "human_reference") if hub else ("mr", "ref")))
-    return Read(f"Data: {mr}\nText:\n", ref, normalised(mr))
+    return ParsedRow(f"Data: {mr}\nText:\n", ref, normalised(mr))
 
 
-FORMATS: dict[str, Callable[[Any, str], Read]] = {
+FORMATS: dict[str, Callable[[Any, str], ParsedRow]] = {
     "pairs": pairs,
     "gsm8k": gsm8k,
     "commonsense": commonsense,
     "banking77": banking77,
     "e2e": e2e,
 }
-POOLED = ("e2e",)  # held-out rows with one question are one example with several references
+POOLED = ("e2e",)  # held-out rows with the same question become one example with several references
 
 
 def _texts(row: Any, where: str, *keys: str) -> list[str]:
-    """The texts under ``keys``, none of them empty."""
+    """Look up the texts under ``keys``; raise ConfigError where one is missing or empty."""
     if not isinstance(row, dict):
         raise ConfigError(f"{where}: needs an object with {_listed(keys)}")
     for key in keys:
@@ -162,7 +162,7 @@ def _texts(row: Any, where: str, *keys: str) -> list[str]:
 
 
 def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def _listed(keys: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Files that the user names: read whole, or refused in one line."""
+"""Read files that the user names whole, or refuse them in one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENTRIES = 10_000  # files of an archive
 
 
 def read(path: str, key: str) -> bytes:
-    """The contents of a regular file; a pipe or a device could give no end of them, and not the same twice.
+    """Read a regular file. A pipe or a device is refused: it may have no end, and may give other bytes the next time.
 
     Raises:
         ConfigError: there is no such file, or it cannot be read; the message names ``key`` and the path.
@@ -40,7 +40,7 @@ def read(path: str, key: str) -> bytes:
 
 
 def expanded(path: str, key: str) -> Path:
-    """The path with ``~`` as a home directory. Raises ConfigError where there is no such user."""
+    """Expand ``~`` to the home directory. Raises ConfigError where there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -51,21 +51,21 @@ def is_folder(path: str) -> bool:
     try:
         return Path(path).expanduser().is_dir()
     except (OSError, RuntimeError, ValueError):
-        return False  # ``read`` says why it is no file either
+        return False  # ``read`` then says why the path cannot be read
 
 
 def is_missing(path: str) -> bool:
     try:
         return not Path(path).expanduser().exists()
     except (OSError, RuntimeError, ValueError):
-        return False  # likewise
+        return False  # as above
 
 
 def member(path: str, key: str, name: str) -> bytes | None:
-    """A file of a .zip, at ``name`` or in folders above it; None where there is none. At most ``UNPACKED`` bytes are unpacked.
+    """Unpack the file ``name``, in any folder, of a .zip; None where there is none. At most ``UNPACKED`` bytes are unpacked.
 
     Raises:
-        ConfigError: the archive cannot be read, or holds more than is taken.
+        ConfigError: the archive cannot be read, or exceeds ``ENTRIES`` or ``UNPACKED``.
     """
     where = f"{key}={path}"
     try:
@@ -75,7 +75,7 @@ def member(path: str, key: str, name: str) -> bytes | None:
                 raise ConfigError(f"{where}: needs at most {ENTRIES:,} files in the archive")
             for entry in entries:
                 if entry.filename == name or entry.filename.endswith(f"/{name}"):
-                    with archive.open(entry) as file:  # what the archive says of its sizes is not believed
+                    with archive.open(entry) as file:  # the sizes that the archive states are not trusted
                         contents = file.read(UNPACKED + 1)
                     if len(contents) > UNPACKED:
                         raise ConfigError(f"{where}: {name} in it needs at most {UNPACKED // 2**20} MiB")

@@ -1,9 +1,9 @@
-"""English prose that no run trains on: what a run forgets shows as log-loss on it (Biderman et al., arXiv 2405.09673).
+"""Load English prose that no run trains on: forgetting shows as a higher log-loss on it (Biderman et al., arXiv 2405.09673).
 
 By default the prose is documentation that scikit-learn ships (BSD-3-Clause): the descriptions of its datasets, then the
 docstrings of ``SUBPACKAGES``, without tables, lists, code and references. Some 6,500 tokens on a narrow subject: they
-tell runs apart that forget more or less, and compare with no published number. For that, ``forgetting.path`` takes a
-file such as WikiText-2's test set. Nothing here imports torch.
+show which run forgets more, and compare with no published number. For that, set ``forgetting.path`` to a file such as
+WikiText-2's test set. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from .batches import Item
 
 SUBPACKAGES = ("cluster", "ensemble", "metrics", "model_selection", "preprocessing")
-WINDOW = 256  # tokens that are read together, at most
-# No tokenizer that fits the text makes tokens this long on average, so a long file is not read into tokens to its end.
+WINDOW = 256  # tokens of a row, at most
+# Characters to tokenize for each token asked for, so that a long file is not tokenized to its end. No tokenizer that fits
+# the text makes tokens this long on average.
 CHARACTERS_PER_TOKEN = 16
 
 SHORTEST = 25  # words of a paragraph
 PLAIN_WORDS = 0.8  # share of a paragraph's words in small letters: references and names of classes have fewer
-# A role, a link, code or emphasis of reStructuredText, around what is read.
+# A role, a link, code or emphasis of reStructuredText; a group holds the text inside.
 MARKUP = re.compile(r":[\w:]+:`~?([^`<]+?)(?: *<[^`]*>)?`|`([^`<]+?) *<[^`]*>`_{0,2}|`{1,2}([^`]+)`{1,2}_{0,2}|\*\*([^*]+)\*\*")
 FOOTNOTE = re.compile(r" *\[\w+\]_")
 CODE = re.compile(r"[`*=<>\\|{}_\[\]$#@/~^]|::|--|\.\.\.|\.py\b")
@@ -41,21 +42,21 @@ CODE = re.compile(r"[`*=<>\\|{}_\[\]$#@/~^]|::|--|\.\.\.|\.py\b")
 
 @dataclass(frozen=True)
 class Prose:
-    """``source`` names where the text is from, with a package's version or a file's path."""
+    """A text to score. ``source`` names its origin: a package with its version, or a file's path."""
 
     source: str
     text: str
 
     def fingerprint(self) -> str:
-        """SHA-256 of the text: losses compare only over the same one."""
+        """Hash the text (SHA-256): losses are comparable only on the same text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 def load(forgetting: ForgettingConfig) -> Prose:
-    """The text to score.
+    """Load the text to score.
 
     Raises:
-        ConfigError: the file cannot be read, is not UTF-8, or has nothing in it; the message names it.
+        ConfigError: the file cannot be read, is not UTF-8, or is empty; the message names it.
     """
     return _default() if forgetting.path is None else _read(forgetting.path)
 
@@ -77,8 +78,8 @@ def _default() -> Prose:
 
 
 def _documentation() -> Iterator[str]:
-    """scikit-learn's descriptions of datasets, and docstrings, in the order of the files' names."""
-    spec = util.find_spec("sklearn")  # not imported, which would count as memory of the run
+    """Yield scikit-learn's descriptions of datasets, then its docstrings, in the order of the files' names."""
+    spec = util.find_spec("sklearn")  # not imported: that would count as memory of the run
     assert spec is not None and spec.submodule_search_locations
     package = Path(spec.submodule_search_locations[0])
     for folder in (package / "datasets" / "descr", *(package / name for name in SUBPACKAGES)):
@@ -92,9 +93,9 @@ def _documentation() -> Iterator[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs of a reStructuredText that are prose, each as one line without markup."""
+    """Yield the paragraphs of a reStructuredText that are prose, each as one line without markup."""
     for block in re.split(r"\n\s*\n", text):
-        if any(line[:1].isspace() for line in block.splitlines()):  # the entry of a list, or code
+        if any(line[:1].isspace() for line in block.splitlines()):  # a list entry, or code
             continue
         line = FOOTNOTE.sub("", MARKUP.sub(lambda match: next(filter(None, match.groups())), " ".join(block.split())))
         if _is_prose(line):
@@ -109,10 +110,10 @@ def _is_prose(line: str) -> bool:
 
 
 def windows(prose: Prose, tokenizer: Any, tokens: int, width: int) -> list[Item]:
-    """The first ``tokens`` tokens of the text in rows of at most ``width`` tokens, to be scored as targets are.
+    """Cut the first ``tokens`` tokens of the text into rows of at most ``width`` tokens, to be scored like targets.
 
-    A row begins with the begin-of-sequence token, if the tokenizer puts one in front of a text; if not, with a token of
-    the text, which is read and not scored.
+    A row begins with the begin-of-sequence token if the tokenizer adds one to a text; if not, with a token of the text
+    that is not scored.
 
     Raises:
         ConfigError: no token is left to score.
@@ -123,7 +124,7 @@ def windows(prose: Prose, tokenizer: Any, tokens: int, width: int) -> list[Item]
     ids = tokenizer(text, add_special_tokens=False).input_ids[:tokens]
     start = [token for token in tokenizer("").input_ids[:1] if token == tokenizer.bos_token_id]
     step = width - len(start)
-    rows = [start + ids[at : at + step] for at in range(0, len(ids), step)]
+    rows = [start + ids[first : first + step] for first in range(0, len(ids), step)]
     nothing = Example("prose", "", "", "")
     items = [Item(nothing, row[:1], row[1:], cut=False) for row in rows if len(row) > 1]
     if not items:

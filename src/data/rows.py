@@ -1,4 +1,4 @@
-"""Rows of files: JSONL, a JSON list or CSV; by itself, in a folder or in a .zip. What is malformed is named with its place."""
+"""Read rows of JSONL, a JSON list or CSV, from a file, a folder or a .zip; a malformed row is refused with its place."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Row(NamedTuple):
     value: Any
 
 
-class Source(NamedTuple):
-    """``key`` and ``path`` are what a message calls the file; ``name`` is its own."""
+class File(NamedTuple):
+    """An input file. Messages call it by ``key`` and ``path``; ``name`` is the last part of its path."""
 
     key: str
     path: str
@@ -32,16 +32,16 @@ class Source(NamedTuple):
     contents: bytes
 
 
-def one(path: str, key: str) -> Source:
-    """A file by itself; raises ConfigError where it cannot be read."""
-    return Source(key, path, Path(path).name, inputs.read(path, key))
+def open_file(path: str, key: str) -> File:
+    """Read one file; raises ConfigError where it cannot be read."""
+    return File(key, path, Path(path).name, inputs.read(path, key))
 
 
-def among(path: str, key: str, name: str, origin: str | None) -> Source:
-    """A file of a folder or of a .zip, under any of ``places``.
+def open_member(path: str, key: str, name: str, origin: str | None) -> File:
+    """Read a file of a folder or of a .zip, under any of its ``places``.
 
     Raises:
-        ConfigError: there is none; the message names it and where it comes from.
+        ConfigError: there is none; the message names it and ``origin``, where the user can get it.
     """
     folder = inputs.is_folder(path)
     for place in places(name):
@@ -51,7 +51,7 @@ def among(path: str, key: str, name: str, origin: str | None) -> Source:
         else:
             contents = inputs.member(path, key, place)
         if contents is not None:
-            return Source(key, f"{path}/{place}", PurePosixPath(name).name, contents)
+            return File(key, f"{path}/{place}", PurePosixPath(name).name, contents)
     raise ConfigError(f"{key}={path}: has no {name}{f', which is from {origin}' if origin else ''}")
 
 
@@ -60,66 +60,66 @@ def holds_files(path: str) -> bool:
 
 
 def places(name: str) -> list[str]:
-    """Where ``boolq/train.json`` is looked for: there, as ``boolq_train.json``, and as ``train.json``."""
+    """List the paths to try for ``boolq/train.json``: itself, ``boolq_train.json`` and ``train.json``."""
     return list(dict.fromkeys([name, name.replace("/", "_"), PurePosixPath(name).name]))
 
 
-def rows(source: Source) -> Iterator[Row]:
-    """The rows of a file, read as its name says: .csv, .json where it holds a list, and JSONL.
+def rows(file: File) -> Iterator[Row]:
+    """Yield the rows of a file in the format of its name: .csv, .json where it holds a list, else JSONL.
 
     Raises:
-        ConfigError: it is malformed, or has no row.
+        ConfigError: the file is malformed or has no row.
     """
-    if source.contents.startswith(LFS):
-        raise ConfigError(f"{source.key}: {source.path}: stands for a file that Git LFS keeps; 'git lfs pull' brings it")
-    suffix = Path(source.name).suffix.casefold()
-    found = None
+    if file.contents.startswith(LFS):
+        raise ConfigError(f"{file.key}: {file.path}: stands for a file that Git LFS keeps; 'git lfs pull' brings it")
+    suffix = Path(file.name).suffix.casefold()
+    parsed = None
     if suffix == ".csv":
-        found = _csv(source)
-    elif suffix == ".json" and source.contents.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        found = _json(source)
+        parsed = _csv(file)
+    elif suffix == ".json" and file.contents.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        parsed = _json(file)
     empty = True
-    for row in found or _jsonl(source):
+    for row in parsed or _jsonl(file):
         empty = False
         yield row
     if empty:
-        raise ConfigError(f"{source.key}={source.path}: the file is empty")
+        raise ConfigError(f"{file.key}={file.path}: the file is empty")
 
 
-def _jsonl(source: Source) -> Iterator[Row]:
-    for number, raw in enumerate(source.contents.split(b"\n"), start=1):
+def _jsonl(file: File) -> Iterator[Row]:
+    for number, raw in enumerate(file.contents.split(b"\n"), start=1):
         if raw.strip():
-            where = f"{source.key}: {source.path}, line {number}"
+            where = f"{file.key}: {file.path}, line {number}"
             yield Row(number, where, _decoded(raw, where, "of the line", first=number == 1))
 
 
-def _json(source: Source) -> Iterator[Row]:
-    where = f"{source.key}: {source.path}"
-    for number, value in enumerate(_decoded(source.contents, where, "of the file", first=True), start=1):
+def _json(file: File) -> Iterator[Row]:
+    where = f"{file.key}: {file.path}"
+    for number, value in enumerate(_decoded(file.contents, where, "of the file", first=True), start=1):
         yield Row(number, f"{where}, row {number}", value)
 
 
-def _decoded(raw: bytes, where: str, of_what: str, first: bool) -> Any:
-    """The value that some JSON spells, all of its texts whole; ``first``: a byte order mark may stand before it."""
+def _decoded(raw: bytes, where: str, part: str, first: bool) -> Any:
+    """Parse JSON and check that its texts are valid Unicode; ``first``: a byte order mark may precede it."""
     try:
         value = json.loads(raw.decode("utf-8-sig" if first else "utf-8"))
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ConfigError(f"{where}: has half of a surrogate pair (\\ud800 to \\udfff), which is no text") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}: not UTF-8 (byte {error.start + 1} {of_what})") from error
+        raise ConfigError(f"{where}: not UTF-8 (byte {error.start + 1} {part})") from error
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{where}: not JSON ({error.msg}, character {error.pos + 1} {of_what})") from error
-    except (ValueError, RecursionError) as error:  # Python's own, on 5,000 digits or 1,000 brackets
+        raise ConfigError(f"{where}: not JSON ({error.msg}, character {error.pos + 1} {part})") from error
+    except (ValueError, RecursionError) as error:  # Python's own errors, for 5,000 digits or 1,000 brackets
         raise ConfigError(f"{where}: not JSON ({error})") from error
     return value
 
 
-def _csv(source: Source) -> Iterator[Row]:
-    """Rows as dicts, under the names of the first row."""
-    where = f"{source.key}: {source.path}"
+def _csv(file: File) -> Iterator[Row]:
+    """Yield rows as dicts; the first row names the columns."""
+    where = f"{file.key}: {file.path}"
     try:
-        text = source.contents.decode("utf-8-sig")
+        text = file.contents.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: not UTF-8 (byte {error.start + 1} of the file)") from error
     names: list[str] | None = None

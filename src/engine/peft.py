@@ -18,6 +18,8 @@ from ..data.batches import Batch, Item, collate, micro_batches
 from ..measure.scorer import Solo
 from ..model.device import Numerics
 from ..model.losses import target_losses
+from ..variants.methods.factors import FACTORS
+from ..variants.methods.point import parts_of
 from . import peft_optimizer
 from .protocol import Step
 from .schedule import learning_rate
@@ -41,7 +43,16 @@ class PeftEngine:
         self.scored = Solo(model, numerics)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if self.parameters:
-            self.optimizer = peft_optimizer.build(config.train, list(self.parameters.values()), numerics.device)
+            self.optimizer = peft_optimizer.build(config.train, self._groups(), numerics.device)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parameters by their learning rate over the run's own."""
+        rates = {part.parameter: part.rate for part in parts_of(self.config.variant)}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            rate = next((rate for ending, rate in rates.items() if name.endswith(ending)), 1.0)
+            groups.setdefault(rate, []).append(parameter)
+        return [{"params": parameters, "rate": rate} for rate, parameters in groups.items()]
 
     def advance(self, first: int, last: int) -> list[Step]:
         """Steps ``first`` to ``last``, 0-based and without ``last``."""
@@ -63,16 +74,32 @@ class PeftEngine:
                 loss = target_losses(self.network, batch)[0].sum() / targets
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        self._transform_gradients()
         parameters = list(self.parameters.values())
         norm = nn.utils.clip_grad_norm_(parameters, train.clip or math.inf)
         lr = learning_rate(train, step, self.steps)
         found = Step([total.item()], [norm.item()], [lr], [sum(batch.tokens for batch in micro_batches)])
         if math.isfinite(found.loss[0]) and math.isfinite(found.grad_norm[0]):
             for group in self.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["rate"]
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return found
+
+    def _transform_gradients(self) -> None:
+        """Let a method that corrects its gradients do so, one module at a time."""
+        transform = FACTORS[self.config.variant.factors].gradients
+        if transform is None:
+            return
+        from peft.tuners.lora import LoraLayer
+
+        of_name = dict(self.network.named_parameters())
+        for name, layer in self.network.named_modules():
+            if isinstance(layer, LoraLayer):
+                parts = {part.name: of_name[f"{name}.{part.parameter}"] for part in parts_of(self.config.variant)}
+                grads = {part: p.grad[None, None] for part, p in parts.items() if p.grad is not None}
+                scales = next(iter(parts.values())).new_tensor(list(layer.scaling.values()))
+                transform(grads, {part: p.detach()[None, None] for part, p in parts.items()}, scales)
 
     def state(self, run: int = 0) -> dict[str, torch.Tensor]:
         """Everything a checkpoint needs: trained tensors and the optimizer's moments, by parameter name."""
@@ -97,6 +124,24 @@ class PeftEngine:
         layers = [module for module in self.network.modules() if isinstance(module, LoraLayer)]
         return {float(value) for layer in layers for value in layer.scaling.values()}
 
+    def rates_of_parts(self, run: int = 0) -> dict[str, set[float]]:
+        """The learning rates over the run's own of the optimizer's groups, by the part's name."""
+        rate_of = {id(p): group["rate"] for group in self.optimizer.param_groups for p in group["params"]}
+        return {
+            part.name: {rate_of[id(p)] for name, p in self.parameters.items() if name.endswith(part.parameter)}
+            for part in parts_of(self.config.variant)
+        }
+
+    def digests(self) -> list[dict[str, list[int]]]:
+        """A sum over the bits of each tensor of the adapter, by the part's name; nothing where there is no adapter."""
+        adapter = dict(self.network.named_parameters())
+        return [
+            {
+                part.name: [_digest(p) for name, p in adapter.items() if name.endswith(part.parameter)]
+                for part in parts_of(self.config.variant)
+            }
+        ]
+
     def finite(self) -> list[bool]:
         return [all(bool(torch.isfinite(p).all()) for p in self.parameters.values())]
 
@@ -105,3 +150,7 @@ class PeftEngine:
 
     def save_adapter(self, run: int, config: Config, folder: Path) -> None:
         self.network.save_pretrained(folder)
+
+
+def _digest(tensor: torch.Tensor) -> int:
+    return int(tensor.detach().contiguous().view(torch.int32).sum(dtype=torch.int64))

@@ -18,17 +18,17 @@ from ..config.schema import TrainConfig
 Named = Mapping[str, nn.Parameter]
 
 
-def build(train: TrainConfig, parameters: Sequence[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer that ``train.optimizer`` names, over fp32 parameters; betas 0.9, 0.999 and eps 1e-8 in all of them."""
+def build(train: TrainConfig, groups: Sequence[Any], device: torch.device) -> torch.optim.Optimizer:
+    """Build the optimizer that ``train.optimizer`` names over groups of fp32 parameters; betas 0.9, 0.999 and eps 1e-8 in all."""
     common: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay}
     if train.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **common, fused=device.type == "cuda")
+        return torch.optim.AdamW(groups, **common, fused=device.type == "cuda")
     import bitsandbytes as bnb
 
     # On a CPU there is nothing to page, and bitsandbytes says so for every command.
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
     kinds = {"adamw_bnb_8bit": bnb.optim.AdamW8bit, "paged_adamw_8bit": bnb.optim.PagedAdamW8bit}
-    found: torch.optim.Optimizer = kinds[train.optimizer](parameters, **common)
+    found: torch.optim.Optimizer = kinds[train.optimizer](groups, **common)
     return found
 
 

@@ -59,6 +59,12 @@ class Engine(Protocol):
     def scales(self, run: int) -> set[float]:
         """The factors that really multiply ``B A``."""
 
+    def rates_of_parts(self, run: int) -> dict[str, set[float]]:
+        """The learning rates over the run's own that its trained parts are updated with, by the part's name."""
+
+    def digests(self) -> list[dict[str, list[int]]]:
+        """A digest of each tensor of each run's adapter, trained or not, by the part's name, in the model's order."""
+
     def finish(self) -> None:
         """Give back what only training needs."""
 

@@ -1,1 +1,1 @@
-"""From records to answers: scores, comparison tables, figures."""
+"""``python -m src.eval``: compare the runs of a sweep, or use one trained adapter."""

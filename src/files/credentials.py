@@ -1,8 +1,8 @@
-"""Secrets: what looks like one is refused where it comes in, and taken out of free text before it is written or printed.
+"""Keep secrets out of records: refuse them in configs and command lines, and redact them in other text.
 
-Keys belong into the environment, netrc or the hub's token file, where W&B and the hub look for them. Two layers keep them
-out of records: ``found`` finds one in a value of a config or a command line, which is then refused; ``redact`` is for text
-that nobody chose, such as the message of an exception.
+Keys belong in the environment, netrc or the hub's token file, where W&B and the hub look for them. ``secret_kind`` finds a
+secret in a value of a config or a command line, which is then refused; ``redact`` is for text that nobody chose, such as
+the message of an exception.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any, TextIO, cast
 from urllib.parse import quote
 
 REDACTED = "[redacted]"
-SHORTEST = 12  # characters; what is shorter in the environment may well be a word or a setting
+SHORTEST = 12  # characters; a shorter value in the environment may be a word or a setting
 NAME = re.compile(r"(?:TOKEN|KEY|SECRET|PASS|PASSWORD|PASSWD|CREDENTIAL|AUTH|AUTHORIZATION)S?(?=_|\d|$)", re.IGNORECASE)
-# The name of an argument that is meant to carry one.
+# The name of an argument that is meant to carry a secret.
 ASKING = re.compile(r"(?:.*[._-])?(?:api)?(?:token|key|secret|password|passwd|pass|credentials?|auth)", re.IGNORECASE)
 WORDS = re.compile(r"[a-z]+(?:[_./, -][a-z]+)*|\d+")  # "learning_rate": a setting of some other program, not a secret
-HEX_KEY = re.compile(r"[0-9a-f]{40}")  # W&B's older keys; also every commit, so only some places can tell
+HEX_KEY = re.compile(r"[0-9a-f]{40}")  # W&B's older keys; a commit looks the same, so only some places can tell
 
-# A text that the kind always has (searching it is fast), what it looks like, what it is called. Each has a run of 20 signs that
-# tokens are made of, or one of OTHER_MARKS; most texts have neither.
+# (text that every secret of the kind contains, for a fast search; its pattern; its name). Each secret has 20 token characters
+# in a row or one of OTHER_MARKS; most texts have neither.
 KINDS: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
     (mark, re.compile(pattern, re.DOTALL), kind)
     for mark, pattern, kind in (
@@ -48,8 +48,8 @@ RUN = b"x" * 20
 OTHER_MARKS = ("@", "PRIVATE KEY")
 
 
-def found(value: str, key: str = "") -> str | None:
-    """What secret ``value`` holds, or None. ``key`` is where it stands: a ``revision`` has 40 hexadecimal digits by right."""
+def secret_kind(value: str, key: str = "") -> str | None:
+    """Name the kind of secret in ``value``, or None. ``key`` is its config key: a ``revision`` may have 40 hexadecimal digits."""
     for mark, pattern, kind in KINDS:
         if mark in value and pattern.search(value):
             return kind
@@ -61,11 +61,11 @@ def found(value: str, key: str = "") -> str | None:
 
 
 def in_arguments(arguments: Sequence[str]) -> str | None:
-    """One line on the first argument that carries a secret, without the secret; None if none does."""
+    """Describe the first argument that carries a secret, without the secret, in one line; None if no argument does."""
     for number, argument in enumerate(arguments, start=1):
         key, _, value = argument.partition("=")
-        kind = found(argument, key) or found(value, key) or found(key)
-        name = key if value and not found(key) else f"argument {number}"
+        kind = secret_kind(argument, key) or secret_kind(value, key) or secret_kind(key)
+        name = key if value and not secret_kind(key) else f"argument {number}"
         if kind is None and value and ASKING.fullmatch(key):
             kind = "a secret"
         if kind is not None:
@@ -74,7 +74,7 @@ def in_arguments(arguments: Sequence[str]) -> str | None:
 
 
 def redact(text: str) -> str:
-    """The text with this machine's secrets, and what can be nothing else, replaced. 40 hexadecimal digits may be a commit."""
+    """Replace this machine's secrets and all ``KINDS`` of secret in a text. 40 hexadecimal digits stay: they may be a commit."""
     for secret in known():
         if secret in text:
             text = text.replace(secret, REDACTED)
@@ -87,7 +87,7 @@ def redact(text: str) -> str:
 
 
 class _Redacting:
-    """A text stream with ``redact`` in front of it; in all else it is the other."""
+    """A text stream that redacts what is written to it and passes all other calls on."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -100,13 +100,13 @@ class _Redacting:
 
 
 def redacting(stream: TextIO) -> TextIO:
-    """The same stream, through which no secret gets."""
+    """Wrap a text stream so that what is written to it is redacted."""
     return cast(TextIO, _Redacting(stream))
 
 
 @cache
 def known() -> tuple[str, ...]:
-    """The secrets this process can know, each as it would stand in a text, in JSON and in a URL; the longest first."""
+    """Collect the secrets that this process can know, each as plain text, in JSON and in a URL; the longest first."""
     values = {value for name, value in os.environ.items() if NAME.search(name) and not _is_path(value)}
     values = {value.strip() for value in values | _passwords() | _hub_token()}
     values = {value for value in values if len(value) >= SHORTEST and not WORDS.fullmatch(value)}
@@ -115,7 +115,7 @@ def known() -> tuple[str, ...]:
 
 
 def _is_path(value: str) -> bool:
-    """Whether it says where a secret is (SSH_AUTH_SOCK, GOOGLE_APPLICATION_CREDENTIALS) rather than being one."""
+    """Tell whether a value is the path of a secret (SSH_AUTH_SOCK, GOOGLE_APPLICATION_CREDENTIALS), not a secret."""
     try:
         return value.startswith(("/", "~")) and Path(value).expanduser().exists()
     except (OSError, RuntimeError, ValueError):

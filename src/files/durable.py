@@ -1,7 +1,7 @@
-"""Files of which nobody ever reads half, or other bytes than were written: whole or absent, and with their digests.
+"""Write files atomically and check them by SHA-256, so that nobody reads half a file or damaged bytes.
 
-A file is written aside, synced and renamed. What it holds is compared with a SHA-256 when it is read: a *sealed* JSON
-file carries its own, the digests of other files stand in one that is sealed.
+A file is written under a temporary name, synced to disk and renamed. Its checksum is compared when it is read: a *sealed*
+JSON file carries its own, and the checksums of other files are in a sealed file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-TEMPORARY = ".tmp"  # ending of what is being written; after a crash it may stand there, and counts for nothing
+TEMPORARY = ".tmp"  # ending of a file that is being written; what a crash leaves under it is ignored
 END = "\n}\n"  # of every JSON object that dump_json writes
 SEAL = ',\n  "sha256": "'
 SEAL_END = f'"{END}'
@@ -25,22 +25,22 @@ SEAL_LENGTH = len(SEAL) + 64 + len(SEAL_END)
 
 
 class CannotWrite(OSError):
-    """A file could not be written; the message names it and says why. Nothing that was written before is harmed."""
+    """A file could not be written; the message names it and says why. Earlier files are unharmed."""
 
 
 class Damaged(ValueError):
-    """A file holds something else than was written. The message says what, without the file's name."""
+    """A file holds other bytes than were written. The message says what is wrong, without the file's name."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says against writing ``path`` into CannotWrite."""
+    """Turn the system's errors about writing ``path`` into CannotWrite."""
     try:
         yield
     except CannotWrite:
         raise
     except Exception as error:
-        # A library in Rust, such as safetensors, has the system's error in the middle of a text of its own.
+        # A library in Rust, such as safetensors, gives the system's error only within its own message.
         number = error.errno if isinstance(error, OSError) else _os_error(error)
         if number is None and not isinstance(error, OSError):
             raise
@@ -53,10 +53,10 @@ def _os_error(error: Exception) -> int | None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write so that a reader, or a crash, sees either the old file or the whole new one.
+    """Write a text file so that a reader, even after a crash, sees either the old file or the whole new one.
 
     Raises:
-        CannotWrite: and then the old file stands.
+        CannotWrite: and then the old file is still there.
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -64,12 +64,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path, name_of: Callable[[Path], str] | None = None) -> Iterator[Path]:
-    """A name to write a file or a folder under, which takes the place of ``path`` if all goes well.
+    """Yield a temporary path to write a file or folder to, then rename it to ``path`` if all went well.
 
-    ``name_of`` gives it another name once it is written, as where the name tells of the content.
+    ``name_of`` computes another final name from what was written, such as one with its checksum.
 
     Raises:
-        CannotWrite: and then what was there before still is.
+        CannotWrite: and then the old file or folder is still there.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def replacing(path: Path, name_of: Callable[[Path], str] | None = None) -> Itera
         try:
             yield temporary
             for written in (temporary, *sorted(temporary.rglob("*"))):
-                _make_last(written)
+                _sync_to_disk(written)
             if path.is_dir():
                 remove(path)  # no rename replaces a folder
             os.replace(temporary, path if name_of is None else path.with_name(name_of(temporary)))
@@ -93,15 +93,15 @@ _UMASK = os.umask(0o077)
 os.umask(_UMASK)
 
 
-def _make_last(path: Path) -> None:
-    """Sync a file or folder. A file gets the usual permissions, for safetensors lets its owner alone read what it writes."""
+def _sync_to_disk(path: Path) -> None:
+    """fsync a file or folder. A file first gets the usual permissions: safetensors writes files that only the owner can read."""
     if path.is_file():
         path.chmod(0o666 & ~_UMASK)
     sync(path)
 
 
 def sync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, outlast a loss of power."""
+    """fsync a file, or a folder's list of names, so that it survives a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -110,7 +110,7 @@ def sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Take a file, a folder or a link away; never what a link points to. Nothing there is no error."""
+    """Delete a file, a folder or a link, never the target of a link. A path that does not exist is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -118,18 +118,18 @@ def remove(path: Path) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Take away what a crash left half written in a folder, by us or by safetensors, whose names are ``.tmp`` and a word."""
+    """Delete the temporary files that a crash left in a folder, ours and those of safetensors (``.tmp`` and a word)."""
     for path in [*folder.glob(f".*{TEMPORARY}"), *folder.glob(f"{TEMPORARY}*")]:
         remove(path)
 
 
 def dump_json(value: Any) -> str:
-    """JSON that every parser accepts: a number that is not finite becomes null, never NaN."""
+    """Write JSON that every parser accepts: a number that is not finite becomes null, never NaN."""
     return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def finite(value: Any) -> Any:
-    """The same with None for each number that is not finite."""
+    """Copy nested lists and dicts with None for each number that is not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -140,28 +140,28 @@ def finite(value: Any) -> Any:
 
 
 def seal(value: dict[str, Any]) -> str:
-    """A JSON object as text whose last key, ``sha256``, is the digest of the same text without it."""
+    """Write a JSON object whose last key, ``sha256``, is the digest of the same text without that key."""
     return seal_text(dump_json(value))
 
 
 def seal_text(text: str) -> str:
-    """The same for the text of a JSON object, which ends with a brace on a line of its own."""
+    """Add the ``sha256`` key to the text of a JSON object that ``dump_json`` wrote."""
     assert text.endswith(END)
     return text.removesuffix(END) + SEAL + hashlib.sha256(text.encode()).hexdigest() + SEAL_END
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """The object that ``seal`` wrote, without its seal.
+    """Check and read the object that ``seal`` wrote; the result has no ``sha256`` key.
 
     Raises:
-        Damaged: a single byte is another one, or is missing, or there was no seal.
+        Damaged: a byte differs or is missing, or there is no seal.
     """
     body, end = data[:-SEAL_LENGTH] + END.encode(), data[-SEAL_LENGTH:]
     if end != f"{SEAL}{hashlib.sha256(body).hexdigest()}{SEAL_END}".encode():
         raise Damaged("its sha256 is not that of its text")
     try:
         value = json.loads(body)
-    except (ValueError, RecursionError) as error:  # nothing that seal wrote
+    except (ValueError, RecursionError) as error:  # not written by seal
         raise Damaged(str(error)) from error
     if not isinstance(value, dict):
         raise Damaged("it is no mapping")
@@ -169,21 +169,21 @@ def unseal(data: bytes) -> dict[str, Any]:
 
 
 def digest(path: Path) -> dict[str, Any]:
-    """{"bytes": size, "sha256": hexadecimal} of a file."""
+    """Compute {"bytes": size, "sha256": hexadecimal} of a file."""
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"bytes": file.tell(), "sha256": found}
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": sha256}
 
 
 def digests(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """The digests of those of ``names`` that are there, files or folders with all below, by path relative to ``folder``."""
-    found = [folder / name for name in names]
-    files = [file for path in found for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
+    """Compute the digests of the files and whole folders of ``names`` that exist, by path relative to ``folder``."""
+    paths = [folder / name for name in names]
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
     return {file.relative_to(folder).as_posix(): digest(file) for file in files}
 
 
 def difference(folder: Path, name: str, known: dict[str, Any]) -> str | None:
-    """What of a file is not as ``known`` (of ``digest``) says, None where nothing is."""
+    """Compare a file with its ``digest`` when it was written: one line on the difference, or None."""
     path = folder / name
     try:
         size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""What the user did that cannot be run."""
+"""The error for user input that cannot be run."""
 
 from __future__ import annotations
 

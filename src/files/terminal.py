@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 def quiet_libraries(progress: bool = False) -> None:
-    """Call once in a process that loads models, before transformers is used."""
+    """Silence the libraries' progress bars and warnings. Call once in a process, before it uses transformers."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging as transformers_logging
 
@@ -22,13 +22,13 @@ def quiet_libraries(progress: bool = False) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # LLM.int8() casts its inputs to fp16 by design, and says so for every layer of every step.
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
-    # PEFT still reads an attribute that transformers has renamed; nothing a user could do about it.
+    # PEFT still reads an attribute that transformers has renamed; a user can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 @contextmanager
-def spinner(what: str) -> Iterator[None]:
-    """Show ``what`` and the time it has taken."""
+def spinner(label: str) -> Iterator[None]:
+    """Show ``label`` and the elapsed time on a terminal while the block runs."""
     if not sys.stderr.isatty():
         yield
         return
@@ -37,5 +37,5 @@ def spinner(what: str) -> Iterator[None]:
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        progress.add_task(what, total=None)
+        progress.add_task(label, total=None)
         yield

@@ -1,4 +1,4 @@
-"""All that is measured of models on test examples: log-losses, choices and answers. For the runs of a pack, or for one model."""
+"""Measure models on test examples: log-losses, choices and answers. For the runs of a pack, or for one model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from . import answers
 from .scorer import Advance, Scorer, per_token
 
 Row = dict[str, Any]  # of predictions.jsonl
-Progress = Callable[[str, int], Advance]  # (what is done, rows in all) -> a function that counts rows
+Progress = Callable[[str, int], Advance]  # (name of the task, rows in all) -> a function that counts rows
 
 
 @dataclass
 class Measured:
-    """Of one model. ``metrics`` has no ``loss`` where that was not finite; ``rows`` has one for each example."""
+    """The measurements of one model. ``metrics`` has no ``loss`` where that was not finite; ``rows`` has one for each example."""
 
     metrics: dict[str, float]
     rows: list[Row]
@@ -35,50 +35,50 @@ def measure(
     progress: Progress,
 ) -> list[Measured]:
     """Score all models of ``scorer`` on ``items``, as ``dataset.answer`` says. ``labels`` are those of a label task."""
-    found = []
+    measured = []
     for losses in scorer.losses(items, progress("scoring the test split", len(items))):
         rows = [
             {"id": item.example.id, "target": item.example.target, "log_loss": loss.nats, "tokens": loss.tokens}
             for item, loss in zip(items, losses, strict=True)
         ]
         loss = per_token(losses)
-        found.append(Measured({"loss": loss} if math.isfinite(loss) else {}, rows))
-    if any(one.metrics for one in found):
+        measured.append(Measured({"loss": loss} if math.isfinite(loss) else {}, rows))
+    if any(model.metrics for model in measured):
         if answers.kind(dataset) == "choice":
-            _choose(found, scorer, tokenizer, items, dataset, progress)
+            _choose(measured, scorer, tokenizer, items, dataset, progress)
         if evaluation.generate:
             longest = evaluation.max_new_tokens or max(len(item.target) for item in items)
-            _answer(found, scorer, tokenizer, items, longest, answers.kind(dataset), labels, progress)
-    return found
+            _answer(measured, scorer, tokenizer, items, longest, answers.kind(dataset), labels, progress)
+    return measured
 
 
 def _choose(
-    found: list[Measured], scorer: Scorer, tokenizer: Any, items: Sequence[Item], dataset: DatasetConfig, progress: Progress
+    measured: list[Measured], scorer: Scorer, tokenizer: Any, items: Sequence[Item], dataset: DatasetConfig, progress: Progress
 ) -> None:
-    """Which choice each model finds likeliest, by the summed log-loss of its text after the same prompt."""
+    """Choose for each model the likeliest choice of each example, by the summed log-loss of its text after the same prompt."""
     examples = [item.example for item in items]
     options = [replace(example, target=choice) for example in examples for choice in example.choices]
-    tokens = _of_one_length(tokenise(options, tokenizer, dataset.max_length, dataset.chat_template), examples)
-    for one, losses in zip(found, scorer.losses(tokens, progress("scoring the choices", len(options))), strict=True):
+    tokens = _with_equal_prompts(tokenise(options, tokenizer, dataset.max_length, dataset.chat_template), examples)
+    for model, losses in zip(measured, scorer.losses(tokens, progress("scoring the choices", len(options))), strict=True):
         chosen = answers.chosen([loss.nats for loss in losses], examples)
-        right = [choice == example.target for choice, example in zip(chosen, examples, strict=True)]
-        one.metrics["choice_accuracy"] = sum(right) / len(right)
-        for row, choice, good in zip(one.rows, chosen, right, strict=True):
+        judged = answers.judge_chosen(chosen, examples)
+        model.metrics |= judged.metrics
+        for row, choice, good in zip(model.rows, chosen, judged.correct, strict=True):
             row |= {"choice": choice, "choice_correct": good}
 
 
-def _of_one_length(options: list[Item], examples: Sequence[Example]) -> list[Item]:
-    """The choices of an example after the same prompt: a row that was cut lost more of it before a longer choice."""
-    found: list[Item] = []
+def _with_equal_prompts(options: list[Item], examples: Sequence[Example]) -> list[Item]:
+    """Cut the prompts of an example's choices to one length: a row that was cut lost more of it before a longer choice."""
+    aligned: list[Item] = []
     for example in examples:
-        own = options[len(found) : len(found) + len(example.choices)]
+        own = options[len(aligned) : len(aligned) + len(example.choices)]
         kept = min(len(item.prompt) for item in own)
-        found += [replace(item, prompt=item.prompt[-kept:]) for item in own]
-    return found
+        aligned += [replace(item, prompt=item.prompt[-kept:]) for item in own]
+    return aligned
 
 
 def _answer(
-    found: list[Measured],
+    measured: list[Measured],
     scorer: Scorer,
     tokenizer: Any,
     items: Sequence[Item],
@@ -89,9 +89,9 @@ def _answer(
 ) -> None:
     """Generate an answer to each prompt, at most ``longest`` tokens, judge it, and add both to the rows."""
     ids = scorer.generate(items, tokenizer.eos_token_id, longest, progress("generating answers", len(items)))
-    for one, output in zip(found, ids, strict=True):
+    for model, output in zip(measured, ids, strict=True):
         texts = tokenizer.batch_decode(output, skip_special_tokens=True)
         judged = answers.judge(kind, texts, [item.example for item in items], labels)
-        one.metrics |= judged.metrics
-        for row, text, right in zip(one.rows, texts, judged.correct, strict=True):
+        model.metrics |= judged.metrics
+        for row, text, right in zip(model.rows, texts, judged.correct, strict=True):
             row |= {"prediction": text, "correct": right}

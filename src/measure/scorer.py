@@ -1,4 +1,4 @@
-"""Scores of models on examples: log-loss of each target, greedy generation. src/measure/answers.py judges what was generated."""
+"""Score models on examples: log-loss of each target, greedy generation. src/measure/answers.py judges what was generated."""
 
 from __future__ import annotations
 
@@ -17,90 +17,90 @@ Advance = Callable[[int], None]
 
 
 class Scored(Protocol):
-    """Models of ``runs`` runs, which see the same rows."""
+    """The models of ``runs`` runs, which are scored on the same rows."""
 
     runs: int
     numerics: Numerics
 
     def evaluating(self) -> AbstractContextManager[Any]:
-        """Evaluation mode without gradients."""
+        """Enter evaluation mode without gradients."""
 
     def target_losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-losses [runs, target tokens] in fp32, and the row of the batch that each token belongs to."""
+        """Return log-losses [runs, target tokens] in fp32, and the row of the batch that each token belongs to."""
 
     def rows_at_once(self, tokens: int) -> int:
-        """How many rows of so many tokens may be scored together, if the config leaves it open."""
+        """Return how many rows of ``tokens`` tokens may be scored together, if the config leaves it open."""
 
     def generate(self, ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Greedy continuations [runs, rows, new tokens] of left-padded prompts."""
+        """Generate greedy continuations [runs, rows, new tokens] of left-padded prompts."""
 
 
 @dataclass(frozen=True)
 class TargetLoss:
-    """Summed log-loss of one example's target, in nats, and its number of tokens."""
+    """The summed log-loss of one example's target, in nats, and its number of tokens."""
 
     nats: float
     tokens: int
 
 
 def per_token(losses: Sequence[TargetLoss]) -> float:
-    """Mean log-loss per target token over all examples, in nats."""
+    """Average the log-loss per target token over all examples, in nats."""
     return sum(loss.nats for loss in losses) / sum(loss.tokens for loss in losses)
 
 
 class Scorer:
-    """Scores the runs of a pack together, on the same rows. Rows are batched by length, for speed alone."""
+    """Score the runs of a pack together, on the same rows. Rows are batched by length, for speed alone."""
 
     def __init__(self, scored: Scored, batch_size: int | None, pad: int) -> None:
         self.scored = scored
         self.batch_size = batch_size
         self.pad = pad
 
-    def _batches(self, lengths: list[int], more: int = 0) -> list[list[int]]:
-        """Rows of similar length together; each grows by ``more`` tokens."""
-        order = sorted(range(len(lengths)), key=lambda at: (lengths[at], at))
-        size = self.batch_size or self.scored.rows_at_once(max(lengths, default=0) + more)
-        return [order[at : at + size] for at in range(0, len(order), size)]
+    def _batches(self, lengths: list[int], new_tokens: int = 0) -> list[list[int]]:
+        """Batch rows of similar length, by their indices; each row will grow by ``new_tokens``."""
+        order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+        size = self.batch_size or self.scored.rows_at_once(max(lengths, default=0) + new_tokens)
+        return [order[start : start + size] for start in range(0, len(order), size)]
 
     def losses(self, items: Sequence[Item], advance: Advance = lambda rows: None) -> list[list[TargetLoss]]:
-        """For each run the log-loss of each target, in the order of ``items``."""
+        """Return for each run the log-loss of each target, in the order of ``items``."""
         device, runs = self.scored.numerics.device, self.scored.runs
-        found = [[TargetLoss(0.0, 0)] * len(items) for _ in range(runs)]
+        by_run = [[TargetLoss(0.0, 0)] * len(items) for _ in range(runs)]
         with self.scored.evaluating():
             for indices in self._batches([len(item) for item in items]):
-                losses, rows = self.scored.target_losses(collate([items[at] for at in indices], self.pad, device))
+                losses, rows = self.scored.target_losses(collate([items[index] for index in indices], self.pad, device))
                 sums = torch.zeros(runs, len(indices), device=device, dtype=torch.float64)
                 for run, nats in enumerate(sums.index_add_(1, rows, losses.double()).tolist()):
-                    for at, value in zip(indices, nats, strict=True):
-                        found[run][at] = TargetLoss(value, len(items[at].target))
+                    for index, value in zip(indices, nats, strict=True):
+                        by_run[run][index] = TargetLoss(value, len(items[index].target))
                 advance(len(indices))
-        return found
+        return by_run
 
     def generate(
         self, items: Sequence[Item], eos: int, max_new_tokens: int, advance: Advance = lambda rows: None
     ) -> list[list[list[int]]]:
-        """For each run greedy continuations of the prompts as token ids, up to and without ``eos``."""
+        """Return for each run greedy continuations of the prompts as token ids, up to and without ``eos``."""
         device = self.scored.numerics.device
-        found: list[list[list[int]]] = [[[] for _ in items] for _ in range(self.scored.runs)]
+        answers: list[list[list[int]]] = [[[] for _ in items] for _ in range(self.scored.runs)]
         with self.scored.evaluating():
             for indices in self._batches([len(item.prompt) for item in items], max_new_tokens):
-                prompts = [items[at].prompt for at in indices]
+                prompts = [items[index].prompt for index in indices]
                 width = max(len(prompt) for prompt in prompts)
                 ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts], device=device)
                 mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
                 output = self.scored.generate(ids, mask, max_new_tokens=max_new_tokens, pad_token_id=self.pad, eos_token_id=eos)
-                for run, answers in enumerate(output.tolist()):
-                    for at, row in zip(indices, answers, strict=True):
-                        found[run][at] = row[: row.index(eos)] if eos in row else row
+                for run, rows in enumerate(output.tolist()):
+                    for index, row in zip(indices, rows, strict=True):
+                        answers[run][index] = row[: row.index(eos)] if eos in row else row
                 advance(len(indices))
-        return found
+        return answers
 
 
 ROWS_AT_ONCE = 64
 
 
 class Solo:
-    """A model of PEFT's, or one without an adapter, as a pack of one."""
+    """A pack of one: a model of PEFT's, or one without an adapter."""
 
     runs = 1
 
@@ -110,7 +110,7 @@ class Solo:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Under autocast; PEFT's DoRA norms are computed once, since no weight changes here."""
+        """Enter evaluation mode under autocast. PEFT's DoRA norms are computed once, since no weight changes here."""
         from peft.helpers import DoraCaching
 
         self.model.eval()
@@ -126,5 +126,5 @@ class Solo:
 
     def generate(self, ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
         output = self.model.generate(input_ids=ids, attention_mask=mask, do_sample=False, use_cache=True, **options)
-        found: torch.Tensor = output[None, :, ids.shape[1] :]
-        return found
+        answers: torch.Tensor = output[None, :, ids.shape[1] :]
+        return answers

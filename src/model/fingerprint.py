@@ -7,9 +7,11 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from ..variants.methods.point import all_parts
+
 
 def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
-    """A hash of the tensors' bytes, computed where they are: XOR and sum of their 64-bit words, per tensor."""
+    """Hash tensors on their own devices: per tensor, the XOR and the sum of its bytes as 64-bit words."""
     digest = []
     for tensor in tensors:
         raw = tensor.detach().contiguous().flatten().view(torch.uint8)
@@ -19,4 +21,6 @@ def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
 
 
 def frozen_tensors(model: nn.Module) -> list[torch.Tensor]:
-    return [p for p in model.parameters() if not p.requires_grad]
+    """The base's weights: what does not train and is no part of an adapter, which may hold parts that stand still too."""
+    adapters = tuple(part.parameter for part in all_parts().values())
+    return [p for name, p in model.named_parameters() if not p.requires_grad and not name.endswith(adapters)]

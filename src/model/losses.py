@@ -1,4 +1,4 @@
-"""The log-loss of target tokens: what training minimises and what the tables report."""
+"""Compute the log-loss of target tokens, which training minimizes and the tables report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..data.batches import IGNORE, Batch
 
 
 def target_losses(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-loss of each target token in fp32, and the row each belongs to; both [target tokens]."""
+    """Compute the log-loss of each target token in fp32, and its row in the batch; both [target tokens]."""
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[:, :-1]
     labels = batch.labels[:, 1:]
     carries = labels != IGNORE

@@ -1,6 +1,6 @@
-"""A base model and its tokenizer: the embedded SmolLM2, a hub id with its revision, a local folder, or a bare shape.
+"""Load a base model and its tokenizer: the embedded SmolLM2, a hub id with its revision, a local folder, or a bare shape.
 
-Everything above ``load`` is light: it answers from the config alone, so that a refusal needs no torch.
+Everything above ``load`` reads the config alone, so that a refusal needs no torch.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
     Placing = Callable[[nn.Linear], nn.Module]
 
-# Families whose linear layers and parameter count follow from Shape (src/variants/counts.py).
+# Families whose linear layers and parameter count can be computed from Shape (src/variants/counts.py).
 FAMILIES = ("llama", "qwen2", "mistral")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-CONFIG_BYTES = 10_000_000  # no model's config.json has more
-# Said to transformers each time: what is left out it asks for, on the terminal, where a model brings code of its own.
+CONFIG_BYTES = 10_000_000  # no model's config.json is larger
+# Passed to transformers each time: without it, it asks on the terminal where a model brings its own code.
 NO_CODE = {"trust_remote_code": False}
 
 
 def find_shape(model: ModelConfig) -> Shape | None:
-    """The model's dimensions without loading it, or None where its family is not one of ``FAMILIES``."""
+    """Find the model's dimensions without loading it; None where its family is not in ``FAMILIES``."""
     if model.source == "path" and model.path is not None:
         values = _read_json(model.path, "config.json")
         if values.get("model_type") not in FAMILIES:
@@ -62,11 +62,11 @@ def _read_json(folder: str, name: str) -> dict[str, Any]:
         if path.stat().st_size > CONFIG_BYTES:
             raise ConfigError(f"model.path={folder}: {name} needs at most {CONFIG_BYTES:,} bytes")
         text = path.read_bytes()
-    except (OSError, RuntimeError) as error:  # a name too long, no permission, ~NAME of nobody
+    except (OSError, RuntimeError) as error:  # a name too long, no permission, ~NAME without such a user
         raise ConfigError(f"model.path={folder}: no model there ({getattr(error, 'strerror', error)})") from error
     try:
         values = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # besides its own errors, Python's on 5,000 digits or 1,000 brackets
+    except (ValueError, RecursionError) as error:  # json's own errors, and Python's for 5,000 digits or 1,000 brackets
         raise ConfigError(f"model.path={folder}: {name} is not JSON ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"model.path={folder}: {name} is not a model's config")
@@ -74,14 +74,14 @@ def _read_json(folder: str, name: str) -> dict[str, Any]:
 
 
 def _refuse_kernels(values: dict[str, Any], where: str) -> None:
-    """Raise ConfigError where a model's config names compiled code of the hub, which transformers would download and run."""
+    """Raise ConfigError where a model's config names a compiled kernel, which transformers would download and run."""
     for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
         if "/" in str(values.get(key)):
             raise ConfigError(f"{where} names a kernel to download ({key}), which is never run")
 
 
 def _refuse_folder(folder: str) -> None:
-    """Raise ConfigError for a local folder that is no model, names code, or has its weights in a pickle only."""
+    """Raise ConfigError for a local folder that is no model, names Python code, or has its weights only as a pickle."""
     _refuse_kernels(_read_json(folder, "config.json"), f"model.path={folder}: config.json")
     place = Path(folder).expanduser()
     for name in ("config.json", "tokenizer_config.json"):
@@ -95,14 +95,14 @@ def _refuse_folder(folder: str) -> None:
 
 
 def location(model: ModelConfig) -> str:
-    """What transformers loads from: a folder, or a hub id."""
+    """Find the folder or hub id that transformers loads from."""
     if model.source == "embedded":
         return str(embedded.convert())
     return str(Path(model.path).expanduser()) if model.source == "path" and model.path else str(model.id)
 
 
 def public_name(model: ModelConfig) -> str | None:
-    """What other people call this base: its hub id, else the folder that it was read from; None for random weights."""
+    """Name this base for other people: its hub id, else the folder that it was read from; None for random weights."""
     if model.weights == "random":
         return None
     if model.source == "embedded":
@@ -111,7 +111,7 @@ def public_name(model: ModelConfig) -> str | None:
 
 
 def refuse_impossible(model: ModelConfig) -> None:
-    """Raise ConfigError, in one line, where this model cannot be had."""
+    """Raise ConfigError, in one line, where this model cannot be loaded."""
     if model.source == "path":
         if not model.path:
             raise ConfigError("model.path: model=path needs the folder of a model, model.path=DIR")
@@ -132,11 +132,11 @@ def refuse_impossible(model: ModelConfig) -> None:
 def load(
     model: ModelConfig, dtype: torch.dtype, device: torch.device, placing: Placing | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model, in ``dtype`` and frozen, and its tokenizer.
+    """Load the base model, frozen and in ``dtype``, and its tokenizer.
 
-    Pretrained weights stay on the CPU, memory-mapped: the caller moves or quantises them layer by layer. Random
-    weights are drawn on ``device`` from one fixed seed, so that all runs share one base; with ``placing``
-    (``quantization.placing``) each linear layer of the decoder is quantised as soon as it is drawn, from the same numbers.
+    Pretrained weights stay on the CPU, memory-mapped: the caller moves or quantizes them layer by layer. Random weights
+    are drawn on ``device`` from a fixed seed, so that all runs share one base; with ``placing`` (``quantization.placing``)
+    each linear layer of the decoder is quantized as soon as it is drawn, from the same numbers.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, GenerationConfig, PreTrainedConfig
@@ -147,7 +147,7 @@ def load(
         config = AutoConfig.for_model(values.pop("model_type"), **values)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
             torch.manual_seed(0)
-            network = _drawn(config, dtype, device, placing) if placing else AutoModelForCausalLM.from_config(config, dtype=dtype)
+            network = _draw(config, dtype, device, placing) if placing else AutoModelForCausalLM.from_config(config, dtype=dtype)
         tokenizer = ByT5Tokenizer()  # type: ignore[no-untyped-call]
     else:
         source = location(model)
@@ -158,18 +158,18 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(source, **NO_CODE, **options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    # Greedy means greedy: a model's own generation settings may hold a repetition penalty or a sampling temperature.
+    # Decoding is greedy, but a model's own generation settings may hold a repetition penalty or a sampling temperature.
     network.generation_config = GenerationConfig()
     network.requires_grad_(False)
     network.config.use_cache = False
     return network, tokenizer
 
 
-def _drawn(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device, placing: Placing) -> PreTrainedModel:
-    """A model as ``from_config`` draws it, to the bit, of which one layer at a time is in ``dtype``.
+def _draw(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device, placing: Placing) -> PreTrainedModel:
+    """Draw the same weights as ``from_config``, to the bit, with one layer at a time in ``dtype``.
 
-    ``from_config`` draws each module twice: as torch constructs it, for nothing, and by the family's rule. The decoder
-    first, then the output head. A generator goes on from draw to draw, so those for nothing are made here too.
+    ``from_config`` draws each module twice: when torch constructs it, which is discarded, and by the family's rule; the
+    decoder first, then the output head. Each draw advances the generator, so the discarded draws are repeated here.
     """
     import torch
     from torch import nn
@@ -189,16 +189,16 @@ def _drawn(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device, p
             network._initialize_weights(module.to_empty(device=device))
             if isinstance(module, nn.Linear) and module is not head:
                 owner, _, leaf = name.rpartition(".")
-                with torch.device("cpu"):  # the default, under which ``place`` quantises as well
+                with torch.device("cpu"):  # the default device, under which ``place`` quantizes too
                     setattr(part.get_submodule(owner), leaf, placing(module.requires_grad_(False)))
                 del module
     network.tie_weights()
-    found: PreTrainedModel = network
-    return found
+    drawn: PreTrainedModel = network
+    return drawn
 
 
 def generation_config(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """The base's own generation settings, which ``load`` puts aside; the tokenizer's end token where it has none."""
+    """Load the base's own generation settings, which ``load`` replaces; with none, use the tokenizer's end token."""
     from transformers import GenerationConfig
 
     if model.weights == "pretrained":

@@ -1,6 +1,7 @@
-"""metrics.jsonl while a run trains: lines at its end, and a mark in each checkpoint of where it stood.
+"""Append to metrics.jsonl while a run trains, and truncate it when the run resumes.
 
-A run that goes on from a checkpoint goes on from the mark: what came after is cut off, and logged again.
+Each checkpoint holds a mark: the length and checksum of the log at that moment. A run that resumes cuts off the lines after
+the mark and logs them again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..files.durable import Damaged, finite, sync, writing
 
 @dataclass(frozen=True)
 class Mark:
-    """The first ``bytes`` of the log, and their SHA-256."""
+    """The length of the log in bytes and its SHA-256."""
 
     bytes: int = 0
     sha256: str = hashlib.sha256().hexdigest()
@@ -27,6 +28,8 @@ START = Mark()
 
 
 class MetricsLog:
+    """The metrics.jsonl of one run, with a running checksum of its bytes."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._digest = hashlib.sha256()
@@ -41,14 +44,14 @@ class MetricsLog:
         self._bytes += len(data)
 
     def mark(self) -> Mark:
-        """Where the log stands now, made to last."""
+        """Sync the log to disk and return its length and checksum."""
         if self._bytes:
             with writing(self.path):
                 sync(self.path)
         return Mark(self._bytes, self._digest.hexdigest())
 
     def holds(self, mark: Mark) -> bool:
-        """Whether the file begins with what was marked."""
+        """Tell whether the file begins with the bytes that were marked."""
         return self._begins_with(mark) is not None
 
     def _begins_with(self, mark: Mark) -> bytes | None:
@@ -62,10 +65,10 @@ class MetricsLog:
         return data if len(data) == mark.bytes and hashlib.sha256(data).hexdigest() == mark.sha256 else None
 
     def go_back_to(self, mark: Mark) -> None:
-        """Cut off what came after the mark.
+        """Cut off the lines after the mark.
 
         Raises:
-            Damaged: the file does not begin with what was marked.
+            Damaged: the file does not begin with the bytes that were marked.
         """
         data = self._begins_with(mark)
         if data is None:

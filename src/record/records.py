@@ -1,12 +1,12 @@
-"""The files of a run: its identity, its folder, atomic writes, provenance. What is written here is the only truth.
+"""Write and read the record of a run: its identity, its folder, its provenance. All tables are made from records alone.
 
     runs/<run_id>/config.yaml provenance.json metrics.jsonl predictions.jsonl adapter/ result.json
     runs/<run_id>/checkpoints/   while it trains
-    runs/<run_id>/damaged/       what was found to be no longer what had been written
+    runs/<run_id>/damaged/       files that no longer held what was written
     runs/sweeps/<name>.json      the run ids of a sweep
 
-``result.json`` is written last and whole: its existence means that the run has ended. It is sealed, and holds the digests
-of the others, so that no byte of a record can change unseen.
+``result.json`` is written last and atomically: its existence means that the run has ended. It is sealed and holds the
+checksums of the other files, so that no byte of a record can change unnoticed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ..config.schema import FOUR_BIT, Config
+from ..config.schema import Config
 from ..files.credentials import redact
 from ..files.durable import (
     Damaged,
@@ -45,27 +45,30 @@ from ..files.durable import (
     write_atomically,
     writing,
 )
+from ..variants.methods import point
+from ..variants.methods.precision import FOUR_BIT
 
 RUNS = Path("runs")
 RESULT, PROVENANCE = "result.json", "provenance.json"
-# What result.json holds the digests of: files, and folders with all in them.
+# The files and whole folders whose checksums are in result.json.
 FILES = ["config.yaml", PROVENANCE, "metrics.jsonl", "predictions.jsonl", "adapter", "model"]
-# A run with one of these is over: the same command would only give the same again.
+# A run with one of these statuses is over: the same command would only repeat it.
 ENDED = ("ok", "diverged")
 
 
-# Fields that came later than the first records: where one is its default the ids of these stay, as it is left out.
+# Fields that are younger than the first records. Left out of the identity at their default, so that old run ids stay.
 LATER = (
     "forgetting",
     *("dataset.version", "dataset.format", "dataset.answer"),
     *("dataset.train_files", "dataset.val_files", "dataset.test_files"),
     *("train.optimizer", "train.warmup_steps"),
+    *(f"variant.{axis}" for axis in point.LATER),
 )
 
 
 @cache
 def default_of(key: str) -> Any:
-    """The schema's default of a dotted key, as in an ``identity``."""
+    """Look up the schema's default of a dotted key of an ``identity``."""
     node: Any = asdict(Config())
     for part in key.split("."):
         node = node[part]
@@ -73,7 +76,7 @@ def default_of(key: str) -> Any:
 
 
 def with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
-    """A flat identity with the later fields that it leaves out, so that it differs from another one in what it says."""
+    """Add the ``LATER`` fields that a flat identity leaves out, so that identities can be compared field by field."""
     groups = {key.partition(".")[0] for key in fields}
     left_out = {key: default_of(key) for key in LATER if "." in key and key not in fields and key.partition(".")[0] in groups}
     return fields | left_out
@@ -88,7 +91,7 @@ def _drop_default(fields: dict[str, Any], default: Any, key: str) -> None:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The fields of a config that decide its outcome: no tracking, packing, device, sweep name, checkpoint
+    """Select the fields of a config that decide its outcome: no tracking, packing, device, sweep name, checkpoint
     interval, or whether weights are kept.
 
     A control without an adapter does not depend on the LoRA settings, so ``variant=frozen lora.r=4,8`` is one run.
@@ -115,12 +118,12 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def run_id(config: Config) -> str:
-    """Ten hexadecimal digits of the SHA-256 of ``identity``."""
+    """Hash the ``identity`` of a config to ten hexadecimal digits of SHA-256."""
     return id_of(identity(config))
 
 
 def id_of(fields: dict[str, Any]) -> str:
-    """The id of the run whose identity these fields are."""
+    """Hash the fields of an ``identity`` to a run id."""
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
@@ -144,42 +147,43 @@ class RunFolder:
         return self.adapter.exists() or self.model.exists()
 
     def drop_links(self) -> None:
-        """Take links away: nothing of a record is written, moved or removed through one to somewhere else."""
+        """Delete symbolic links, so that nothing is written, moved or removed outside of the folder through them."""
         with writing(self.path):
             for path in self.path.iterdir():
                 if path.is_symlink():
                     remove(path)
 
     def set_damage_aside(self) -> list[str]:
-        """Move what of an ended run's record is no longer what was written to ``damaged/``; a line for each file."""
+        """Move the damaged files of an ended run to ``damaged/``; return a line for each file."""
         result = self.result()
         if result is None:
-            found = {RESULT: f"{RESULT} is damaged"} if (self.path / RESULT).exists() else {}
+            problems = {RESULT: f"{RESULT} is damaged"} if (self.path / RESULT).exists() else {}
         else:
-            found = self._differences(result)
-        for name in found:
+            problems = self._differences(result)
+        for name in problems:
             self.set_aside(self.path / name)
-        return list(found.values())
+        return list(problems.values())
 
     def clear_results(self) -> None:
-        """Take an earlier result away before a run is repeated; result.json goes first: without it nothing counts."""
+        """Delete an earlier result before a run is repeated. result.json goes first: without it the rest is ignored."""
         with writing(self.path):
             for path in (self.path / RESULT, self.adapter, self.model, self.error, self.predictions):
                 remove(path)
             remove_temporary(self.path)
 
     def clear_progress(self) -> None:
+        """Delete checkpoints and the metrics log, so that the run starts at step 0."""
         with writing(self.path):
             remove(self.checkpoints)
             remove(self.metrics)
 
     def clear_checkpoints(self) -> None:
-        """Take away what an ended run needs no more. Where that fails nothing is lost, and the next command tries again."""
+        """Delete the checkpoints of an ended run. A failure loses nothing, and the next command tries again."""
         with suppress(OSError):
             remove(self.checkpoints)
 
     def set_aside(self, path: Path) -> None:
-        """Move a file that is not what was written to ``damaged/``, in place of an earlier one there."""
+        """Move a damaged file to ``damaged/``, replacing an earlier file of that name."""
         place = self.damaged / path.relative_to(self.path).as_posix().replace("/", ".")
         with writing(place):
             self.damaged.mkdir(exist_ok=True)
@@ -200,7 +204,7 @@ class RunFolder:
         write_atomically(self.path / PROVENANCE, _sealed(value))
 
     def write_result(self, value: dict[str, Any]) -> None:
-        """Write result.json, with the digests of all other files of the record; the run has ended with it."""
+        """Write result.json with the checksums of all other files; this ends the run."""
         with writing(self.path):
             if self.metrics.exists():
                 sync(self.metrics)
@@ -208,9 +212,9 @@ class RunFolder:
         write_atomically(self.path / RESULT, _sealed(value))
 
     def result(self) -> dict[str, Any] | None:
-        """The run's result, or None if it has none, or one that is damaged: such a run has to be done again."""
-        found = self._readable(RESULT)
-        return None if found is None or found.get("run_id", self.run_id) != self.run_id else found
+        """Read the run's result; None if there is none or it is damaged: such a run has to be repeated."""
+        value = self._readable(RESULT)
+        return None if value is None or value.get("run_id", self.run_id) != self.run_id else value
 
     def provenance(self) -> dict[str, Any] | None:
         return self._readable(PROVENANCE)
@@ -222,19 +226,19 @@ class RunFolder:
             return None
 
     def damage(self, result: dict[str, Any]) -> list[str]:
-        """What of the record's files is not as ``result`` says, a line each; all of each file is read."""
+        """Compare all files of the record with their checksums in ``result``; return a line for each difference."""
         return list(self._differences(result).values())
 
     def _differences(self, result: dict[str, Any]) -> dict[str, str]:
         known = result.get("files") or {}
-        found = {name: difference(self.path, name, written) for name, written in known.items()}
-        return {name: line for name, line in found.items() if line is not None}
+        lines = {name: difference(self.path, name, written) for name, written in known.items()}
+        return {name: line for name, line in lines.items() if line is not None}
 
     def checked(self, path: Path) -> bytes:
-        """A file of the finished record, as it was written; empty where the record has no such file.
+        """Read a file of the finished record and check it; empty where the record has no such file.
 
         Raises:
-            Damaged: it is not that, or there is no record that says what was written.
+            Damaged: the file differs from its checksum, or no record has a checksum for it.
         """
         known = (self.result() or {}).get("files") or {}
         name = path.relative_to(self.path).as_posix()
@@ -251,7 +255,7 @@ class RunFolder:
         return data
 
     def logged(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """Yield the lines of metrics.jsonl."""
         if self.metrics.exists():
             yield from read_lines(self.metrics.read_bytes())
 
@@ -261,15 +265,15 @@ class RunFolder:
 
 
 def _sealed(value: dict[str, Any]) -> str:
-    """The text of a sealed file, in which no secret of this machine stands."""
+    """Write the text of a sealed file, with this machine's secrets redacted."""
     return seal_text(redact(dump_json(value)))
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """The content of a sealed file, None if there is no such file.
+    """Read a sealed file; None if there is no such file.
 
     Raises:
-        Damaged: it is not what was written.
+        Damaged: the file is not what was written.
     """
     try:
         return unseal(path.read_bytes())
@@ -278,13 +282,13 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 
 def read_lines(data: bytes) -> Iterator[dict[str, Any]]:
-    """The rows of JSONL. A last line that was cut off in the middle of a write is left out."""
+    """Parse JSONL. A last line that was cut off in the middle of a write is left out."""
     for line in data.split(b"\n")[:-1]:
         yield json.loads(line)
 
 
 def write_sweep(name: str, run_ids: list[str], add: bool = False, root: Path = RUNS) -> None:
-    """List the runs of a sweep; ``add`` keeps those that an earlier command, or one that runs now, gave the same name."""
+    """Write the list of a sweep's runs; ``add`` keeps the runs that another command listed under this name."""
     path = root / "sweeps" / f"{name}.json"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -298,7 +302,7 @@ def write_sweep(name: str, run_ids: list[str], add: bool = False, root: Path = R
 
 
 def _known_runs(name: str, root: Path) -> list[str] | None:
-    """The runs of a list; one that is damaged is moved aside, since the runs themselves say what is done."""
+    """Read the list of a sweep's runs, or set a damaged list aside: the runs' own records say what is done."""
     try:
         return read_sweep(name, root)
     except Damaged as error:
@@ -309,7 +313,7 @@ def _known_runs(name: str, root: Path) -> list[str] | None:
 
 
 def read_sweep(name: str, root: Path = RUNS) -> list[str] | None:
-    """The run ids of a sweep, or None if there is no sweep of that name.
+    """Read the run ids of a sweep; None if there is no sweep of that name.
 
     Raises:
         Damaged: the list is not what was written.
@@ -326,7 +330,7 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "hydr
 
 
 def provenance(argv: list[str]) -> dict[str, Any]:
-    """What produced a run: code, versions, machine. Device and data are added by the worker that knows them."""
+    """Collect what produced a run: code, versions, machine. The worker adds device and data, which it knows."""
     return {
         "argv": argv,
         "commit": _git("rev-parse", "HEAD"),
@@ -350,7 +354,7 @@ def _version(package: str) -> str | None:
 def _git(*arguments: str) -> str | None:
     code = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(["git", *arguments], cwd=code, capture_output=True, text=True, timeout=10)
+        process = subprocess.run(["git", *arguments], cwd=code, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None

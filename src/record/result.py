@@ -1,4 +1,4 @@
-"""The content of result.json: one layout for runs that finished, failed, or died before they could say anything."""
+"""Build the content of result.json: the same keys for runs that finished, failed, or died early."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config.schema import Config
-from ..variants.scaling import effective_scale
+from ..variants.methods.scaling import effective_scale
 from .records import identity
 
-# Known only once measured; null in the result until then.
+# Keys that are null in the result until they are measured.
 MEASURED = (
     "device",
     "steps",
@@ -37,7 +37,7 @@ MEASURED = (
 
 @dataclass
 class Outcome:
-    """What a run came to. ``measured`` has keys of ``MEASURED``, and of ``result`` where what ran is not what was asked."""
+    """The outcome of a run. ``measured`` has keys of ``MEASURED``, and keys of ``result`` that differ from the config."""
 
     status: str = "ok"  # ok | diverged | out_of_memory | failed
     reason: str | None = None
@@ -47,14 +47,14 @@ class Outcome:
 
 
 def result(config: Config, run_id: str, outcome: Outcome) -> dict[str, Any]:
-    """The record's last file. A metric that was not measured is absent from ``metrics``."""
+    """Build the value of result.json. A metric that was not measured is absent from ``metrics``."""
     adapter = config.variant.trains == "adapter"
     return {
         "run_id": run_id,
         "status": outcome.status,
         "reason": outcome.reason,
         "sweep": config.sweep,
-        "identity": identity(config),  # what the id is a hash of, so that tables need no config.yaml
+        "identity": identity(config),  # the id is its hash; tables need no config.yaml
         "model": config.model.name,
         "model_note": config.model.note if config.model.weights == "pretrained" else "random weights",
         "dataset": config.dataset.name,

@@ -17,13 +17,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import accumulate
 
-from ..config.schema import FOUR_BIT, Config, DatasetConfig, packs
+from ..config.schema import Config, DatasetConfig, is_packed
 from ..data import datasets, layout
 from ..data.datasets import Example
 from ..engine.packed.members import held_ranks, member, rank_multiple
 from ..model import models
 from ..variants import counts
 from ..variants.counts import Linear
+from ..variants.methods.point import Point, axes
+from ..variants.methods.precision import FOUR_BIT
 from . import split
 from .machine import Machine, machine_of
 from .plan import Job
@@ -76,7 +78,7 @@ def estimate(configs: Sequence[Config], targets: Sequence[Linear], tokens: Token
     shape = models.find_shape(config.model)
     if shape is None:
         return None
-    if not packs(config):
+    if not is_packed(config):
         return counts.training_bytes(shape, config.variant, config.lora, targets, tokens.padded).total
     ranks = held_ranks([member(each) for each in configs], multiple)
     held = [(each.variant, replace(each.lora, r=r)) for each, r in zip(configs, ranks, strict=True)]
@@ -180,9 +182,9 @@ def fewest_parts(jobs: Sequence[Job], memory: Memory, limit: int | None) -> list
 
 def _added_bytes(jobs: Sequence[Job], memory: Memory) -> list[float]:
     """Count the bytes that each of these jobs, alike but for their adapters, adds to a pack's need; 1 where unknown."""
-    known: dict[tuple[int, str], float] = {}
+    known: dict[tuple[int, Point], float] = {}
     for job in jobs:
-        key = (job.config.lora.r, job.config.variant.magnitude)
+        key = (job.config.lora.r, axes(job.config.variant))
         if key not in known:
             known[key] = float((memory.need([job, job]) or 1) - (memory.need([job]) or 0))
-    return [known[job.config.lora.r, job.config.variant.magnitude] for job in jobs]
+    return [known[job.config.lora.r, axes(job.config.variant)] for job in jobs]

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from ..files.text import binary_size
+from ..files.text import byte_size
 from ..record.records import RUNS, RunFolder
 from .fit import Memory
 from .machine import Machine
@@ -58,7 +58,7 @@ def _need(pack: Pack) -> str:
 
 
 def _bytes(count: float) -> str:
-    return binary_size(count, MiB=0, GiB=1)
+    return byte_size(count, MiB=0, GiB=1)
 
 
 def _duration(seconds: float) -> str:

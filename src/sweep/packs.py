@@ -10,15 +10,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from ..config.schema import Config, packs
+from ..config.schema import Config, is_packed
 from ..record import checkpoint
 from ..record.records import run_id
+from ..variants.methods.point import ADAPTERS
 from .fit import Memory, fewest_parts
 from .plan import Job
 
 MAY_DIFFER = (
     *("model.name", "model.note", "dataset.name"),
-    *("variant.name", "variant.scaling", "variant.magnitude"),
+    *("variant.name", *(f"variant.{axis}" for axis in ADAPTERS)),
     *("lora.r", "lora.alpha", "lora.dropout", "lora.init"),
     *("train.lr", "train.schedule", "train.warmup", "train.warmup_steps", "train.weight_decay", "train.clip"),
     *("seed", "data_seed", "tracking", "sweep", "keep_weights", "force"),
@@ -84,7 +85,7 @@ def group(jobs: Sequence[Job], memory: Memory, limit: int | None = None) -> list
 
 def agreement(config: Config) -> str:
     """Make a text that is equal for runs that can train together, if their checkpoints let them."""
-    if not packs(config):
+    if not is_packed(config):
         return run_id(config)
     fields = asdict(config)
     for key in MAY_DIFFER:

@@ -1,4 +1,4 @@
-"""Start Hydra for ``python -m src.train``. All work is in sweep/launch.py."""
+"""``python -m src.train``: check the command line, let Hydra compose it, and run the jobs (sweep/launch.py)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def compose(node: DictConfig) -> None:
 
 
 def main() -> int:
+    """Run the command; 1 if a run failed, 0 otherwise."""
     from ..sweep.launch import RunsFailed, run_jobs
 
     sweep = [option for option in sys.argv[1:] if option in ("-m", "--multirun")]
@@ -38,7 +39,7 @@ def main() -> int:
         if _composed:
             run_jobs(_composed)
     except RunsFailed:
-        return 1  # what failed has been said, run by run
+        return cli.FAILED  # each failed run has been reported already
     return 0
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,11 +11,11 @@ import torch
 from ..config.schema import Config
 from ..engine.protocol import Engine
 from ..model.fingerprint import fingerprint, frozen_tensors
+from ..variants.methods.part import PartSeen, Seen
+from ..variants.methods.point import all_parts, proofs_of
 from ..variants.quantization import BITS, quantised_layers
-from ..variants.scaling import effective_scale
 
 Check = dict[str, Any]  # {"ok": bool, "detail": str}
-Tensors = dict[str, torch.Tensor]
 
 
 class LiveChecks:
@@ -29,34 +28,50 @@ class LiveChecks:
         self.linears = linears
         self.all_train = configs[0].variant.trains == "all"
         self.base_before = fingerprint(self._base_tensors())
-        self.magnitudes_before = [
-            {name: tensor.clone() for name, tensor in _parts(engine.trained(run), "lora_magnitude_vector").items()}
-            for run in range(len(configs))
-        ]
+        self.before = engine.digests()
 
     @cached_property
     def base_after(self) -> str:
         """Taken at the first verdict: the runs of a pack share their base."""
         return fingerprint(self._base_tensors())
 
+    @cached_property
+    def after(self) -> list[dict[str, list[int]]]:
+        """Taken at the first verdict."""
+        return self.engine.digests()
+
     def _base_tensors(self) -> list[torch.Tensor]:
         network = self.engine.network
         return list(network.parameters()) if self.all_train else frozen_tensors(network)
 
     def judge(self, run: int) -> dict[str, Check]:
-        variant, trained = self.configs[run].variant, self.engine.trained(run)
-        checks = {"trainable_parameters": self._trainable(run, trained), "quantised_layers": self._layers(run)}
+        variant = self.configs[run].variant
+        checks = {"trainable_parameters": self._trainable(run), "quantised_layers": self._layers(run)}
         checks["weights_moved" if self.all_train else "base_unchanged"] = self._base()
         if variant.trains == "adapter":
-            checks["effective_scale"] = self._scale(run)
-            checks["adapter_moved"] = self._moved(trained)
-            checks["magnitude"] = self._magnitude(run, trained)
+            seen = self._seen(run)
+            checks |= {name: _check(*proof(seen)) for name, proof in proofs_of(variant).items()}
         return checks
 
-    def _trainable(self, run: int, trained: Tensors) -> Check:
-        found = sum(tensor.numel() for tensor in trained.values())
+    def _seen(self, run: int) -> Seen:
+        config, rates = self.configs[run], self.engine.rates_of_parts(run)
+        trained = self.engine.trained(run)
+        parts = {
+            part.name: PartSeen(
+                count=len(digests),
+                moved=sum(now != before for now, before in zip(digests, self.before[run][part.name], strict=True)),
+                fp32=sum(name.endswith(part.parameter) and tensor.dtype == torch.float32 for name, tensor in trained.items()),
+                rates=frozenset(rates.get(part.name, ())),
+            )
+            for part in all_parts().values()
+            if (digests := self.after[run].get(part.name))
+        }
+        return Seen(frozenset(self.engine.scales(run)), config.lora.alpha, config.lora.r, parts)
+
+    def _trainable(self, run: int) -> Check:
+        trains = sum(tensor.numel() for tensor in self.engine.trained(run).values())
         wanted = self.expected_trainable[run]
-        return _check(found == wanted, f"{found:,} parameters train; the closed form says {wanted:,}")
+        return _check(trains == wanted, f"{trains:,} parameters train; the closed form says {wanted:,}")
 
     def _base(self) -> Check:
         same = self.base_after == self.base_before
@@ -64,39 +79,9 @@ class LiveChecks:
 
     def _layers(self, run: int) -> Check:
         precision = self.configs[run].variant.base_precision
-        found = quantised_layers(self.engine.network)  # on a 16-bit base too: there it must be none
+        counted = quantised_layers(self.engine.network)  # on a 16-bit base too: there it must be none
         wanted = {kind: self.linears if kind == precision else 0 for kind in BITS}
-        return _check(found == wanted, ", ".join(f"{found[kind]} of {wanted[kind]} {kind} layers" for kind in BITS))
-
-    def _scale(self, run: int) -> Check:
-        config = self.configs[run]
-        wanted = effective_scale(config.variant.scaling, config.lora.alpha, config.lora.r)
-        found = self.engine.scales(run)
-        # The packed engine holds its scales in fp32, as it holds everything that trains.
-        ok = bool(found) and all(math.isclose(value, wanted, rel_tol=1e-7) for value in found)
-        return _check(ok, f"scale {sorted(found)}; the formula says {wanted}")
-
-    def _moved(self, trained: Tensors) -> Check:
-        moved = _each(tensor.any() for tensor in _parts(trained, "lora_B").values())
-        return _check(bool(moved) and all(moved), f"{sum(moved)} of {len(moved)} B matrices are no longer zero")
-
-    def _magnitude(self, run: int, trained: Tensors) -> Check:
-        now, before = _parts(trained, "lora_magnitude_vector"), self.magnitudes_before[run]
-        if self.configs[run].variant.magnitude == "none":
-            return _check(not now, f"{len(now)} magnitude vectors, none wanted")
-        fp32 = sum(tensor.dtype == torch.float32 for tensor in now.values())
-        moved = sum(_each((tensor != before[name]).any() for name, tensor in now.items()))
-        return _check(len(now) > 0 and fp32 == moved == len(now), f"{len(now)} magnitude vectors, {fp32} in fp32, {moved} moved")
-
-
-def _parts(trained: Tensors, part: str) -> Tensors:
-    return {name: tensor for name, tensor in trained.items() if part in name}
-
-
-def _each(found: Iterable[torch.Tensor]) -> list[bool]:
-    """The truth of each; a GPU, where they are computed, is waited for once."""
-    known = list(found)
-    return torch.stack(known).tolist() if known else []
+        return _check(counted == wanted, ", ".join(f"{counted[kind]} of {wanted[kind]} {kind} layers" for kind in BITS))
 
 
 def _check(ok: bool, detail: str) -> Check:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from ..config.schema import packs
+from ..config.schema import is_packed
 from ..model import device
 from . import resume, session
 from .checks import LiveChecks
@@ -41,7 +41,7 @@ def train(pack: Pack, placed: Loaded, stop: Stop) -> None:
     Raises:
         Interrupted: a signal asks to stop. What was trained is in checkpoints, and these runs have no result.
     """
-    if packs(pack.config):
+    if is_packed(pack.config):
         pack.events.phase("building the pack")
     opened = session.build(placed, pack.configs)
     engine, rows = opened.engine, placed.rows

@@ -17,14 +17,14 @@ from ..files.errors import ConfigError
 from ..files.text import first_line
 from ..model.device import is_out_of_memory
 from ..record import checkpoint
-from ..record.checkpoint import Progress, Stand
+from ..record.checkpoint import CheckpointState, Progress
 from ..record.metrics_log import MetricsLog
 from ..record.records import ENDED, RunFolder
 from ..record.result import Outcome, result
 from ..record.wandb.mirror import Mirror
 from .loop import Divergence
 
-RUN = "run"  # what a checkpoint belongs to, beside base weights and tokens
+RUN = "run"  # fingerprint that ties a checkpoint to its run, beside those of base weights and tokens
 
 
 class Run:
@@ -33,7 +33,7 @@ class Run:
         self.config = self.folder.read_config()
         self.lines = MetricsLog(self.folder.metrics)
         self.outcome = Outcome()
-        self.stand = Stand(Progress())  # of the checkpoint it goes on from
+        self.resumed = CheckpointState(Progress())  # of the checkpoint that the run resumes from
         self.tensors: dict[str, torch.Tensor] | None = None  # likewise
         self.mirror: Mirror | None = None
         self.started = time.perf_counter()
@@ -41,29 +41,29 @@ class Run:
 
     @property
     def progress(self) -> Progress:
-        return self.stand.progress
+        return self.resumed.progress
 
     def checkpoints(self) -> set[int]:
         """List the steps that it can resume from."""
         return set(checkpoint.steps(self.folder.checkpoints))
 
     def resume_from(self, step: int) -> bool:
-        """Load the checkpoint of this step, or nothing at step 0; False where it is damaged and was set aside."""
+        """Resume from the checkpoint of this step, or start over at step 0. False where the checkpoint had to be set aside."""
         if step == 0:
             self.start_over()
             return True
         path = checkpoint.steps(self.folder.checkpoints)[step]
         try:
-            tensors, stand = checkpoint.load(path)
-            if stand.rests_on.get(RUN) != self.folder.run_id or stand.progress.step != step:
+            tensors, state = checkpoint.load(path)
+            if state.fingerprints.get(RUN) != self.folder.run_id or state.progress.step != step:
                 raise Damaged("it is another run's")
         except Damaged as error:
             self._set_aside(path, str(error))
             return False
-        if not self.lines.holds(stand.log):
+        if not self.lines.holds(state.log):
             self._set_aside(path, f"{self.folder.metrics.name} is not what it was then")
             return False
-        self.tensors, self.stand = tensors, stand
+        self.tensors, self.resumed = tensors, state
         return True
 
     def _set_aside(self, path: Path, why: str) -> None:
@@ -71,22 +71,22 @@ class Run:
         self.folder.set_aside(path)
 
     def start_over(self) -> None:
-        self.tensors, self.stand = None, Stand(Progress())
+        self.tensors, self.resumed = None, CheckpointState(Progress())
 
     def matches(self, fingerprints: dict[str, str]) -> bool:
-        """Tell whether what it resumes from was trained on these base weights and tokens."""
-        return self.tensors is None or self.stand.rests_on == fingerprints | {RUN: self.folder.run_id}
+        """Tell whether the checkpoint it resumes from was trained on these base weights and tokens; True without one."""
+        return self.tensors is None or self.resumed.fingerprints == fingerprints | {RUN: self.folder.run_id}
 
     def save(self, tensors: dict[str, torch.Tensor], fingerprints: dict[str, str]) -> None:
         """Write a checkpoint of ``tensors`` at the step where the run is."""
-        stand = Stand(self.progress, self.lines.mark(), fingerprints | {RUN: self.folder.run_id})
-        checkpoint.save(self.folder.checkpoints, tensors, stand)
+        state = CheckpointState(self.progress, self.lines.mark(), fingerprints | {RUN: self.folder.run_id})
+        checkpoint.save(self.folder.checkpoints, tensors, state)
 
     def start(self) -> None:
         """Open the mirror and tell it what the record holds already."""
         self.mirror = Mirror(self.config, self.folder.run_id, self.folder.path)
         checkpoint.drop_after(self.folder.checkpoints, self.progress.step)
-        self.lines.go_back_to(self.stand.log)
+        self.lines.go_back_to(self.resumed.log)
         for line in self.folder.logged():
             self.mirror.log(line)
             self._keep(line)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ..config.schema import FOUR_BIT, Config, packs
+from ..config.schema import Config, is_packed
 from ..data.batches import Batch, Item, collate
 from ..engine.packed import members
 from ..engine.packed.members import member, rank_multiple
@@ -32,6 +32,7 @@ from ..sweep.machine import free_memory
 from ..sweep.packs import agreement
 from ..variants import adapters, counts, quantization
 from ..variants.counts import Linear
+from ..variants.methods.precision import FOUR_BIT
 from . import rows as reading
 from .loop import steps_of
 from .rows import Rows
@@ -120,7 +121,7 @@ def load(config: Config, rows: Rows | None = None) -> Loaded:
         ConfigError: model, data or device cannot be used; one line.
     """
     numerics = device.choose(config)
-    if packs(config):
+    if is_packed(config):
         from ..engine.packed.speed import prepare_to_compile
 
         prepare_to_compile(config, numerics)
@@ -158,7 +159,7 @@ def build(placed: Loaded, configs: Sequence[Config], steps: int | None = None) -
 def engine_of(network: Any, configs: Sequence[Config], items: Sequence[Item], pad: int, steps: int, numerics: Numerics) -> Engine:
     """Build an engine over a placed base: the packed one wherever there is an adapter, unless PEFT's is asked for."""
     config = configs[0]
-    if packs(config):
+    if is_packed(config):
         from ..engine.packed.engine import PackedEngine
 
         return PackedEngine(network, configs, items, pad, steps, numerics)
@@ -175,7 +176,7 @@ def open(configs: Sequence[Config], rows: Rows | None = None, steps: int | None 
     Raises:
         ConfigError: they cannot train together, or cannot be trained; one line.
     """
-    if len({agreement(config) for config in configs}) > 1 or (len(configs) > 1 and not packs(configs[0])):
+    if len({agreement(config) for config in configs}) > 1 or (len(configs) > 1 and not is_packed(configs[0])):
         raise ConfigError("these runs cannot train together: they differ in more than a pack can hold")
     loaded = load(configs[0], rows)
     return build(place(loaded), [configs[index] for index in slot_order(configs)], steps)

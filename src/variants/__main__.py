@@ -1,4 +1,4 @@
-"""``python -m src.variants``: what a variant would cost on a model, without weights and without torch."""
+"""``python -m src.variants``: print what a variant costs on a model, without weights and without torch."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from ..command import cli
+from ..command import cli, words
+from ..command.words import Key
 from ..config.schema import Config, Shape
 from ..config.values import RANGES
 from ..files.errors import ConfigError
-from ..files.text import binary_size
+from ..files.text import byte_size
 from . import counts
 from .match import matching_rank
-from .scaling import effective_scale
+from .methods.scaling import effective_scale
 
 USAGE = """\
 usage: python -m src.variants [KEY=VALUE ...]
 
-What a variant costs on a model, from the model's dimensions alone: trainable parameters, adapter and base bytes,
+Prints what a variant costs on a model, from the model's dimensions alone: trainable parameters, adapter and base bytes,
 training memory, FLOPs. Nothing is downloaded or loaded.
 
-  model=NAME                 a file of conf/model, or model=path model.path=DIR
-  variant=NAME               a file of conf/variant
+  model=NAME                 a name in conf/model, or model=path model.path=DIR
+  variant=NAME               a name in conf/variant
   lora.r=16 lora.alpha=16    rank and alpha
   lora.target_modules=[q_proj,v_proj]   default: all-linear
   train.batch_size=16 dataset.max_length=512   the tokens that the memory estimate assumes
-  match=4.88M  match=lora:16   instead: the rank of the variant that trains as many parameters, or as many as
-                               another variant at a rank
+  match=4.88M  match=lora:16   instead of the costs: the rank at which the variant trains this many parameters, or as many
+                               as another variant at a rank
 
 examples: python -m src.variants model=llama_3_1_70b variant=lora lora.r=4 lora.target_modules=[q_proj,k_proj,v_proj]
           python -m src.variants variant=dora match=lora:16"""
@@ -43,7 +44,8 @@ BASES = (
     *(("nf4", "nf4", False), ("nf4 + double quantisation", "nf4", True)),
     *(("fp4", "fp4", False), ("fp4 + double quantisation", "fp4", True)),
 )
-MATCH = "match="
+MATCH = "match="  # the one key that is not Hydra's
+KEYS = {"match": Key(str, "lora:16")}
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -52,20 +54,19 @@ def main() -> int:
     if "--help" in arguments or "-h" in arguments:
         print(USAGE)
         return 0
-    asked = [argument.removeprefix(MATCH) for argument in arguments if argument.startswith(MATCH)]
     overrides = [argument for argument in arguments if not argument.startswith(MATCH)]
     config = cli.compose(overrides)
-    if len(asked) > 1:
-        raise ConfigError("match: takes one budget")
-    show(matched(config, shape_of(config), asked[0], overrides) if asked else rows(config, shape_of(config)))
+    values, _ = words.read([argument for argument in arguments if argument.startswith(MATCH)], KEYS)
+    budget = values.get("match")
+    show(rows(config, shape_of(config)) if budget is None else matched(config, shape_of(config), budget, overrides))
     return 0
 
 
 def shape_of(config: Config) -> Shape:
-    """The model's dimensions.
+    """Return the model's dimensions.
 
     Raises:
-        ConfigError: they are not known without loading the model.
+        ConfigError: the dimensions are not known without loading the model.
     """
     from ..model import models
 
@@ -81,7 +82,7 @@ def shape_of(config: Config) -> Shape:
 
 
 def rows(config: Config, shape: Shape) -> list[tuple[str, str]]:
-    """The table, as pairs of a label and a value."""
+    """Return the table of costs, as pairs of a label and a value."""
     variant, lora = config.variant, config.lora
     chosen = counts.targets(counts.linears(shape), lora.target_modules, config.model.name)
     total = counts.total_parameters(shape)
@@ -101,8 +102,9 @@ def rows(config: Config, shape: Shape) -> list[tuple[str, str]]:
         table.append(("reduction", f"{total / trainable:,.0f}x"))
     table.append(("trainable share of the base", f"{100 * trainable / total:.4g} %"))
     if variant.trains == "adapter":
-        table.append(("adapter bytes, fp32 (as saved)", size(counts.adapter_bytes(trainable))))
-        table.append(("adapter bytes, 16-bit", size(counts.adapter_bytes(trainable, 2))))
+        saved = counts.adapter_parameters(variant, lora, chosen)
+        table.append(("adapter bytes, fp32 (as saved)", size(counts.adapter_bytes(saved))))
+        table.append(("adapter bytes, 16-bit", size(counts.adapter_bytes(saved, 2))))
     for label, precision, double_quant in BASES:
         table.append((f"base bytes, {label}", size(counts.base_bytes(shape, precision, double_quant))))
     table += [
@@ -117,54 +119,59 @@ def rows(config: Config, shape: Shape) -> list[tuple[str, str]]:
     return table
 
 
-def matched(config: Config, shape: Shape, asked: str, overrides: Sequence[str]) -> list[tuple[str, str]]:
-    """The rank of the config's variant that is nearest to the budget ``asked`` for, its neighbours, and how to order it.
+def matched(config: Config, shape: Shape, budget_text: str, overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the rank of the config's variant whose parameter count is nearest to a budget, its neighbors, and the words to type.
 
     Raises:
-        ConfigError: ``asked`` is no budget, or no rank of the variant comes near it.
+        ConfigError: ``budget_text`` is no budget, or no rank of the variant comes near it.
     """
     variant, lora = config.variant, config.lora
     chosen = counts.targets(counts.linears(shape), lora.target_modules, config.model.name)
     total = counts.total_parameters(shape)
-    budget, source = budget_of(asked, overrides, chosen, total)
+    budget, source = budget_of(budget_text, overrides, chosen, total)
     try:
         match = matching_rank(variant, lora, chosen, total, budget)
     except ConfigError as error:
-        raise ConfigError(f"{MATCH}{asked}: {budget:,} parameters cannot be matched: {error}") from error
+        raise ConfigError(f"{MATCH}{budget_text}: {budget:,} parameters cannot be matched: {error}") from error
 
     def trained(r: int) -> str:
         count = counts.trainable_parameters(variant, replace(lora, r=r), chosen, total)
         return f"{count:,} ({100 * (count / budget - 1):+.2f} %)"
 
-    ordered = [override for override in overrides if re.match(r"variant[=.]", override)] or [f"variant={variant.name}"]
+    variant_words = [override for override in overrides if re.match(r"variant[=.]", override)] or [f"variant={variant.name}"]
     table = [("model", config.model.name), ("variant", variant.name), ("budget", f"{budget:,}{source}")]
     table += [("nearest rank", str(match.r)), ("trainable parameters", trained(match.r))]
     lowest, highest, _ = RANGES["lora.r"]
     table += [(f"  at rank {r}", trained(r)) for r in (match.r - 1, match.r + 1) if lowest <= r <= highest]
-    table.append(("use", " ".join([*ordered, f"lora.r={match.r}"])))
+    table.append(("use", " ".join([*variant_words, f"lora.r={match.r}"])))
     return table
 
 
-def budget_of(asked: str, overrides: Sequence[str], chosen: Sequence[counts.Linear], total: int) -> tuple[int, str]:
-    """(trainable parameters, where they come from): a number such as 4_884_480 or 4.88M, or those of VARIANT:RANK."""
-    number = re.fullmatch(r"(\d+(?:[_,]\d+)*(?:\.\d+)?(?:e\d{1,2})?)([kmb]?)", asked, re.IGNORECASE)
+def budget_of(budget_text: str, overrides: Sequence[str], chosen: Sequence[counts.Linear], total: int) -> tuple[int, str]:
+    """Read a budget, such as 4_884_480, 4.88M or VARIANT:RANK, as (trainable parameters, a note on VARIANT:RANK).
+
+    Raises:
+        ConfigError: the text is none of these.
+    """
+    number = re.fullmatch(r"(\d+(?:[_,]\d+)*(?:\.\d+)?(?:e\d{1,2})?)([kmb]?)", budget_text, re.IGNORECASE)
     if number and math.isfinite(budget := float(number[1].replace(",", "")) * UNITS[number[2].lower()]):
         return round(budget), ""
-    if reference := re.fullmatch(r"(\w+):(\d+)", asked):
+    if reference := re.fullmatch(r"(\w+):(\d+)", budget_text):
         others = [override for override in overrides if not re.match(r"variant[=.]|lora\.r=", override)]
         other = cli.compose([*others, f"variant={reference[1]}", f"lora.r={reference[2]}"])
         return counts.trainable_parameters(other.variant, other.lora, chosen, total), f" ({reference[1]} at rank {reference[2]})"
     raise ConfigError(
-        f"{MATCH}{asked}: needs a number of parameters, such as 4_884_480 or 4.88M, or VARIANT:RANK, such as lora:16"
+        f"{MATCH}{budget_text}: needs a number of parameters, such as 4_884_480 or 4.88M, or VARIANT:RANK, such as lora:16"
     )
 
 
 def size(count: int) -> str:
-    """Bytes, exact and in the largest binary unit they fill."""
-    return f"{count:,} ({binary_size(count, KiB=2, MiB=2, GiB=2, TiB=2)})" if count >= 1024 else f"{count:,}"
+    """Write a number of bytes, exact and in the largest binary unit it fills."""
+    return f"{count:,} ({byte_size(count, KiB=2, MiB=2, GiB=2, TiB=2)})" if count >= 1024 else f"{count:,}"
 
 
 def show(table: list[tuple[str, str]]) -> None:
+    """Print labels and values in two columns."""
     # A pipe or a file has no width: give it one that no line reaches, so that nothing is cut or folded.
     console = Console(width=None if sys.stdout.isatty() else 100_000, markup=False, highlight=False)
     grid = Table(box=None, show_header=False, pad_edge=False)
@@ -178,4 +185,4 @@ def show(table: list[tuple[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, resumes=False)

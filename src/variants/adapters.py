@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..config.schema import LoraSettings, VariantConfig
+from ..config.schema import LoraSettings
 from .counts import Linear
+from .methods.point import VariantConfig, parts_of, peft_options
+from .methods.scaling import SCALINGS, effective_scale
 from .quantization import linear_layers
 
 if TYPE_CHECKING:
@@ -20,23 +22,31 @@ INITIALISERS: dict[str, bool | str] = {"kaiming": True, "gaussian": "gaussian"}
 
 
 def lora_config(variant: VariantConfig, lora: LoraSettings) -> LoraConfig:
+    """PEFT's config of the adapter. Where PEFT lacks the scaling rule, its alpha is the one that gives the same scale."""
     from peft import LoraConfig
 
+    known = SCALINGS[variant.scaling].peft is not None
+    alpha = lora.alpha if known else effective_scale(variant.scaling, lora.alpha, lora.r) * lora.r
     return LoraConfig(
         r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT says int and accepts any number
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT says int and accepts any number
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         init_lora_weights=INITIALISERS[lora.init],  # type: ignore[arg-type]
-        use_rslora=variant.scaling == "alpha_over_sqrt_r",
-        use_dora=variant.magnitude == "dora",
         task_type="CAUSAL_LM",
+        **peft_options(variant),  # type: ignore[arg-type]
     )
 
 
 def attach(model: PreTrainedModel, variant: VariantConfig, lora: LoraSettings, seed: int) -> PeftModel:
-    """PEFT's model with a fresh adapter, initialised by PEFT under ``seed``. Adapter weights are fp32."""
-    return attach_as(model, lora_config(variant, lora), seed)
+    """PEFT's model with a fresh adapter, initialised by PEFT under ``seed``. Adapter weights are fp32; parts that do not train
+    ask for no gradient."""
+    adapted = attach_as(model, lora_config(variant, lora), seed)
+    still = tuple(part.parameter for part in parts_of(variant) if not part.trained)
+    for name, parameter in adapted.named_parameters():
+        if name.endswith(still):
+            parameter.requires_grad_(False)
+    return adapted
 
 
 def attach_as(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
@@ -48,7 +58,7 @@ def attach_as(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftMode
     torch.manual_seed(seed)
     adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     for name, parameter in adapted.named_parameters():
-        # PEFT leaves DoRA's magnitude in the base's format on some paths; in bf16 its updates would be rounded away.
+        # PEFT leaves DoRA's m in the base's format on some paths; in bf16 its updates would be rounded away.
         if parameter.requires_grad and parameter.dtype != torch.float32:
             adapted.get_parameter(name).data = parameter.data.float()
     return adapted  # type: ignore[return-value]

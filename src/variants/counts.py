@@ -7,11 +7,15 @@ FLOPs are estimates whose docstrings say what they leave out. Notation: a linear
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..config.schema import ALL_LINEAR, FOUR_BIT, QUANTISED, LoraSettings, Shape, VariantConfig
+from ..config.schema import ALL_LINEAR, LoraSettings, Shape
 from ..files.errors import ConfigError
+from .methods.part import LOW_RANK, Part
+from .methods.point import VariantConfig, parts_of
+from .methods.precision import FOUR_BIT, QUANTISED
 
 # Which of the linear layers carry a bias, per family (transformers' modeling files). Llama's optional
 # attention_bias and mlp_bias are off in every published Llama and not part of Shape.
@@ -20,14 +24,13 @@ BIASED: dict[str, frozenset[str]] = {
     "mistral": frozenset(),
     "qwen2": frozenset({"q_proj", "k_proj", "v_proj"}),
 }
-# Trained numbers per output row beside A and B. DoRA's magnitude m has one for each row, arXiv 2402.09353, eq. 5.
-ROW_PARAMETERS = {"none": 0, "dora": 1}
 # Backward matrix products per forward one: dX alone through frozen weights, dX and dW through trained ones.
 BACKWARD_PRODUCTS = {"none": 0, "adapter": 1, "all": 2}
 
 BLOCK, SCALE_BLOCK = 64, 256  # bitsandbytes' block sizes, as QLoRA's (arXiv 2305.14314, section 3)
-STATE_BYTES = 4 + 4 + 8  # fp32 weight, gradient and AdamW's two moments
-PACKED_STATE_BYTES = STATE_BYTES + 2  # and the bf16 copy that a pack multiplies with
+WEIGHT_BYTES, COPY_BYTES = 4, 2  # an adapter's number in fp32, and the bf16 copy that a pack multiplies with
+STATE_BYTES = WEIGHT_BYTES + 4 + 8  # with its gradient and AdamW's two moments
+PACKED_STATE_BYTES = STATE_BYTES + COPY_BYTES
 HEAD_ROWS = 4096  # labelled tokens whose logits a pack holds at a time
 
 
@@ -121,12 +124,20 @@ def total_parameters(shape: Shape) -> int:
 def trainable_parameters(variant: VariantConfig, lora: LoraSettings, targets: Sequence[Linear], total: int) -> int:
     """Parameters that train, where ``total`` is the base model's count.
 
-    An adapter has ``r (in + out)`` per layer for A and B (LoRA, arXiv 2106.09685, section 4.2), and ``out`` more for
-    DoRA's magnitude (arXiv 2402.09353, eq. 5). The scaling and the base's precision train nothing.
+    Of an adapter's parts those that train: ``r (in + out)`` per layer for A and B (LoRA, arXiv 2106.09685, section 4.2), and
+    ``out`` more for DoRA's m (arXiv 2402.09353, eq. 5). The scaling and the base's precision train nothing.
     """
-    rows = ROW_PARAMETERS[variant.magnitude]
-    adapter = sum(t.count * (lora.r * (t.in_features + t.out_features) + rows * t.out_features) for t in targets)
-    return {"adapter": adapter, "all": total, "none": 0}[variant.trains]
+    trained = [part for part in parts_of(variant) if part.trained]
+    return {"adapter": _numbers(trained, lora.r, targets), "all": total, "none": 0}[variant.trains]
+
+
+def adapter_parameters(variant: VariantConfig, lora: LoraSettings, targets: Sequence[Linear]) -> int:
+    """Numbers of a saved adapter: of all its parts, trained or not."""
+    return _numbers(parts_of(variant), lora.r, targets)
+
+
+def _numbers(parts: Sequence[Part], r: int, targets: Sequence[Linear]) -> int:
+    return sum(t.count * math.prod(part.shape(r, t.out_features, t.in_features)) for t in targets for part in parts)
 
 
 def adapter_bytes(parameters: int, bytes_each: int = 4) -> int:
@@ -177,7 +188,9 @@ def training_bytes(
     base = 0 if variant.trains == "all" else base_bytes(shape, variant.base_precision, variant.double_quant)
     # Where nothing trains, no backward pass needs the activations.
     activations = 0 if variant.trains == "none" else tokens * (2 * widths + 6 * shape.vocab_size)
-    return TrainingBytes(base, STATE_BYTES * trainable_parameters(variant, lora, targets, total), activations)
+    trained = trainable_parameters(variant, lora, targets, total)
+    states = STATE_BYTES * trained + WEIGHT_BYTES * _still(variant, lora, targets)
+    return TrainingBytes(base, states, activations)
 
 
 def pack_bytes(
@@ -200,9 +213,16 @@ def pack_bytes(
         base += 2 * sum(linear.count * linear.weights for linear in linears(shape))
     total = total_parameters(shape)
     trained = sum(trainable_parameters(variant, lora, targets, total) for variant, lora in members)
+    still = sum(_still(variant, lora, targets) for variant, lora in members)
     kept = sum(_kept_values(shape, variant, lora, targets) for variant, lora in members)
     activations = tokens_per_run * (4 if shared.base_precision == "fp32" else 2) * kept
-    return TrainingBytes(base, PACKED_STATE_BYTES * trained, activations + HEAD_ROWS * 6 * shape.vocab_size)
+    states = PACKED_STATE_BYTES * trained + (WEIGHT_BYTES + COPY_BYTES) * still
+    return TrainingBytes(base, states, activations + HEAD_ROWS * 6 * shape.vocab_size)
+
+
+def _still(variant: VariantConfig, lora: LoraSettings, targets: Sequence[Linear]) -> int:
+    """Numbers of an adapter that do not train."""
+    return _numbers([part for part in parts_of(variant) if not part.trained], lora.r, targets)
 
 
 def _kept_values(shape: Shape, variant: VariantConfig, lora: LoraSettings, targets: Sequence[Linear]) -> int:
@@ -212,8 +232,9 @@ def _kept_values(shape: Shape, variant: VariantConfig, lora: LoraSettings, targe
     # Per layer: two norms' inputs and outputs, q, k, v, attention's output, and the MLP's gate, up and product.
     kept = shape.num_hidden_layers * (4 * d + 2 * q + 2 * kv + 3 * f)
     if variant.trains == "adapter":
-        # It keeps A x for dB, and DoRA the row outputs before m for dm.
-        kept += sum(t.count * (lora.r + ROW_PARAMETERS[variant.magnitude] * t.out_features) for t in targets)
+        # It keeps A x for dB, and for the gradient of a vector such as DoRA's m the outputs that it multiplies.
+        vectors = [part for part in parts_of(variant) if part.term != LOW_RANK]
+        kept += sum(t.count * lora.r for t in targets) + _numbers(vectors, lora.r, targets)
     return kept
 
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..config.schema import LoraSettings, VariantConfig
+from ..config.schema import LoraSettings
 from ..config.values import RANGES
 from ..files.errors import ConfigError
 from .counts import Linear, trainable_parameters
+from .methods.point import VariantConfig
 
 
 @dataclass(frozen=True)

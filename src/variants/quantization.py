@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..config.schema import FOUR_BIT, VariantConfig
 from ..files.errors import ConfigError
+from .methods.point import VariantConfig
+from .methods.precision import FOUR_BIT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from src.adapter import adapted
 from src.adapter.adapted import SETTINGS, WEIGHTS, find, open_source
-from src.command import commands
 from src.files.errors import ConfigError
 from src.model import models
 from src.record.records import RunFolder
-from tests.conftest import Run
+from tests.conftest import Run, evaluate
 
 QUICK = ["forgetting.tokens=0", "eval.generate=false", "lora.r=4", "train.lr=0.05"]
 Tensors = dict[str, torch.Tensor]
@@ -48,7 +47,7 @@ def message(**given: Any) -> str:
 def test_a_run_opens_as_it_was_trained_and_as_stock_peft_opens_it(run: Run, variant: str) -> None:
     record, _ = run(*QUICK, f"variant={variant}")
     source = find({"run": record.run_id})
-    mine = open_source(source)
+    opened_here = open_source(source)
     plain, tokenizer, numerics = adapted.load_base(source)
     from src.variants import quantization
 
@@ -56,12 +55,12 @@ def test_a_run_opens_as_it_was_trained_and_as_stock_peft_opens_it(run: Run, vari
     theirs = PeftModel.from_pretrained(placed, record.adapter).eval()
     ids = torch.tensor([tokenizer("The number after 3 is").input_ids])
     with torch.no_grad(), numerics.autocast():
-        found, wanted = (model(input_ids=ids).logits.float() for model in (mine.network, theirs))
-        base = mine.network.get_base_model()
-        with mine.network.disable_adapter():
+        logits, wanted = (model(input_ids=ids).logits.float() for model in (opened_here.network, theirs))
+        base = opened_here.network.get_base_model()
+        with opened_here.network.disable_adapter():
             untrained = base(input_ids=ids).logits.float()
-    assert torch.equal(found, wanted)
-    assert (found - untrained).abs().max() > 0.01
+    assert torch.equal(logits, wanted)
+    assert (logits - untrained).abs().max() > 0.01
     again = theirs.load_adapter(record.adapter, "again")
     assert (again.missing_keys, again.unexpected_keys) == ([], [])
 
@@ -76,7 +75,7 @@ FIRST = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "says"),
     [
         (lambda t: t.pop(FIRST), f"lacks 1 of 28 tensors, such as {FIRST}"),
         (lambda t: t.update({"extra.lora_A.weight": torch.zeros(2)}), "1 of 28 tensors, such as extra.lora_A.weight"),
@@ -86,13 +85,13 @@ FIRST = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
         (lambda t: t.update({FIRST: torch.zeros(4, 128, dtype=torch.int8)}), "holds what is no finite number"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(copied: Path, edit: Callable[[Tensors], Any], said: str) -> None:
+def test_tensors_that_do_not_fit_are_refused(copied: Path, edit: Callable[[Tensors], Any], says: str) -> None:
     change(copied, edit)
-    assert said in message(adapter=str(copied), model="tiny")
+    assert says in message(adapter=str(copied), model="tiny")
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "says"),
     [
         ({"peft_type": "IA3"}, "is not a LoRA adapter's"),
         ({"r": "8"}, "r needs a number"),
@@ -105,10 +104,10 @@ def test_tensors_that_do_not_fit_are_refused(copied: Path, edit: Callable[[Tenso
         ({"alpha_pattern": {"(a+)+$": 1}}, "alpha_pattern needs numbers by module name; a pattern is not read"),
     ],
 )
-def test_settings_that_would_load_as_something_else_are_refused(copied: Path, settings: dict[str, Any], said: str) -> None:
+def test_settings_that_would_load_as_something_else_are_refused(copied: Path, settings: dict[str, Any], says: str) -> None:
     path = copied / SETTINGS
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-    assert said in message(adapter=str(copied), model="tiny")
+    assert says in message(adapter=str(copied), model="tiny")
 
 
 def test_files_that_are_none_are_refused(copied: Path, folder: Path) -> None:
@@ -159,7 +158,7 @@ def test_controls_open_too(run: Run) -> None:
 
 
 def test_words_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for words, said in (
+    for words, says in (
         (["generate", "run=0123456789"], "needs a prompt"),
         (["generate", "run=zzz", "hi"], "run=zzz: needs the id of a run, such as run=0eed806141"),
         (["generate", "run=0123456789", "temprature=1", "hi"], "did you mean temperature?"),
@@ -173,11 +172,11 @@ def test_words_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> No
         (["harness", "run=0123456789"], "tasks: is needed"),
         (["push", "run=0123456789", "token=hf_" + "a" * 30], "looks like a Hugging Face token"),
     ):
-        assert commands.main(words[0], words[1:]) == 2
+        assert evaluate(words) == 2
         captured = capsys.readouterr()
         assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
-        assert said in captured.err and "aaaa" not in captured.err
-    assert commands.main("merge", ["--help"]) == 0
+        assert says in captured.err and "aaaa" not in captured.err
+    assert evaluate(["merge", "--help"]) == 0
     assert "onto=NAME" in capsys.readouterr().out
 
 

@@ -31,13 +31,18 @@ def test_a_runs_card_says_what_its_record_says(run: Run, engine: str) -> None:
     head = ModelCard(text).data.to_dict()
     assert (head["library_name"], head["pipeline_tag"]) == ("peft", "text-generation")
     assert {"lora", "dora", "lora-assay"} <= set(head["tags"]) and "base_model" not in head  # random weights have no name
-    for key, n in (
-        ("test/loss", "4 examples"),
-        ("val/loss", "4 examples"),
-        ("forgetting/after", f"{found['prose']['tokens']} tokens"),
+    for key, words, n in (
+        ("test/loss", "log-loss, test split (nats per target token)", "4 examples"),
+        ("val/loss", "log-loss, validation split (nats per target token)", "4 examples"),
+        ("test/exact_match", "greedy answers that are right, test split (share)", "4 examples"),
+        (
+            "forgetting/after",
+            "log-loss per token of held-out prose in nats, with the adapter",
+            f"{found['prose']['tokens']} tokens",
+        ),
     ):
-        (line,) = (line for line in text.splitlines() if line.startswith(f"| {card.METRICS[key]} |"))
-        assert line == f"| {card.METRICS[key]} | {found['metrics'][key]:.4f} | {n} |"
+        (line,) = (line for line in text.splitlines() if line.startswith(f"| {words} |"))
+        assert line == f"| {words} | {found['metrics'][key]:.4f} | {n} |"
     assert f"| effective scale | {found['effective_scale']:g} (alpha_over_sqrt_r) |" in text
     assert f"run={record.run_id}" in text and "vLLM refuses this adapter" in text
     settings = json.loads((record.adapter / "adapter_config.json").read_text())

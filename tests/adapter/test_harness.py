@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness is asked for, through a stand-in that records it."""
+"""The call of lm-evaluation-harness, through a stand-in that records it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import torch
 
 from src.adapter import harness
 from src.adapter.adapted import find
-from src.command import commands
 from src.command.cli import compose
 from src.model import models
-from tests.conftest import Run
+from tests.conftest import Run, evaluate
 
 QUICK = ["forgetting.tokens=0", "eval.generate=false", "lora.r=4", "train.lr=0.05", "model=path", "model.path=base"]
 
@@ -60,7 +59,7 @@ def base(folder: Path) -> None:
 def test_base_and_adapter_go_by_name(run: Run, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     record, _ = run(*QUICK)
     capsys.readouterr()
-    assert commands.main("harness", [f"run={record.run_id}", "tasks=mini", "limit=5", "device=cpu"]) == 0
+    assert evaluate(["harness", f"run={record.run_id}", "tasks=mini", "limit=5", "device=cpu"]) == 0
     (call,) = asked
     assert call["model"] == "hf" and call["tasks"] == ["mini"] and call["limit"] == 5 and call["device"] == "cpu"
     dtype = call["model_args"].pop("dtype")
@@ -88,16 +87,16 @@ def test_what_the_harness_cannot_do_is_one_line(
 ) -> None:
     record, _ = run(*QUICK)
     (random, _) = run("forgetting.tokens=0", "eval.generate=false")
-    for folder, words, said in (
+    for folder, words, says in (
         (record, ["tasks=minni"], "the harness has no minni (did you mean mini?)"),
         (record, ["tasks=broken"], "tasks=broken: no data"),
         (record, ["tasks=mini", "include=nowhere"], "include=nowhere: no such folder"),
         (random, ["tasks=mini"], "random weights have none"),
     ):
         capsys.readouterr()
-        assert commands.main("harness", [f"run={folder.run_id}", *words]) == 2
+        assert evaluate(["harness", f"run={folder.run_id}", *words]) == 2
         error = capsys.readouterr().err
-        assert said in error and error.count("\n") == 1
+        assert says in error and error.count("\n") == 1
     assert not Path("reports").exists()
 
 
@@ -107,5 +106,5 @@ def test_without_the_harness_it_says_what_to_install(
     record, _ = run("forgetting.tokens=0", "eval.generate=false")
     monkeypatch.setattr(harness, "PACKAGE", "lm_eval_that_is_not_there")
     capsys.readouterr()
-    assert commands.main("harness", [f"run={record.run_id}", "tasks=mini"]) == 2
+    assert evaluate(["harness", f"run={record.run_id}", "tasks=mini"]) == 2
     assert "pip install 'lm-eval>=0.4.9'" in capsys.readouterr().err

@@ -17,13 +17,12 @@ from src.adapter import adapted
 from src.adapter.adapted import find
 from src.adapter.fidelity import gap
 from src.adapter.fold import merged_weight
-from src.command import commands
 from src.config.schema import CONF_FOLDER
 from src.files.durable import unseal
 from src.measure.scorer import Solo
 from src.record.records import RunFolder
 from src.variants import quantization
-from tests.conftest import Run
+from tests.conftest import Run, evaluate
 
 ADAPTERS = sorted(path.stem for path in (CONF_FOLDER / "variant").glob("*.yaml") if path.stem not in ("full", "frozen"))
 QUICK = ["forgetting.tokens=0", "eval.generate=false", "lora.r=4", "train.lr=0.05"]
@@ -31,7 +30,7 @@ BF16_ULP = 2.0**-8  # of a number just above a power of two: rounding moves a we
 
 
 def merge(*words: str) -> dict[str, Any]:
-    assert commands.main("merge", list(words)) == 0
+    assert evaluate(["merge", *words]) == 0
     return unseal(Path("merged/merge.json").read_bytes())
 
 
@@ -39,8 +38,8 @@ def test_a_merged_weight_by_hand() -> None:
     weight, a, b = torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0], [0.0]])
     # W + 2 B A = [[3, 4], [0, 1]]; the first row's norm is 5.
     assert torch.equal(merged_weight(weight, a, b, 2.0, None), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
-    found = merged_weight(weight, a, b, 2.0, torch.tensor([10.0, 3.0]))
-    torch.testing.assert_close(found, torch.tensor([[6.0, 8.0], [0.0, 3.0]]))
+    merged = merged_weight(weight, a, b, 2.0, torch.tensor([10.0, 3.0]))
+    torch.testing.assert_close(merged, torch.tensor([[6.0, 8.0], [0.0, 3.0]]))
 
 
 def by_peft(record: RunFolder) -> Any:
@@ -63,11 +62,11 @@ def test_a_merge_is_pefts_own_rounded_once(run: Run, variant: str) -> None:
     report = merge(f"run={record.run_id}", "out=merged", "latency=false", *(["onto=dequantised"] if quantised else []))
     stock, info = AutoModelForCausalLM.from_pretrained("merged", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and stock.dtype == torch.bfloat16
-    found, wanted = stock.state_dict(), by_peft(record).state_dict()
+    state, wanted = stock.state_dict(), by_peft(record).state_dict()
     for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name].float(), tensor, rtol=BF16_ULP, atol=1e-9)
+        torch.testing.assert_close(state[name].float(), tensor, rtol=BF16_ULP, atol=1e-9)
         # But for what lies in the middle between two bf16 numbers, where fp32's own last bit decides.
-        assert (found[name] == tensor.bfloat16()).float().mean() > 0.999
+        assert (state[name] == tensor.bfloat16()).float().mean() > 0.999
     control, measured = report["fp32_control"], report["fidelity"]
     if result["base_precision"] == "int8":  # rounds its inputs too
         assert control["logit_max"] < 0.2 and report["notes"][0].startswith("LLM.int8() also rounds its inputs")
@@ -90,21 +89,19 @@ def test_fp32_and_the_tokenizer(run: Run) -> None:
 
 def test_only_adapted_layers_change_but_all_quantised_ones_are_dequantised(run: Run) -> None:
     record, _ = run(*QUICK, "variant=qdora", "lora.target_modules=[q_proj,v_proj]")
-    found = {}
+    merged = {}
     for onto in ("original", "dequantised"):
-        assert (
-            commands.main("merge", [f"run={record.run_id}", f"out={onto}", f"onto={onto}", "latency=false", "control=false"]) == 0
-        )
-        found[onto] = AutoModelForCausalLM.from_pretrained(onto).state_dict()
+        assert evaluate(["merge", f"run={record.run_id}", f"out={onto}", f"onto={onto}", "latency=false", "control=false"]) == 0
+        merged[onto] = AutoModelForCausalLM.from_pretrained(onto).state_dict()
     base = adapted.load_base(find({"run": record.run_id}))[0].state_dict()
     names = ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight")
-    same = {onto: [torch.equal(found[onto][name], base[name].bfloat16()) for name in names] for onto in found}
+    same = {onto: [torch.equal(merged[onto][name], base[name].bfloat16()) for name in names] for onto in merged}
     assert same == {"original": [False, True, True], "dequantised": [False, False, True]}
     # DoRA: each merged row has the trained magnitude for its norm, on either base.
     magnitude = adapted.open_source(find({"run": record.run_id})).network.get_submodule(f"base_model.model.{names[0][:-7]}")
     wanted = magnitude.lora_magnitude_vector["default"].weight
-    for onto in found:
-        torch.testing.assert_close(found[onto][names[0]].float().norm(dim=1), wanted, rtol=BF16_ULP, atol=0)
+    for onto in merged:
+        torch.testing.assert_close(merged[onto][names[0]].float().norm(dim=1), wanted, rtol=BF16_ULP, atol=0)
 
 
 def test_what_cannot_be_merged_is_refused_and_leaves_nothing(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +109,7 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(run: Run, folder: P
     (folder / "there").mkdir()
     before = sorted(path.name for path in folder.iterdir())
     capsys.readouterr()
-    for record, words, said in (
+    for record, words, says in (
         (quantised, ["out=m"], "trained over nf4 weights, from which no merge is exact; choose onto=dequantised"),
         (quantised, ["out=m", "onto=nf4"], "onto=nf4: a merge is not requantised"),
         (quantised, ["out=m", "onto=orginal"], "choose one of original, dequantised"),
@@ -120,9 +117,9 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(run: Run, folder: P
         (plain, ["out=there"], "out=there: is there already"),
         (frozen, ["out=m"], "variant=frozen has no adapter to merge"),
     ):
-        assert commands.main("merge", [f"run={record.run_id}", *words]) == 2
+        assert evaluate(["merge", f"run={record.run_id}", *words]) == 2
         error = capsys.readouterr().err
-        assert said in error and error.startswith("error: ") and error.count("\n") == 1
+        assert says in error and error.startswith("error: ") and error.count("\n") == 1
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
@@ -135,7 +132,7 @@ def test_a_merge_that_fails_halfway_leaves_nothing(run: Run, folder: Path, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr("src.adapter.fidelity.gap", stop)
-    assert commands.main("merge", [f"run={record.run_id}", "out=merged"]) == 130
+    assert evaluate(["merge", f"run={record.run_id}", "out=merged"]) == 130
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
@@ -149,24 +146,24 @@ def test_the_gap_of_models_that_are_far_apart(run: Run) -> None:
     opened = adapted.open_source(source, exact=True)
     plain, tokenizer, numerics = adapted.load_base(source, exact=True)
     items = tokenise([Example(str(n), f"The number after {n} is ", f"{n * 77}", str(n)) for n in range(5)], tokenizer, 64, False)
-    found = gap(Solo(opened.network, numerics), Solo(plain, numerics), items, tokenizer.pad_token_id)
+    measured = gap(Solo(opened.network, numerics), Solo(plain, numerics), items, tokenizer.pad_token_id)
     apart, kl, losses, changed = [], [], [], []
     for item in items:
         batch = collate([item], tokenizer.pad_token_id, numerics.device)
         with torch.no_grad():
-            one, other = (
+            unmerged_logits, merged_logits = (
                 m(input_ids=batch.input_ids).logits[0, len(item.prompt) - 1 : -1].double() for m in (opened.network, plain)
             )
-        for p, q, token in zip(one, other, item.target, strict=True):
+        for p, q, token in zip(unmerged_logits, merged_logits, item.target, strict=True):
             apart.append((p - q).abs())
             kl.append(torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (p, q))).item())
             losses.append(q.logsumexp(0).item() - q[token].item())
             changed.append(p.argmax() != q.argmax())
-    assert found.tokens == len(kl) and found.logit_max == pytest.approx(torch.stack(apart).max().item(), rel=1e-3)
-    assert found.logit_mean == pytest.approx(torch.stack(apart).mean().item(), rel=1e-3)
-    assert found.kl == pytest.approx(sum(kl) / len(kl), rel=1e-3) and found.kl > 1e-3
-    assert found.loss_merged == pytest.approx(sum(losses) / len(losses), rel=1e-4)
-    assert found.changed == pytest.approx(sum(map(float, changed)) / len(changed))
+    assert measured.tokens == len(kl) and measured.logit_max == pytest.approx(torch.stack(apart).max().item(), rel=1e-3)
+    assert measured.logit_mean == pytest.approx(torch.stack(apart).mean().item(), rel=1e-3)
+    assert measured.kl == pytest.approx(sum(kl) / len(kl), rel=1e-3) and measured.kl > 1e-3
+    assert measured.loss_merged == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert measured.changed == pytest.approx(sum(map(float, changed)) / len(changed))
 
 
 def test_any_adapter_folder_merges_and_is_measured_on_prose(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,21 +188,21 @@ def test_an_adapter_of_the_embeddings_is_no_part_of_a_merge(folder: Path, capsys
     peft = get_peft_model(network, LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM"))
     peft.save_pretrained("mine", save_embedding_layers=False)
     before = sorted(path.name for path in folder.iterdir())
-    assert commands.main("merge", ["adapter=mine", "model=tiny", "out=merged"]) == 2
+    assert evaluate(["merge", "adapter=mine", "model=tiny", "out=merged"]) == 2
     assert "the adapter changes model.embed_tokens, which is no linear layer of the decoder" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
 @pytest.mark.timeout(600)
 def test_the_real_model_in_4_bits(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """What the choice of the base costs: onto what was trained over, the answers stay; onto the 16-bit base many change."""
+    """Merging onto the base of training keeps the answers; merging onto the 16-bit base changes many."""
     settings = ["train.steps=4", "train.batch_size=4", "eval.val_examples=2", "eval.test_examples=8", "eval.generate=false"]
     done = command("src.train", "variant=qlora", "lora.r=4", "forgetting.tokens=0", "tracking=disabled", *settings, timeout=500)
     assert done.returncode == 0, done.stderr
     (run,) = (path.name for path in Path("runs").glob("*") if (path / "result.json").exists())
-    found = {}
+    fidelity = {}
     for onto in ("dequantised", "original"):
-        assert commands.main("merge", [f"run={run}", f"out={onto}", f"onto={onto}", "latency=false", "control=false"]) == 0
-        found[onto] = unseal((Path(onto) / "merge.json").read_bytes())["fidelity"]
-    assert found["dequantised"]["kl"] < 0.02 < found["original"]["kl"]
-    assert abs(found["dequantised"]["loss_difference"]) < 0.05
+        assert evaluate(["merge", f"run={run}", f"out={onto}", f"onto={onto}", "latency=false", "control=false"]) == 0
+        fidelity[onto] = unseal((Path(onto) / "merge.json").read_bytes())["fidelity"]
+    assert fidelity["dequantised"]["kl"] < 0.02 < fidelity["original"]["kl"]
+    assert abs(fidelity["dequantised"]["loss_difference"]) < 0.05

@@ -1,4 +1,4 @@
-"""What leaves this machine: three files, of a whole record, to where the user said, by the hub's own client."""
+"""Only three files of a record leave this machine, to the repository that the user named, by the hub's own client."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import huggingface_hub
 import pytest
 import torch
 
-from src.command import commands
 from src.command.cli import compose
 from src.model import models
-from tests.conftest import Run
+from tests.conftest import Run, evaluate
 
 QUICK = ["forgetting.tokens=0", "eval.generate=false", "lora.r=4"]
 TOKEN = "hf_" + "abcdefgh12" * 3
@@ -49,7 +48,7 @@ def test_what_is_uploaded_is_the_adapter_and_its_card(run: Run, hub: type[Hub], 
     record, _ = run(*QUICK, "variant=dora")
     (record.adapter / "notes.txt").write_text("mine")  # no part of the record, and not uploaded
     capsys.readouterr()
-    assert commands.main("push", [f"run={record.run_id}", "to=me/my-adapter"]) == 0
+    assert evaluate(["push", f"run={record.run_id}", "to=me/my-adapter"]) == 0
     assert hub.calls[0] == ("create_repo", {"repo_id": "me/my-adapter", "private": True, "exist_ok": True})
     assert hub.calls[1][1]["repo_id"] == "me/my-adapter"
     names = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
@@ -67,9 +66,9 @@ def test_the_folder_of_a_base_is_not_told(run: Run, folder: Path, hub: type[Hub]
     record, _ = run(*QUICK, "model=path", f"model.path={base}")
     before = (record.adapter / "adapter_config.json").read_bytes()
     capsys.readouterr()
-    assert commands.main("push", [f"run={record.run_id}", "to=me/x"]) == 2
+    assert evaluate(["push", f"run={record.run_id}", "to=me/x"]) == 2
     assert "its base is a folder of this machine" in capsys.readouterr().err and hub.calls == []
-    assert commands.main("push", [f"run={record.run_id}", "to=me/x", "base=org/base", "private=false"]) == 0
+    assert evaluate(["push", f"run={record.run_id}", "to=me/x", "base=org/base", "private=false"]) == 0
     assert hub.calls[0][1]["private"] is False
     assert json.loads(hub.files["adapter_config.json"])["base_model_name_or_path"] == "org/base"
     assert all(b"private" not in content for content in hub.files.values())
@@ -86,7 +85,7 @@ def test_what_is_not_pushed(
 
     def refused(record: Any, *words: str) -> str:
         capsys.readouterr()
-        assert commands.main("push", [f"run={record.run_id}", "to=me/x", *words]) == 2
+        assert evaluate(["push", f"run={record.run_id}", "to=me/x", *words]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and TOKEN not in error
         return error
@@ -96,7 +95,7 @@ def test_what_is_not_pushed(
     assert "the record says what the base is" in refused(good, "base=org/base")
     assert hub.calls == []
     hub.error = RuntimeError(f"401 Client Error for {TOKEN}\nmore")
-    assert "to=me/x: the hub said no: 401 Client Error for [redacted]" in refused(good)
+    assert "to=me/x: the hub refused: 401 Client Error for [redacted]" in refused(good)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     assert "push: no token; set HF_TOKEN or run hf auth login" in refused(good)
     card = good.adapter / "README.md"
@@ -108,5 +107,5 @@ def test_an_older_record_without_our_card_gets_one(run: Run, hub: type[Hub]) -> 
     record, result = run(*QUICK)
     (record.adapter / "README.md").write_text("base_model: /home/me/secret-folder\n# Model Card for Model ID")  # PEFT's template
     record.write_result({key: value for key, value in result.items() if key != "files"})
-    assert commands.main("push", [f"run={record.run_id}", "to=me/x"]) == 0
+    assert evaluate(["push", f"run={record.run_id}", "to=me/x"]) == 0
     assert b"secret-folder" not in hub.files["README.md"] and record.run_id.encode() in hub.files["README.md"]

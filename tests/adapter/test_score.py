@@ -9,22 +9,21 @@ from typing import Any
 import pytest
 
 from src.command.cli import compose
-from src.command.commands import main
 from src.data import datasets
 from src.files.durable import unseal
-from tests.conftest import Run
+from tests.conftest import Run, evaluate
 
 SETTINGS = ["dataset=jsonl", "dataset.path=rows.jsonl", "dataset.labels=[yes,no]", "variant.base_precision=fp32", "train.lr=0.01"]
 
 
 @pytest.fixture
 def rows(folder: Path) -> None:
-    lines = ({"context": f"Is {at} even? ", "target": "no" if at % 2 else "yes"} for at in range(120))
+    lines = ({"context": f"Is {index} even? ", "target": "no" if index % 2 else "yes"} for index in range(120))
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def scored(*words: str) -> dict[str, Any]:
-    assert main("score", list(words)) == 0
+    assert evaluate(["score", *words]) == 0
     newest = max(Path("reports/scores").glob("*/*.json"), key=lambda path: path.stat().st_mtime_ns)
     return unseal(newest.read_bytes())
 
@@ -39,8 +38,8 @@ def test_a_run_scores_again_what_its_record_says_and_its_base_what_a_frozen_one_
         assert value == pytest.approx(result["metrics"][f"test/{name}"], abs=1e-5), name
     written = [json.loads(line) for line in record.predictions.read_text().splitlines()]
     (place,) = Path(f"reports/scores/{record.run_id}").glob("*.jsonl")
-    mine = [json.loads(line) for line in place.read_text().splitlines()]
-    assert [row["prediction"] for row in mine] == [row["prediction"] for row in written]
+    scored_rows = [json.loads(line) for line in place.read_text().splitlines()]
+    assert [row["prediction"] for row in scored_rows] == [row["prediction"] for row in written]
 
     folder = scored(f"adapter={record.adapter}", "model=tiny", "precision=fp32", *SETTINGS[:3], "examples=4", "generate=false")
     assert folder["metrics"].keys() == {"loss"} and folder["examples"] == 4
@@ -54,7 +53,7 @@ def test_another_datasets_test_files_need_no_training_file(run: Run, folder: Pat
     record, _ = run("lora.r=2")
     place = folder / "data" / "test" / "tfns_test.jsonl"
     place.parent.mkdir(parents=True)
-    place.write_text("".join(json.dumps({"context": f"tweet {at}", "target": "neutral"}) + "\n" for at in range(6)))
+    place.write_text("".join(json.dumps({"context": f"tweet {index}", "target": "neutral"}) + "\n" for index in range(6)))
     report = scored(f"run={record.run_id}", "dataset=finlora_tfns", f"dataset.path={folder / 'data'}", "max_new_tokens=2")
     assert (report["dataset"], report["dataset_version"], report["examples"], report["test_split"]) == ("finlora_tfns", 1, 6, 6)
     assert report["metrics"]["parse_failures"] == 1.0 and report["metrics"]["macro_f1"] == 0.0
@@ -66,7 +65,7 @@ def test_the_test_split_alone_is_that_of_the_whole(folder: Path) -> None:
         path = folder / "data" / name / ("finlora_sentiment_train.jsonl" if name == "train" else "tfns_test.jsonl")
         path.parent.mkdir(parents=True)
         path.write_text(
-            "".join(json.dumps({"context": f"row {at}", "target": "neutral"}) + "\n" for at in range(first, first + count))
+            "".join(json.dumps({"context": f"row {index}", "target": "neutral"}) + "\n" for index in range(first, first + count))
         )
     dataset = compose(["dataset=finlora_tfns", f"dataset.path={folder / 'data'}"]).dataset
     assert datasets.load_test(dataset).test == datasets.load(dataset).test and datasets.load(dataset).left_out == 5
@@ -86,17 +85,17 @@ def test_the_test_split_alone_is_that_of_the_whole(folder: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("score", words) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and says in said.err and said.err.count("\n") == 1
+    assert evaluate(["score", *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and says in captured.err and captured.err.count("\n") == 1
 
 
 def test_an_unknown_dataset_is_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     record, _ = run()
     capsys.readouterr()
-    assert main("score", [f"run={record.run_id}", "dataset=gsm9k"]) == 2
+    assert evaluate(["score", f"run={record.run_id}", "dataset=gsm9k"]) == 2
     assert "dataset=gsm9k: no such dataset (did you mean gsm8k?)" in capsys.readouterr().err
-    assert main("score", [f"run={record.run_id}", "dataset=gsm8k", "dataset.path=nowhere"]) == 2
+    assert evaluate(["score", f"run={record.run_id}", "dataset=gsm8k", "dataset.path=nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
     assert not Path("reports").exists()
 
@@ -106,14 +105,14 @@ def test_a_question_about_other_data_is_never_answered_with_the_default_dataset(
 ) -> None:
     record, _ = run()
     capsys.readouterr()
-    assert main("score", [f"run={record.run_id}", "dataset.max_length=64"]) == 2
+    assert evaluate(["score", f"run={record.run_id}", "dataset.max_length=64"]) == 2
     assert capsys.readouterr().err == "error: dataset.max_length: says more about a dataset, which dataset=NAME chooses\n"
 
 
 def test_a_full_run_has_no_adapter_to_switch_off(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     record, _ = run("variant=full")
     capsys.readouterr()
-    assert main("score", [f"run={record.run_id}", "base=true"]) == 2
+    assert evaluate(["score", f"run={record.run_id}", "base=true"]) == 2
     assert "has no adapter to switch off" in capsys.readouterr().err
 
 

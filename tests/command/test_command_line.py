@@ -148,9 +148,9 @@ def test_two_commands_for_one_run_train_it_once(folder: Path) -> None:
     arguments = [sys.executable, "-m", "src.train", *TINY]
     options = {"cwd": folder, "env": ENVIRONMENT, "text": True, "stdout": subprocess.PIPE}
     both = [subprocess.Popen(arguments, **options) for _ in range(2)]  # type: ignore[call-overload]
-    said = [process.communicate(timeout=120)[0] for process in both]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sum("already done" in text for text in said) == 1
+    assert sum("already done" in text for text in outputs) == 1
     (metrics,) = (folder / "runs").glob("*/metrics.jsonl")
     # Step 0 is the prose before training, and step 3 is validated too.
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [0, 1, 2, 3, 3]

@@ -24,8 +24,8 @@ def column(key: str, numeric: bool, group: str) -> dict[str, Any]:
     return {"key": key, "label": key, "help": f"what {key} is", "numeric": numeric, "group": group}
 
 
-def arm(at: int, variant: str, r: int | None, loss: float, rates: int = 3, seeds: int = 2) -> dict[str, Any]:
-    scored = [{"seed": seed, "value": loss + 0.01 * seed, "run_id": f"{at}-{seed}"} for seed in range(seeds)]
+def arm(index: int, variant: str, r: int | None, loss: float, rates: int = 3, seeds: int = 2) -> dict[str, Any]:
+    scored = [{"seed": seed, "value": loss + 0.01 * seed, "run_id": f"{index}-{seed}"} for seed in range(seeds)]
     tried = [
         {
             "lr": 10.0 ** (rate - 4), "chosen": rate == 1,
@@ -43,8 +43,8 @@ def arm(at: int, variant: str, r: int | None, loss: float, rates: int = 3, seeds
         "high": [5.1, loss + 0.2, loss + 0.1],
     }
     return {
-        "id": at, "label": variant if r is None else f"{variant} r={r}", "variant": variant, "series": variant, "r": r,
-        "trainable_parameters": 1000 * (r or 0), "memory_bytes": 2**30 + at, "seconds": 60.0, "mean": loss, "low": loss - 0.02,
+        "id": index, "label": variant if r is None else f"{variant} r={r}", "variant": variant, "series": variant, "r": r,
+        "trainable_parameters": 1000 * (r or 0), "memory_bytes": 2**30 + index, "seconds": 60.0, "mean": loss, "low": loss - 0.02,
         "high": loss + 0.02, "n": seeds, "seeds": scored, "pareto": ["parameters"], "rates": [] if r is None else tried,
         "curve": curve | {"validation_steps": [100], "validation": [loss + 0.1]},
     }  # fmt: skip
@@ -70,7 +70,7 @@ def row(drawn: dict[str, Any], flags: list[str]) -> dict[str, Any]:
 
 def report(arms: list[dict[str, Any]], flagged: int = 0, **other: Any) -> dict[str, Any]:
     columns = [column("variant", False, "condition"), column("r", True, "condition"), column("loss", True, "quality")]
-    rows = [row(drawn, ["edge"] if at < flagged else []) for at, drawn in enumerate(arms)]
+    rows = [row(drawn, ["edge"] if index < flagged else []) for index, drawn in enumerate(arms)]
     contrast = {"id": 0, "flags": [], "cells": {"variant": {"value": "a", "text": "a"}}}
     return {
         "title": "Which variant?", "subject": "tiny on names", "generated": "2026-11-22 10:00 UTC",
@@ -102,12 +102,12 @@ def small() -> dict[str, Any]:
         ("dora", 4, 1.85),
         ("dora", 64, 1.75),
     ]
-    arms = [arm(at, *drawn) for at, drawn in enumerate(losses)]
+    arms = [arm(index, *drawn) for index, drawn in enumerate(losses)]
     return report([*arms, arm(6, "frozen", None, 5.55)], flagged=2)
 
 
 def hostile() -> dict[str, Any]:
-    arms = [arm(at, name, 4, 1.5 + 0.1 * at) for at, name in enumerate(HOSTILE)]
+    arms = [arm(index, name, 4, 1.5 + 0.1 * index) for index, name in enumerate(HOSTILE)]
     lines = [{"field": name, "text": name, "severity": name} for name in HOSTILE]
     audit = {"clean": False, "verdict": SCRIPT, "summary": SCRIPT, "lines": lines}
     flags = [{"flag": name, "explanation": name, "rows": HOSTILE} for name in HOSTILE]

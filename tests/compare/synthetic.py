@@ -10,19 +10,11 @@ from typing import Any
 
 from src.compare.assay import Assay, assay
 from src.compare.frame import gather, run_ids
-from src.config.schema import (
-    Config,
-    DatasetConfig,
-    LoraSettings,
-    ModelConfig,
-    PackConfig,
-    TrainConfig,
-    VariantConfig,
-    variant_name,
-)
+from src.config.schema import Config, DatasetConfig, LoraSettings, ModelConfig, PackConfig, TrainConfig, variant_name
 from src.files.durable import END, seal_text
 from src.record.metrics_log import MetricsLog
 from src.record.records import RunFolder, identity, run_id
+from src.variants.methods.point import VariantConfig
 
 Make = Callable[..., str]
 Grid = Callable[..., list[str]]
@@ -162,9 +154,9 @@ def grid(
 
 def assayed(**options: Any) -> Assay:
     """The assay of all runs in the current folder, none of which may be broken."""
-    found = gather(run_ids())
-    assert found.problems == []
-    return assay(found, **options)
+    gathered = gather(run_ids())
+    assert gathered.problems == []
+    return assay(gathered, **options)
 
 
 def flagged(result: Assay, label: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The confound audit: what differs between compared rows is named with them, and what they are about is not."""
+"""The confound audit names what differs between compared rows, and leaves out what the comparison is about."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 
 from src.compare.assay import at_fixed_rates
 from src.compare.audit import CONFOUND, NOTE, Line
-from src.compare.page import sections
+from src.compare.page.render import page
 from src.compare.report import report
-from src.eval.__main__ import main
 from src.files.text import few
 from tests.compare import synthetic
 from tests.compare.synthetic import DORA, FROZEN, QLORA, RSLORA, assayed, flagged
+from tests.conftest import evaluate
 
 CLEAN = "No confound{}: within the {} nothing differs but the variant, its rank and, where tuned, its rate."
 SCALE = " In 2 of them it is another effective scale too, which another alpha would give as well."
@@ -127,7 +127,7 @@ def test_no_verdict_denies_a_flag_about_the_scale(make) -> None:
         result = assayed()
         curves = pd.DataFrame(columns=["run_id", "step", "metric", "value"])
         shown = report(result, at_fixed_rates(result), curves, "python -m src.eval")
-        assert sections.audit(shown["audit"]).startswith(f'<p class="verdict {look}"><strong>{verdict}</strong>')
+        assert f'<p class="verdict {look}"><strong>{verdict}</strong>' in page(shown)
         assert [flag["flag"] for flag in shown["flags"]].count("scale confounded with variant") == flags
         assert result.audit.summary.startswith(f"{verdict}: within the ")
 
@@ -153,7 +153,7 @@ def test_an_alpha_that_undoes_the_rule_is_a_confound_of_its_own(make) -> None:
 def test_strict_refuses_in_one_line_and_writes_nothing(make, capsys) -> None:
     make(steps=100)
     make(variant=RSLORA, steps=77)
-    assert main(["strict=true"]) == 2
+    assert evaluate(["strict=true"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and not Path("reports").exists()
     assert captured.err == (
@@ -166,7 +166,7 @@ def test_strict_passes_a_clean_sweep(make, capsys) -> None:
     for r in (4, 8):
         make(r=r, trainable_parameters=1000 * r)
         make(r=r, trainable_parameters=1000 * r, variant=RSLORA)
-    assert main(["strict=true"]) == 0
+    assert evaluate(["strict=true"]) == 0
     assert CLEAN.format(" but the scale", "2 compared pairs of rows") + SCALE in capsys.readouterr().out.splitlines()
 
 
@@ -174,11 +174,11 @@ def test_a_confound_is_printed_above_the_table(make, capsys) -> None:
     for r in (4, 8):
         make(r=r, steps=100, trainable_parameters=1000 * r)
     make(r=4, variant=RSLORA, steps=77, trainable_parameters=4000)
-    assert main([]) == 0
+    assert evaluate([]) == 0
     lines = capsys.readouterr().out.splitlines()
     said = lines.index("- confound: train.steps: 100 in lora r=4; 77 in rslora r=4")
     assert lines[said - 1].startswith("Confounded: 1 compared pair of rows differs in more than the variant: train.steps.")
-    assert said < next(at for at, line in enumerate(lines) if line.strip().startswith("variant"))
+    assert said < next(index for index, line in enumerate(lines) if line.strip().startswith("variant"))
 
 
 def test_many_rows_are_counted() -> None:

@@ -249,7 +249,7 @@ def test_a_line_never_joins_unlike_rows(make) -> None:
         for lr in (1e-3, 1e-4):
             make(2.0, r=r, lr=lr)
     joined = figures.series(compared())
-    assert [(one.label, len(one.rows)) for one in joined] == [("lora, lr 0.0001", 2), ("lora, lr 0.001", 2)]
+    assert [(line.label, len(line.rows)) for line in joined] == [("lora, lr 0.0001", 2), ("lora, lr 0.001", 2)]
 
 
 def test_curves_stop_at_a_broken_line(make) -> None:

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from src.compare.assay import Assay
-from src.compare.contrasts import Contrast, lower_is_better, margin_of
+from src.compare.contrasts import Contrast
 from src.compare.statistics import Paired, paired
 from tests.compare.synthetic import DORA, FROZEN, QLORA, RSLORA, assayed, flagged
 
@@ -33,7 +33,7 @@ def contrast(result: Assay, label: str, view: int = 0) -> Contrast:
 
 
 def paired_with(result: Assay, view: int = 0) -> dict[str, str]:
-    return {result.labels[one.row]: result.labels[one.reference] for one in result.views[view].contrasts}
+    return {result.labels[tested.row]: result.labels[tested.reference] for tested in result.views[view].contrasts}
 
 
 def sign_flip(differences: list[float]) -> float:
@@ -53,19 +53,19 @@ def test_eight_seeds_by_hand(make) -> None:
     result = assayed()
     differences = [a - b for a, b in zip(RSLORA_LOSSES, LORA_LOSSES, strict=True)]
     # -0.04 + 0.01 - 0.03 - 0.05 - 0.02 + 0.01 - 0.05 - 0.04 = -0.21, over 8 seeds
-    one = contrast(result, "rslora r=8")
-    assert one.test.mean == pytest.approx(-0.21 / 8) and one.test.n == 8
+    tested = contrast(result, "rslora r=8")
+    assert tested.test.mean == pytest.approx(-0.21 / 8) and tested.test.n == 8
     expected = stats.ttest_rel(RSLORA_LOSSES, LORA_LOSSES)
-    assert one.test.p_t == pytest.approx(expected.pvalue)
+    assert tested.test.p_t == pytest.approx(expected.pvalue)
     interval = expected.confidence_interval(0.95)
-    assert (one.test.low, one.test.high) == pytest.approx((interval.low, interval.high))
-    assert one.test.sd == pytest.approx(np.std(differences, ddof=1))
+    assert (tested.test.low, tested.test.high) == pytest.approx((interval.low, interval.high))
+    assert tested.test.sd == pytest.approx(np.std(differences, ddof=1))
     # The sizes 4, 1, 3, 5, 2, 1, 5, 4 sum to 25. A sum of 21 or more leaves at most 2 on the other side: nothing, either 1,
     # both, or the 2. Five patterns of signs, and their mirror images, of 256.
-    assert one.test.p_flip == pytest.approx(sign_flip(differences)) == pytest.approx(10 / 256)
+    assert tested.test.p_flip == pytest.approx(sign_flip(differences)) == pytest.approx(10 / 256)
     row = result.table.to_dict("records")[1]
-    assert (row["difference"], row["pairs"], row["p_sign_flip"]) == (one.test.mean, 8, one.test.p_flip)
-    assert (row["difference_low"], row["difference_high"]) == (one.test.low, one.test.high)
+    assert (row["difference"], row["pairs"], row["p_sign_flip"]) == (tested.test.mean, 8, tested.test.p_flip)
+    assert (row["difference_low"], row["difference_high"]) == (tested.test.low, tested.test.high)
 
 
 def test_holm_over_the_family(make) -> None:
@@ -81,7 +81,7 @@ def test_holm_over_the_family(make) -> None:
         assert contrast(result, "rslora r=8", view).p_holm == pytest.approx(2 * small)
         assert contrast(result, "dora r=8", view).p_holm == pytest.approx(large)
         # 0.039 alone would have been marked.
-        assert [one.verdict for one in result.views[view].contrasts] == ["undecided", "undecided"]
+        assert [tested.verdict for tested in result.views[view].contrasts] == ["undecided", "undecided"]
     assert result.views[0].smallest_p == 2 * 2 / 2**8
 
 
@@ -102,10 +102,10 @@ def test_a_clear_difference_is_marked_and_none_is_found_equivalent(make) -> None
 def test_fewer_than_six_seeds_earn_no_mark(make, seeds, verdict) -> None:
     write(make, LORA_LOSSES[:seeds])
     write(make, [loss - 1.0 for loss in LORA_LOSSES[:seeds]], variant=RSLORA)
-    one = contrast(assayed(), "rslora r=8")
-    assert one.verdict == verdict and one.marked == (seeds == 6)
+    tested = contrast(assayed(), "rslora r=8")
+    assert tested.verdict == verdict and tested.marked == (seeds == 6)
     # All of one sign: 2 of the 2**n patterns.
-    assert math.isnan(one.test.p_flip) if seeds == 1 else one.test.p_flip == 2 / 2**seeds
+    assert math.isnan(tested.test.p_flip) if seeds == 1 else tested.test.p_flip == 2 / 2**seeds
 
 
 def test_no_p_marks_five_seeds() -> None:
@@ -118,10 +118,10 @@ def test_seeds_that_only_one_row_has_are_left_out(make) -> None:
     write(make, LORA_LOSSES)
     write(make, [*RSLORA_LOSSES[2:], 99.0, 99.0], first=2, variant=RSLORA)
     result = assayed()
-    one = contrast(result, "rslora r=8")
-    assert one.seeds == tuple((seed, seed) for seed in range(2, 8))
-    assert one.test.mean == pytest.approx(
-        stats.ttest_rel(RSLORA_LOSSES[2:], LORA_LOSSES[2:]).statistic * one.test.sd / math.sqrt(6)
+    tested = contrast(result, "rslora r=8")
+    assert tested.seeds == tuple((seed, seed) for seed in range(2, 8))
+    assert tested.test.mean == pytest.approx(
+        stats.ttest_rel(RSLORA_LOSSES[2:], LORA_LOSSES[2:]).statistic * tested.test.sd / math.sqrt(6)
     )
     assert "2 of 8 seeds unpaired" in flagged(result, "rslora r=8")
 
@@ -191,24 +191,9 @@ def test_a_share_is_better_when_higher(make) -> None:
         make(seed=seed, metrics={"test/loss": 2.0, "test/exact_match": 0.5})
         make(seed=seed, variant=RSLORA, metrics={"test/loss": 3.0, "test/exact_match": 0.6}, estimated_memory_bytes=3 * 2**30)
     result = assayed(metric="test/exact_match")
-    one = contrast(result, "rslora r=8")
-    assert one.test.mean == pytest.approx(0.1) and result.margin == 0.01
+    tested = contrast(result, "rslora r=8")
+    assert tested.test.mean == pytest.approx(0.1) and result.margin == 0.01
     assert list(result.table["pareto"]) == ["memory", "memory, parameters, time"], "the better one takes more memory"
-
-
-@pytest.mark.parametrize(
-    ("metric", "lower"),
-    [("test/loss", True), ("val/loss", True), ("test/parse_failures", True), ("forgetting/change", True),
-     ("test/exact_match", False), ("test/macro_f1", False), ("test/choice_accuracy", False), ("test/item_f1", False),
-     ("test/item_accuracy", False), ("test/chrf", False), ("test/bleu", False)],
-)  # fmt: skip
-def test_which_way_is_better(metric, lower) -> None:
-    assert lower_is_better(metric) == lower
-
-
-def test_margins() -> None:
-    assert margin_of("test/loss") == 0.01 and margin_of("test/exact_match") == 0.01
-    assert margin_of("test/bleu") == margin_of("test/chrf") == 1.0  # of 100 points
 
 
 def test_runs_that_did_not_finish_are_in_no_pair(make) -> None:
@@ -236,6 +221,6 @@ def test_one_odd_seed_that_parts_the_exact_test_from_the_interval_marks_nothing(
     # All eight are below 0, so 2 of the 2^8 sign flips are as far out: p = 0.0078. Mean -0.0095, sd 0.0205, t(7) = 2.365:
     # the interval is -0.0095 +- 2.365 * 0.0205 / sqrt(8) = [-0.027, +0.008].
     test = paired([-0.001, -0.001, -0.002, -0.002, -0.003, -0.003, -0.004, -0.06], margin=0.01)
-    one = Contrast(1, 0, tuple((seed, seed) for seed in range(8)), test, p_holm=test.p_flip)
+    tested = Contrast(1, 0, tuple((seed, seed) for seed in range(8)), test, p_holm=test.p_flip)
     assert test.p_flip == pytest.approx(2 / 2**8) and test.low < 0 < test.high
-    assert not one.marked and one.verdict == "undecided"
+    assert not tested.marked and tested.verdict == "undecided"

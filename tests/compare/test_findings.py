@@ -28,7 +28,7 @@ def story() -> Assay:
     return assayed()
 
 
-def said(result: Assay) -> list[str]:
+def sentences(result: Assay) -> list[str]:
     return findings(result, at_fixed_rates(result))
 
 
@@ -39,7 +39,7 @@ def t_interval(values: list[float]) -> tuple[float, float]:
 
 def test_the_story(make) -> None:
     """One sentence says both gaps with intervals and n, and that LoRA's rate is the edge of the grid."""
-    best, sentence = said(story())
+    best, sentence = sentences(story())
     fixed, tuned = t_interval([-0.19 + noise for noise in NOISE]), t_interval([-0.05 + noise for noise in NOISE[4:]])
     assert sentence == (
         "rslora r=64 against lora r=64: at one fixed rate, 0.001 for both, rslora leads,"
@@ -64,14 +64,14 @@ def test_rows_that_cannot_be_told_from_the_best_are_named(make) -> None:
     for variant, losses in (({}, (1.0, 3.0)), (DORA, (2.4, 2.6)), (RSLORA, (50.0, 50.1))):
         for seed, loss in enumerate(losses):
             synthetic.run(loss, seed, variant=variant)
-    assert said(assayed())[0].endswith("2 seeds. The intervals of dora r=8 overlap with it.")
+    assert sentences(assayed())[0].endswith("2 seeds. The intervals of dora r=8 overlap with it.")
 
 
 def test_a_lead_that_tuning_takes_away(make) -> None:
     """At 1e-3 rsLoRA leads by 0.2. Each at its best rate the two differ by noise: that is no difference, and equivalent."""
     synthetic.grid({LOW: 2.3, MIDDLE: 2.2, HIGH: 2.0, 1e-2: 2.1}, test=lambda rate, seed: 2.0 if rate == HIGH else 2.2)
     synthetic.grid({LOW: 2.1, MIDDLE: 2.0, HIGH: 2.3}, variant=RSLORA, test=lambda rate, seed: 2.0 + NOISE[seed] / 2 + 1e-4)
-    [_, sentence] = said(assayed())
+    [_, sentence] = sentences(assayed())
     low, high = t_interval([noise / 2 + 1e-4 for noise in NOISE[4:]])
     assert "0.001 for both, rslora leads, -0.1999 [" in sentence
     assert f"each at its own best rate (0.001 and 0.003), lora leads, +0.0001 [{low:.4f}, +{high:.4f}], 8 seeds:" in sentence
@@ -82,7 +82,7 @@ def test_few_seeds_claim_nothing(make) -> None:
     for seed in range(3):
         synthetic.run(2.0 + 0.1 * seed, seed)
         synthetic.run(1.5 + 0.1 * seed, seed, variant=RSLORA)
-    [_, sentence] = said(assayed())
+    [_, sentence] = sentences(assayed())
     assert sentence.startswith("rslora r=8 against lora r=8, at one rate for both, 0.001: rslora leads, -0.5000")
     assert "[-0.5000, -0.5000], 3 seeds: too few seeds" in sentence
     assert "p =" not in sentence and "a difference" not in sentence
@@ -91,7 +91,7 @@ def test_few_seeds_claim_nothing(make) -> None:
 def test_one_seed_has_no_interval(make) -> None:
     synthetic.run(2.0)
     synthetic.run(1.5, variant=RSLORA)
-    best, sentence = said(assayed())
+    best, sentence = sentences(assayed())
     assert best == "Lowest test loss (nats per target token): rslora r=8 at learning rate 0.001, 1.5000, 1 seed."
     assert "rslora leads, -0.5000, 1 seed: too few seeds for any claim." in sentence
 
@@ -100,7 +100,7 @@ def test_one_seed_has_no_interval(make) -> None:
 def test_a_higher_share_leads(make, shares, leader) -> None:
     for variant, share in zip(({}, DORA), shares, strict=True):
         synthetic.run(variant=variant, metrics={"test/loss": 2.0, "test/exact_match": share})
-    best, sentence = said(assayed(metric="test/exact_match"))
+    best, sentence = sentences(assayed(metric="test/exact_match"))
     assert f": {leader or 'neither'} leads, {shares[1] - shares[0]:+.4f}, 1 seed" in sentence
     assert best.startswith(f"Highest test exact match (share): {leader or 'lora'} r=8")
 
@@ -109,19 +109,19 @@ def test_the_largest_changes_come_first_and_the_rest_are_counted(make) -> None:
     for r in range(1, 11):
         synthetic.run(2.0, r=r)
         synthetic.run(2.0 - 0.01 * r, r=r, variant=RSLORA)
-    _, first, *_, last = said(assayed())
+    _, first, *_, last = sentences(assayed())
     assert first.startswith("rslora r=10 against lora r=10") and last == "2 more pairs are in the tables."
 
 
 def test_nothing_finished_finds_nothing(make) -> None:
     synthetic.run(recorded=False)
     synthetic.run(recorded=False, variant=RSLORA)
-    assert said(assayed()) == []
+    assert sentences(assayed()) == []
 
 
 def test_one_row_is_no_ranking(make) -> None:
     synthetic.run()
-    assert said(assayed()) == []
+    assert sentences(assayed()) == []
 
 
 def test_the_method_is_said(make) -> None:
@@ -152,7 +152,7 @@ def test_a_family_that_no_p_could_win_is_said(make) -> None:
     result = assayed()
     [note] = [note for note in method(result) if note.startswith("At the same rank")]
     assert "With 6 seeds and 4 contrasts the smallest p after Holm is 0.125, so nothing can be marked" in note
-    assert not [one for one in result.views[0].contrasts if one.marked]
+    assert not [contrast for contrast in result.views[0].contrasts if contrast.marked]
 
 
 def test_rows_without_a_reference_are_named(make) -> None:
@@ -167,7 +167,7 @@ def test_rows_without_a_reference_are_named(make) -> None:
 def test_a_control_can_be_best_and_is_paired_with_nothing(make) -> None:
     synthetic.run(2.0)
     synthetic.run(1.0, variant=FROZEN)
-    assert said(assayed()) == ["Lowest test loss (nats per target token): frozen, 1.0000, 1 seed."]
+    assert sentences(assayed()) == ["Lowest test loss (nats per target token): frozen, 1.0000, 1 seed."]
 
 
 def test_a_sweep_can_be_compared_while_it_runs(make) -> None:
@@ -183,7 +183,9 @@ def test_a_sweep_can_be_compared_while_it_runs(make) -> None:
     assert math.isnan(result.table["learning_rate"][2]) and math.isnan(result.table["difference"][2])
     assert [flag.words for flag in result.flags[1]][-1] == "9 missing of 18 runs"
     assert [flag.words for flag in result.flags[2]] == ["incomplete grid", "no finished report run", "6 missing of 6 runs"]
-    assert said(result)[1].startswith("rslora r=64 against lora r=64: at one fixed rate, 0.001 for both, rslora leads, -0.1900")
+    assert sentences(result)[1].startswith(
+        "rslora r=64 against lora r=64: at one fixed rate, 0.001 for both, rslora leads, -0.1900"
+    )
     assert any(note.startswith("15 of 42 runs have no record yet: ") for note in result.comparison.notes)
 
 
@@ -192,6 +194,6 @@ def test_runs_that_diverged_at_a_rate_that_was_not_chosen_are_listed(make) -> No
         for seed in range(3):
             make(loss, seed, lr=rate)
     lost = make(None, 2, lr=1e-1, status="diverged", reason="loss was not finite at step 12")
-    [said] = [note for note in method(assayed()) if "diverged" in note]
-    assert said.startswith("Among the runs of other rates and of tuning seeds, 1 diverged: loss was not finite at step 12")
-    assert lost in said
+    [sentence] = [note for note in method(assayed()) if "diverged" in note]
+    assert sentence.startswith("Among the runs of other rates and of tuning seeds, 1 diverged: loss was not finite at step 12")
+    assert lost in sentence

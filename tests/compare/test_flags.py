@@ -80,7 +80,7 @@ def test_no_number(make) -> None:
 
 
 def test_runs_are_counted_over_all_rates(make) -> None:
-    """What diverged at a rate that was not chosen is in no number, and still said."""
+    """Runs that diverged at a rate that was not chosen are in no number, and still reported."""
     synthetic.grid(RATES, ended={(3e-3, seed): "diverged" for seed in range(12)})
     result = assayed()
     assert result.table["status"][0] == "ok"
@@ -95,7 +95,7 @@ def test_runs_are_counted_over_all_rates(make) -> None:
 def test_which_base_was_quantised_before(make, variant, note, flag) -> None:
     synthetic.run(variant=variant, model_note=note)
     result = assayed()
-    assert any(one.flag == "base already quantised" for one in result.flags[0]) == flag
+    assert any(raised.flag == "base already quantised" for raised in result.flags[0]) == flag
 
 
 def test_a_clean_commit_and_an_unknown_one_are_none(make) -> None:

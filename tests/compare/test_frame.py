@@ -1,4 +1,4 @@
-"""Records -> rows: what is read from where, and what a broken record does to the others: nothing."""
+"""Records become rows; a broken record is named and does nothing to the others."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 
 from src.compare.assay import assay
 from src.compare.frame import gather, known_sweeps, run_ids
-from src.eval.__main__ import main
 from src.files.durable import dump_json
 from src.record.records import RUNS
 from tests.compare.synthetic import DORA, FROZEN, FULL, QLORA, RSLORA, forge
+from tests.conftest import evaluate
 
 DEEP = 10_000
 
@@ -169,7 +169,7 @@ def test_a_broken_record_is_one_line_on_the_command_line(make, capsys) -> None:
         make(1.0, seed, r=4, trainable_parameters=500)
         bad = make(3.0, seed, configured=True)
     forge(RUNS / bad / "result.json", TEXTS["deep identity"])
-    assert main([]) == 0
+    assert evaluate([]) == 0
     captured = capsys.readouterr()
     assert captured.err.startswith(f"warning: runs/{bad}/result.json: cannot be read: ") and captured.err.count("\n") == 1
     assert "1 ok, 1 unreadable" in captured.out

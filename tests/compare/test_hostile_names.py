@@ -20,12 +20,12 @@ from src.compare import writers
 from src.compare.findings import method
 from src.compare.frame import gather, run_ids
 from src.compare.writers import TEX_BEGIN
-from src.eval.__main__ import main
 from src.record.records import RUNS, write_sweep
 from tests.compare import synthetic
 from tests.compare.page_reports import HOSTILE
 from tests.compare.synthetic import DORA, QLORA, RSLORA, assayed
 from tests.compare.test_page import Document
+from tests.conftest import evaluate
 
 NAMES = [
     *HOSTILE,
@@ -47,7 +47,7 @@ PDFLATEX = shutil.which("pdflatex")
 
 @dataclass(frozen=True)
 class Written:
-    """What the command wrote and printed for a sweep of hostile names, one row a name."""
+    """The files and the output of the command for a sweep of hostile names, one row a name."""
 
     folder: Path
     printed: str
@@ -57,21 +57,25 @@ class Written:
         return (self.folder / name).read_text(encoding="utf-8")
 
 
-def plant(at: int, name: str) -> None:
+def plant(index: int, name: str) -> None:
     """A finished run and a failed one with this name wherever a record has one; the failed one's folder has it too."""
     hostile: dict[str, Any] = {key: name for key in ("model", "dataset", "variant", "engine", "peak_memory_kind")} | {
         "model_note": f"{name} 4-bit", "device": f"{name}: {name}", "checks": {name: {"ok": False, "detail": name}},
     }  # fmt: skip
-    loss = 2.0 + 0.1 * at
+    loss = 2.0 + 0.1 * index
     metrics = {"test/loss": loss, METRIC: 0.5, "val/loss": loss, f"{name}/{name}": 1.0, NO_METRIC: 2.0}
-    options = {"r": 4 ** (1 + at % 2), "fields": {"train.weight_decay": at / 1000}, "trainable_parameters": 1000 * (1 + at % 2)}
+    options = {
+        "r": 4 ** (1 + index % 2),
+        "fields": {"train.weight_decay": index / 1000},
+        "trainable_parameters": 1000 * (1 + index % 2),
+    }
     runs = [synthetic.run(seed=seed, **options) for seed in (0, 1)]
     for run, own in zip(runs, ({"metrics": metrics}, {"status": name[:200], "reason": name, "metrics": {}}), strict=True):
         path = RUNS / run / "result.json"
         synthetic.forge(path, json.loads(path.read_text()) | hostile | own)
         provenance = {"commit": name, "dirty": True, "python": name, "packages": {name: name}}
         synthetic.forge(RUNS / run / "provenance.json", provenance)
-    folder = re.sub(r"[/\x00\ud800-\udfff]", "", name)[:60].strip() or f"nameless {at}"
+    folder = re.sub(r"[/\x00\ud800-\udfff]", "", name)[:60].strip() or f"nameless {index}"
     (RUNS / runs[1]).rename(RUNS / folder)
     write_sweep(SWEEP, [runs[0], folder], add=True)
 
@@ -84,11 +88,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
 def write(folder: Path, names: list[str]) -> Written:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        for at, name in enumerate(names):
-            plant(at, name)
+        for index, name in enumerate(names):
+            plant(index, name)
         pair = synthetic.run(1.0, r=4, variant=DORA, metrics={"test/loss": 1.0, METRIC: 1.0})
         write_sweep(SWEEP, [pair], add=True)
-        assert main([f"sweep={SWEEP}", f"metric={METRIC}", f"reference={names[0]}"]) == 0, err.getvalue()
+        assert evaluate([f"sweep={SWEEP}", f"metric={METRIC}", f"reference={names[0]}"]) == 0, err.getvalue()
         return Written(Path("reports", SWEEP).absolute(), out.getvalue(), err.getvalue())
 
 
@@ -101,7 +105,7 @@ def test_all_is_written(written) -> None:
 def test_a_name_that_is_none_is_no_metric(make, capsys) -> None:
     synthetic.run(metrics={NO_METRIC: 1.0, "test/loss": 1.0, "test/ loss": 9.0, "loss": 9.0})
     assert gather(run_ids()).measured() == ["test/loss"]
-    assert main([f"metric={NO_METRIC}"]) == 2
+    assert evaluate([f"metric={NO_METRIC}"]) == 2
     err = capsys.readouterr().err
     assert err.endswith("no finished run has it; measured are test/loss\n") and not CONTROL.search(err) and err.count("\n") == 1
 
@@ -179,8 +183,8 @@ def test_tex(written) -> None:
     NAMES,
 ], ids=["short", "long"])  # fmt: skip
 def test_tex_of_hostile_names_compiles(make, tmp_path: Path, names) -> None:
-    for at, name in enumerate(names):
-        plant(at, name)
+    for index, name in enumerate(names):
+        plant(index, name)
     result = assayed(reference=names[0])
     result.comparison.notes.extend(method(result))
     assert "Output written on table.pdf" in compiled(tmp_path, writers.tex_text(result.comparison))
@@ -188,8 +192,8 @@ def test_tex_of_hostile_names_compiles(make, tmp_path: Path, names) -> None:
 
 def test_tex_of_sixteen_rows_fits_its_page(make, tmp_path: Path) -> None:
     for variant in ({}, RSLORA, DORA, QLORA):
-        for at, r in enumerate((4, 16, 64, 256)):
-            rates = {3e-4: 2.2, 1e-3: 2.1, 3e-3: 2.0 if at else 2.3}
+        for index, r in enumerate((4, 16, 64, 256)):
+            rates = {3e-4: 2.2, 1e-3: 2.1, 3e-3: 2.0 if index else 2.3}
             synthetic.grid(
                 rates, r=r, variant=variant, model_note="its weights were 4-bit (Q4_1) before and were dequantised to bf16",
                 trainable_parameters=305_280 * r, total_parameters=134_515_008, pack_size=48, adapter_bytes=305_280 * 4 * r,
@@ -220,6 +224,6 @@ def test_the_overfull_check_sees_an_overfull_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["sweep=\x1b[31m", "metric=\u202ex", "reference=a\nb", "tune=\x1b", "\x1b[2J=1"])
 def test_a_refusal_of_a_hostile_word_is_one_clean_line(make, capsys, value) -> None:
     make()
-    assert main([value]) == 2
+    assert evaluate([value]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and not CONTROL.search(err)

@@ -1,4 +1,4 @@
-"""Runs that trained in packs: whose memory a table shows, whose speeds compare, and what is said about both."""
+"""Runs that trained in packs: the memory and speed that a table shows for them, and its notes about both."""
 
 from __future__ import annotations
 

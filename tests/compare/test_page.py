@@ -1,4 +1,4 @@
-"""What Python writes of a report's page, as another parser reads it."""
+"""The HTML of a report's page, as another parser reads it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from jinja2 import UndefinedError
 
-from src.compare.page.render import embedded_json, page
+from src.compare.page.render import HERE, PAGES, embedded_json, page
 from tests.compare.page_reports import HOSTILE, SCRIPT, arm, hostile, report, small
 
 
@@ -60,6 +61,23 @@ def test_numbers_that_are_not_finite_are_absent() -> None:
     drawn = arm(0, "lora", 4, 1.9) | {"low": float("nan"), "high": float("inf")}
     data = json.loads(Document(page(report([drawn]))).scripts[0])
     assert (data["arms"][0]["low"], data["arms"][0]["high"]) == (None, None)
+
+
+def test_every_text_is_escaped_by_the_template_engine() -> None:
+    """Only parts that Python made for the page are marked as safe, each of them once."""
+    assert PAGES.autoescape is True
+    templates = {path.name: path.read_text(encoding="utf-8") for path in HERE.glob("*.html")}
+    safe = [name for text in templates.values() for name in re.findall(r"{{\s*([^}]*?)\s*\|\s*safe", text)]
+    assert sorted(safe) == ["css", "data", "plotly", "policy", "script"]
+    assert not [text for text in templates.values() if re.search(r"autoescape|Markup|forceescape", text)]
+
+
+@pytest.mark.parametrize("key", ["findings", "rows", "audit", "title"])
+def test_a_key_that_is_missing_is_no_empty_page(key: str) -> None:
+    made = small()
+    del made[key]
+    with pytest.raises((KeyError, UndefinedError)):
+        page(made)
 
 
 def test_a_confound_stands_before_a_note() -> None:

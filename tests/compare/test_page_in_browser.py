@@ -1,4 +1,4 @@
-"""What a real browser does with a report's page: from disk, without a network, with hostile names."""
+"""A report's page in a real browser: from disk, without a network, with hostile names."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_the_word_on_edges_that_lie_close_is_there_once(show: Open) -> None:
     figure = drawn(show(report(arms)), "learning_rates")
     assert "3 choices on the edge of the grid" in figure.locator("figcaption").inner_text()
     words = figure.locator(".textpoint text").filter(has_text="edge")
-    boxes = sorted((words.nth(at).bounding_box() for at in range(words.count())), key=lambda box: box["y"])
+    boxes = sorted((words.nth(index).bounding_box() for index in range(words.count())), key=lambda box: box["y"])
     assert len(boxes) == 2 and boxes[0]["y"] + boxes[0]["height"] < boxes[1]["y"]
 
 
@@ -293,7 +293,9 @@ def test_without_javascript_the_sentences_and_tables_are_there(show: Open) -> No
 
 
 def test_four_thousand_runs(show: Open) -> None:
-    arms = [arm(at, f"variant_{at // 5}", 4 ** (at % 5 + 1), 1.9 - 0.001 * at, rates=5, seeds=8) for at in range(100)]
+    arms = [
+        arm(index, f"variant_{index // 5}", 4 ** (index % 5 + 1), 1.9 - 0.001 * index, rates=5, seeds=8) for index in range(100)
+    ]
     assert sum(len(rate["seeds"]) for held in arms for rate in held["rates"]) == 4000
     tab = show(report(arms))
     assert len(labels(tab)) == 100

@@ -10,23 +10,23 @@ import pytest
 from scipy import stats
 
 from src.compare.logs import curves, items
-from src.eval.__main__ import main
 from src.record.records import RUNS, RunFolder
 from tests.compare.synthetic import RSLORA, assayed, record_again
+from tests.conftest import evaluate
 
 Row = dict[str, Any]
 
 
 def answered(right: list[bool], nats: float = 2.0, **other: Any) -> list[Row]:
     return [
-        {"id": f"x{at}", "log_loss": nats, "tokens": 4, "prediction": "a", "correct": good} | other
-        for at, good in enumerate(right)
+        {"id": f"x{index}", "log_loss": nats, "tokens": 4, "prediction": "a", "correct": good} | other
+        for index, good in enumerate(right)
     ]
 
 
-def paired(make, capsys, one: list[Row] | None, other: list[Row] | None) -> tuple[int, str, str]:
-    ids = [make(predictions=one), make(seed=1, predictions=other)]
-    code = main([f"pair={','.join(ids)}"])
+def paired(make, capsys, first: list[Row] | None, second: list[Row] | None) -> tuple[int, str, str]:
+    ids = [make(predictions=first), make(seed=1, predictions=second)]
+    code = evaluate([f"pair={','.join(ids)}"])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -61,7 +61,7 @@ def test_the_standard_error_by_hand(make, capsys) -> None:
 
 
 def test_without_answers_only_losses_compare(make, capsys) -> None:
-    loss_only = [{"id": str(at), "log_loss": 1.0 + at, "tokens": 1} for at in range(3)]
+    loss_only = [{"id": str(index), "log_loss": 1.0 + index, "tokens": 1} for index in range(3)]
     code, out, _ = paired(make, capsys, loss_only, loss_only)
     assert code == 0 and "answers: not generated in both" in out and "+0.00000" in out
 
@@ -89,11 +89,11 @@ def test_a_pair_that_is_none_is_one_line(make, capsys, change, words) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[1]\n", "3\n", '{"id": 1}\n', "[" * 10_000 + "\n", "\ufffe"])
 def test_a_broken_file_of_predictions_is_one_line(make, capsys, text) -> None:
-    one, other = make(predictions=answered([True])), make(seed=1, predictions=answered([True]))
-    RunFolder(other).predictions.write_text(text)
-    record_again(other)
-    assert main([f"pair={one},{other}"]) == 2
-    assert f"{other}/predictions.jsonl is not there or cannot be read" in capsys.readouterr().err
+    first, second = make(predictions=answered([True])), make(seed=1, predictions=answered([True]))
+    RunFolder(second).predictions.write_text(text)
+    record_again(second)
+    assert evaluate([f"pair={first},{second}"]) == 2
+    assert f"{second}/predictions.jsonl is not there or cannot be read" in capsys.readouterr().err
 
 
 def test_no_predictions(make, capsys) -> None:
@@ -104,13 +104,13 @@ def test_no_predictions(make, capsys) -> None:
 @pytest.mark.parametrize("value", ["a", "0123456789", "0123456789,0123456789", "0123456789,../../etc/", "0,1,2"])
 def test_ids_that_are_none(make, capsys, value) -> None:
     make()
-    assert main([f"pair={value}"]) == 2
+    assert evaluate([f"pair={value}"]) == 2
     assert "needs the ids of two runs, such as pair=" in capsys.readouterr().err
 
 
 def test_an_unknown_run(make, capsys) -> None:
     run = make(predictions=answered([True]))
-    assert main([f"pair={run},0123456789"]) == 2
+    assert evaluate([f"pair={run},0123456789"]) == 2
     err = capsys.readouterr().err
     assert err == f"error: pair: 0123456789 has no record in {RUNS.absolute()}\n"
 
@@ -155,10 +155,10 @@ def test_the_bootstrap_of_a_contrast_is_over_its_items(make) -> None:
     assert (row["bootstrap_low"], row["bootstrap_high"]) == pytest.approx((-0.1, -0.1))
 
 
-@pytest.mark.parametrize("other", [[], answered([True] * 4), answered([True] * 5, id="x"), answered([True] * 5, tokens=3)])
-def test_a_contrast_of_unlike_items_has_no_bootstrap(make, other) -> None:
+@pytest.mark.parametrize("second", [[], answered([True] * 4), answered([True] * 5, id="x"), answered([True] * 5, tokens=3)])
+def test_a_contrast_of_unlike_items_has_no_bootstrap(make, second) -> None:
     for seed in range(2):
         make(2.0, seed, predictions=answered([True] * 5))
-        make(1.9, seed, variant=RSLORA, predictions=other if seed else answered([True] * 5))
+        make(1.9, seed, variant=RSLORA, predictions=second if seed else answered([True] * 5))
     table = assayed().table
     assert np.isnan(table["bootstrap_low"][1]) and table["difference"][1] == pytest.approx(-0.1)

@@ -19,10 +19,10 @@ from src.compare.assay import Assay, at_fixed_rates
 from src.compare.columns import cells
 from src.compare.page.render import page
 from src.compare.report import report
-from src.eval.__main__ import main
 from src.record.records import write_sweep
 from tests.compare import page_reports, synthetic
 from tests.compare.synthetic import DORA, FROZEN, RSLORA, assayed
+from tests.conftest import evaluate
 
 LORA = {3e-4: 2.2, 1e-3: 2.1, 3e-3: 2.0}
 BETTER = {3e-4: 2.1, 1e-3: 1.9, 3e-3: 2.0}
@@ -114,7 +114,7 @@ def test_a_sweep_that_runs_says_how_far_it_is(make, capsys) -> None:
     """One run has no folder yet, and one no record: 2 of 36 and the page says so, and so do the notes."""
     ids = sweep(ended={(3e-3, 8): "missing"})
     write_sweep("study", [*ids, "0123456789"])
-    assert main(["sweep=study"]) == 0
+    assert evaluate(["sweep=study"]) == 0
     text, printed = Path("reports/study/report.html").read_text(), capsys.readouterr().out
     assert "104 of 109 runs finished." in text and "5 of 109 runs have no record yet." in text
     assert "- 5 of 109 runs have no record yet: " in printed and "0123456789" in printed
@@ -174,7 +174,7 @@ def test_forgetting_can_be_what_is_compared(make, capsys) -> None:
         for variant, after in (({}, 3.5), (DORA, 3.3)):
             metrics = {"test/loss": 2.0, "forgetting/before": 3.25, "forgetting/after": after}
             synthetic.run(r=r, variant=variant, metrics=metrics, trainable_parameters=1000 * r)
-    assert main(["metric=forgetting/change"]) == 0
+    assert evaluate(["metric=forgetting/change"]) == 0
     assert "dora leads, -0.2000, 1 seed: too few seeds" in capsys.readouterr().out
 
 

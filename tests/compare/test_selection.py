@@ -1,4 +1,4 @@
-"""Which seeds choose a learning rate, which rate they choose, and which runs the numbers then stand on."""
+"""The seeds that choose a learning rate, the rate that they choose, and the runs that are reported."""
 
 from __future__ import annotations
 

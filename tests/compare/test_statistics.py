@@ -42,21 +42,21 @@ def test_importing_costs_neither_scipy_nor_statsmodels() -> None:
 
 
 def test_mean_interval_by_hand_and_as_statsmodels_has_it() -> None:
-    found = mean_interval([1.0, 2.0, 3.0])
+    results = mean_interval([1.0, 2.0, 3.0])
     half = 4.302653 / np.sqrt(3)  # the 97.5 % quantile of t with 2 degrees of freedom, from any table
-    assert (found.mean, found.sd, found.n) == (2.0, 1.0, 3)
-    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), abs=1e-6)
+    assert (results.mean, results.sd, results.n) == (2.0, 1.0, 3)
+    assert (results.low, results.high) == pytest.approx((2 - half, 2 + half), abs=1e-6)
     wide = mean_interval(DIFFERENCES, level=0.99)
     assert (wide.low, wide.high) == pytest.approx(DescrStatsW(DIFFERENCES).tconfint_mean(alpha=0.01), rel=1e-12)
 
 
 def test_fewer_than_two_values_have_no_spread() -> None:
-    one, none = mean_interval([3.0]), mean_interval([])
-    assert one.mean == 3.0 and np.isnan([one.low, one.high, one.sd]).all() and one.n == 1
+    single, none = mean_interval([3.0]), mean_interval([])
+    assert single.mean == 3.0 and np.isnan([single.low, single.high, single.sd]).all() and single.n == 1
     assert np.isnan([none.mean, none.low, none.high, none.sd]).all() and none.n == 0
-    found = paired([0.2], margin=1.0)
-    assert np.isnan([found.sd, found.low, found.high, found.p_flip, found.p_t, found.p_tost, found.mde]).all()
-    assert found.mean == 0.2 and found.equivalent is False
+    results = paired([0.2], margin=1.0)
+    assert np.isnan([results.sd, results.low, results.high, results.p_flip, results.p_t, results.p_tost, results.mde]).all()
+    assert results.mean == 0.2 and results.equivalent is False
 
 
 @pytest.mark.parametrize("bad", [[0.1, float("nan")], [0.1, float("inf")], [[0.1, 0.2]]])
@@ -71,7 +71,7 @@ def test_t_interval_covers_and_sign_flips_reject_at_their_nominal_rates() -> Non
     # 2,000 samples: the standard error of either rate is sqrt(.05 * .95 / 2000) = 0.5 points, so these are 3 to 4 of them.
     # With 8 seeds the sign-flip test can only reject at multiples of 2/256; the largest below 5 % is 12/256 = 4.7 %.
     samples = np.random.default_rng(20).normal(0.3, 1.7, (2_000, 8))
-    covered = [found.low <= 0.3 <= found.high for found in map(mean_interval, samples)]
+    covered = [results.low <= 0.3 <= results.high for results in map(mean_interval, samples)]
     assert 0.93 <= np.mean(covered) <= 0.97
     rejected = [statistics._sign_flip(sample - 0.3) < 0.05 for sample in samples]
     assert 0.035 <= np.mean(rejected) <= 0.065
@@ -114,21 +114,21 @@ def test_sign_flip_of_many_seeds_is_near_the_exact_one() -> None:
     whole = [9, -4, 7, 3, -8, 6, 5, 2, -1, 8, 4, -6, 7, 1, -3, 5, 2, 9, -7, 6]
     sums = Counter({0: 1})
     for x in whole:  # 2**20 patterns, one number at a time
-        sums = sum((Counter({at + step: times for at, times in sums.items()}) for step in (x, -x)), Counter())
-    exact = sum(times for at, times in sums.items() if abs(at) >= sum(whole)) / 2**20
+        sums = sum((Counter({index + step: times for index, times in sums.items()}) for step in (x, -x)), Counter())
+    exact = sum(times for index, times in sums.items() if abs(index) >= sum(whole)) / 2**20
     error = np.sqrt(exact * (1 - exact) / statistics.FLIPS)
     assert paired(whole, margin=1.0).p_flip == pytest.approx(exact, abs=4 * 2 * error)  # SciPy doubles one tail
 
 
 def test_paired_t_and_equivalence_are_scipys_one_sample_tests() -> None:
     for margin in (0.005, 0.03, 0.037, 0.05, 0.2):
-        found = paired(DIFFERENCES, margin)
+        results = paired(DIFFERENCES, margin)
         above = stats.ttest_1samp(DIFFERENCES, -margin, alternative="greater").pvalue
         below = stats.ttest_1samp(DIFFERENCES, margin, alternative="less").pvalue
-        assert found.p_tost == pytest.approx(max(above, below), rel=1e-10)
-        assert found.p_t == pytest.approx(stats.ttest_1samp(DIFFERENCES, 0).pvalue, rel=1e-10)
+        assert results.p_tost == pytest.approx(max(above, below), rel=1e-10)
+        assert results.p_t == pytest.approx(stats.ttest_1samp(DIFFERENCES, 0).pvalue, rel=1e-10)
         inner = mean_interval(DIFFERENCES, level=0.9)
-        assert found.equivalent == (-margin < inner.low and inner.high < margin)
+        assert results.equivalent == (-margin < inner.low and inner.high < margin)
     assert paired(DIFFERENCES, 0.037).equivalent and not paired(DIFFERENCES, 0.037, alpha=0.01).equivalent
     with pytest.raises(ValueError, match="margin"):
         paired(DIFFERENCES, 0.0)
@@ -159,8 +159,8 @@ def test_detectable_effect_is_found_four_times_in_five() -> None:
     # Where statsmodels' solve_power is silently wrong; the standard error of the rate is 0.3 points.
     samples = np.random.default_rng(1).normal(detectable_effect(3, 0.0125), 1.0, (20_000, 3))
     assert np.mean(stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.0125) == pytest.approx(0.8, abs=0.01)
-    found = paired(DIFFERENCES, 0.1)
-    assert found.mde == pytest.approx(1.15604 * found.sd, rel=1e-4)
+    results = paired(DIFFERENCES, 0.1)
+    assert results.mde == pytest.approx(1.15604 * results.sd, rel=1e-4)
 
 
 def test_holm_by_hand_with_a_missing_test() -> None:
@@ -184,9 +184,9 @@ def test_bootstrap_variance_is_that_of_resampled_rows_and_columns() -> None:
     rows, columns = d.mean(axis=1) - d.mean(), d.mean(axis=0) - d.mean()
     residuals = d - d.mean() - rows[:, None] - columns
     variance = np.mean(rows**2) / 6 + np.mean(columns**2) / 15 + np.mean(residuals**2) / (6 * 15)
-    found = bootstrap(d, draws=100_000)
-    assert found.mean == pytest.approx(d.mean()) and (found.seeds, found.units) == (6, 15)
-    assert found.standard_error == pytest.approx(np.sqrt(variance), rel=0.01)  # 100,000 draws give it to 0.2 %
+    results = bootstrap(d, draws=100_000)
+    assert results.mean == pytest.approx(d.mean()) and (results.seeds, results.units) == (6, 15)
+    assert results.standard_error == pytest.approx(np.sqrt(variance), rel=0.01)  # 100,000 draws give it to 0.2 %
 
 
 @pytest.mark.parametrize("clusters", [None, ["x", "y", "x"]])
@@ -198,17 +198,17 @@ def test_bootstrap_with_weights_is_every_possible_draw(clusters: list[str] | Non
         for units in itertools.product(members, repeat=len(members)):
             items = [item for unit in units for item in unit]
             every.append(sum(d[s, i] for s in seeds for i in items) / (2 * sum(tokens[i] for i in items)))
-    found = bootstrap(d, tokens, clusters, draws=200_000, level=0.8)
-    assert found.mean == pytest.approx(3 / 20)
-    assert found.units == len(members)
-    assert found.standard_error == pytest.approx(np.std(every), rel=0.01)
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(every, [0.1, 0.9], method="inverted_cdf")))
+    results = bootstrap(d, tokens, clusters, draws=200_000, level=0.8)
+    assert results.mean == pytest.approx(3 / 20)
+    assert results.units == len(members)
+    assert results.standard_error == pytest.approx(np.std(every), rel=0.01)
+    assert (results.low, results.high) == pytest.approx(tuple(np.quantile(every, [0.1, 0.9], method="inverted_cdf")))
 
 
 def test_seeds_that_agree_add_nothing_about_items() -> None:
-    one = np.random.default_rng(4).normal(0.2, 1, 200)
-    found = [bootstrap(np.tile(one, (seeds, 1)), draws=20_000).standard_error for seeds in (1, 8)]
-    assert found == pytest.approx([one.std() / np.sqrt(200)] * 2, rel=0.02)
+    single = np.random.default_rng(4).normal(0.2, 1, 200)
+    results = [bootstrap(np.tile(single, (seeds, 1)), draws=20_000).standard_error for seeds in (1, 8)]
+    assert results == pytest.approx([single.std() / np.sqrt(200)] * 2, rel=0.02)
 
 
 def test_bootstrap_interval_covers_a_crossed_truth_where_pooling_does_not() -> None:
@@ -219,8 +219,8 @@ def test_bootstrap_interval_covers_a_crossed_truth_where_pooling_does_not() -> N
     covered = []
     for _ in range(400):
         d = crossed(rng, 20, 100)
-        found = (bootstrap(d, draws=400), bootstrap(d.reshape(1, 2_000), draws=400), mean_interval(d.mean(axis=1)))
-        covered.append([interval.low <= 0 <= interval.high for interval in found])
+        results = (bootstrap(d, draws=400), bootstrap(d.reshape(1, 2_000), draws=400), mean_interval(d.mean(axis=1)))
+        covered.append([interval.low <= 0 <= interval.high for interval in results])
     both, pooled, seeds_alone = np.mean(covered, axis=0)
     assert 0.91 <= both <= 0.975
     assert pooled < 0.45 and seeds_alone < 0.85
@@ -228,10 +228,10 @@ def test_bootstrap_interval_covers_a_crossed_truth_where_pooling_does_not() -> N
 
 def test_bootstrap_repeats_whatever_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     d = crossed(np.random.default_rng(6), 3, 10)
-    found = bootstrap(d, draws=500)
+    results = bootstrap(d, draws=500)
     monkeypatch.setattr(statistics, "CELLS_AT_ONCE", 70)
-    assert bootstrap(d, draws=500).standard_error == pytest.approx(found.standard_error, rel=1e-12)
-    assert bootstrap(d, draws=500, seed=1) != found
+    assert bootstrap(d, draws=500).standard_error == pytest.approx(results.standard_error, rel=1e-12)
+    assert bootstrap(d, draws=500, seed=1) != results
 
 
 def test_bootstrap_refuses_what_it_cannot_resample() -> None:
@@ -270,9 +270,9 @@ def test_clustered_standard_error_is_the_sandwich_of_a_regression() -> None:
 def test_mcnemar_is_a_binomial_test_of_the_discordant() -> None:
     a = [True] * 9 + [False] * 2 + [True] * 5 + [False] * 4
     b = [False] * 9 + [True] * 2 + [True] * 5 + [False] * 4
-    found = mcnemar(a, b)
-    assert (found.only_a, found.only_b) == (9, 2)
-    assert found.p == pytest.approx(stats.binomtest(9, 11).pvalue, rel=1e-12)
+    results = mcnemar(a, b)
+    assert (results.only_a, results.only_b) == (9, 2)
+    assert results.p == pytest.approx(stats.binomtest(9, 11).pvalue, rel=1e-12)
     assert mcnemar(a, a) == (0, 0, 1.0)
     with pytest.raises(ValueError, match="different items"):
         mcnemar([True], [True, False])

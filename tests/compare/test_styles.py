@@ -1,4 +1,4 @@
-"""One colour and one marker for a variant, wherever it is drawn."""
+"""One color and one marker for a variant, wherever it is drawn."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ NAMED_COLOUR = re.compile(r'\\?"(' + "|".join(STYLES) + r')\\?": \(?\\?"(#[0-9A-
 def test_no_two_variants_share_a_colour_or_a_marker() -> None:
     for each in (*zip(*STYLES.values(), strict=True),):
         assert len({*each}) == len(STYLES)
-    assert style("no such") == OTHER and not set(OTHER) & {part for one in STYLES.values() for part in one}
+    assert style("no such") == OTHER and not set(OTHER) & {part for style_of in STYLES.values() for part in style_of}
     assert {STYLES[name].colour for name in ("full", "lora", "rslora", "dora", "qlora")} < OKABE_ITO
-    assert DARK.keys() <= {one.colour for one in STYLES.values()}
-    assert {one.marker for one in STYLES.values()} <= SYMBOLS.keys()
+    assert DARK.keys() <= {style_of.colour for style_of in STYLES.values()}
+    assert {style_of.marker for style_of in STYLES.values()} <= SYMBOLS.keys()
 
 
 @pytest.mark.parametrize("folder", ["src", "experiments", "notebooks", "benchmarks"])

@@ -80,5 +80,5 @@ def test_each_epoch_uses_each_row_once_and_in_another_order() -> None:
 
 def test_the_order_depends_on_the_data_seed_and_the_position_alone() -> None:
     whole = rows_at(0, 40, 7, data_seed=3)
-    assert [row for at in range(0, 40, 4) for row in rows_at(at, 4, 7, data_seed=3)] == whole
+    assert [row for start in range(0, 40, 4) for row in rows_at(start, 4, 7, data_seed=3)] == whole
     assert rows_at(0, 40, 7, data_seed=4) != whole

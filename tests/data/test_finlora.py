@@ -14,7 +14,7 @@ from src.command.cli import compose
 from src.compare.assay import assay
 from src.compare.frame import gather
 from src.config.schema import Config
-from src.variants.scaling import effective_scale
+from src.variants.methods.scaling import effective_scale
 from tests.conftest import Run
 
 PUBLISHED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -88,8 +88,8 @@ def rows(config: Config, name: str, count: int) -> str:
         "tags": ["us-gaap:Revenues", "us-gaap:Assets", "us-gaap:Cash"],
     }.get(config.dataset.answer, ["Amount of revenue.", "Cost of goods sold.", "Cash paid."])
     lines = (
-        {"context": f"Instruction: what is row {at} of {name}?\nAnswer: ", "target": answers[at % len(answers)]}
-        for at in range(count)
+        {"context": f"Instruction: what is row {index} of {name}?\nAnswer: ", "target": answers[index % len(answers)]}
+        for index in range(count)
     )
     return "".join(f"{json.dumps(line)}\n" for line in lines)
 

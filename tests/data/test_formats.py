@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from src.config.values import CHOICES
-from src.data.formats import FORMATS, Read, banking77, commonsense, e2e, gsm8k, normalised, pairs, wording
+from src.data.formats import FORMATS, ParsedRow, banking77, commonsense, e2e, gsm8k, normalised, pairs, wording
 from src.files.errors import ConfigError
 
 ARC = (
@@ -30,7 +30,7 @@ def test_what_makes_two_rows_the_same_question() -> None:
 
 def test_gsm8k_keeps_the_worked_answer() -> None:
     row = {"question": "How many?", "answer": "2+2=<<2+2=4>>4\n#### 4"}
-    assert gsm8k(row, "") == Read("Question: How many?\nAnswer:\n", row["answer"], "how many?")
+    assert gsm8k(row, "") == ParsedRow("Question: How many?\nAnswer:\n", row["answer"], "how many?")
 
 
 def test_the_commonsense_prompt_is_that_of_llm_adapters() -> None:
@@ -66,10 +66,10 @@ def test_rows_of_the_hub_become_the_same_examples() -> None:
 
 
 def test_banking77_and_e2e() -> None:
-    assert banking77({"text": "Lost my card?", "category": "lost"}, "") == Read(
+    assert banking77({"text": "Lost my card?", "category": "lost"}, "") == ParsedRow(
         "Query: Lost my card?\nIntent:\n", "lost", "lostmycard"
     )
-    assert e2e({"mr": "name[X],  food[Y]", "ref": "X has Y."}, "") == Read(
+    assert e2e({"mr": "name[X],  food[Y]", "ref": "X has Y."}, "") == ParsedRow(
         "Data: name[X],  food[Y]\nText:\n", "X has Y.", "name[x], food[y]"
     )
 

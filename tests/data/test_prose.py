@@ -56,22 +56,22 @@ def test_markup_is_taken_off() -> None:
         "A :class:`~sklearn.tree.Tree` is what the :ref:`guide to trees <trees>` and `this page <https://example.org>`__ say"
         " [1]_, with ``fit`` and `predict` **both** there, and with nothing in it that a person could not read aloud to others."
     )
-    (found,) = paragraphs(marked)
-    assert found == (
+    (paragraph,) = paragraphs(marked)
+    assert paragraph == (
         "A sklearn.tree.Tree is what the guide to trees and this page say, with fit and predict both there, and with nothing in"
         " it that a person could not read aloud to others."
     )
 
 
 def test_the_default_is_english_in_whole_sentences() -> None:
-    found = prose.load(ForgettingConfig())
-    assert found.source == f"scikit-learn {version('scikit-learn')}"
-    words = found.text.split()
+    loaded = prose.load(ForgettingConfig())
+    assert loaded.source == f"scikit-learn {version('scikit-learn')}"
+    words = loaded.text.split()
     assert len(words) > 4_500  # a token is three quarters of a word or less
-    lines = found.text.split("\n\n")
+    lines = loaded.text.split("\n\n")
     assert len(lines) == len(set(lines))
     assert all(line[0].isupper() and line.endswith(".") and "\n" not in line for line in lines)
-    assert not re.search(r"[`*=<>\\|{}_\[\]$#@]|https?:", found.text)
+    assert not re.search(r"[`*=<>\\|{}_\[\]$#@]|https?:", loaded.text)
     # The five commonest words of English, as often as in English.
     assert 0.15 < sum(word in ("the", "of", "and", "to", "a") for word in words) / len(words) < 0.3
 
@@ -103,8 +103,8 @@ def test_a_row_must_have_something_to_score() -> None:
 def test_a_text_of_ones_own(folder: Path) -> None:
     path = folder / "mine.txt"
     path.write_bytes("\ufeffÄ text\r\nin lines\n".encode())
-    found = prose.load(ForgettingConfig(path=str(path)))
-    assert (found.source, found.text) == (str(path), "Ä text\r\nin lines\n")
+    loaded = prose.load(ForgettingConfig(path=str(path)))
+    assert (loaded.source, loaded.text) == (str(path), "Ä text\r\nin lines\n")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ KEY = "dataset.path"
 
 
 def read(path: Path) -> list[rows.Row]:
-    return list(rows.rows(rows.one(str(path), KEY)))
+    return list(rows.rows(rows.open_file(str(path), KEY)))
 
 
 def test_a_json_list_and_a_json_of_lines(folder: Path) -> None:
@@ -72,10 +72,10 @@ def test_a_file_of_a_folder_or_archive_is_found_where_it_may_stand(folder: Path)
         with zipfile.ZipFile(folder / "data.zip", "a", zipfile.ZIP_DEFLATED) as archive:
             archive.write(path, f"top/{place}")
         for where in ("data", "data.zip"):
-            assert rows.among(where, KEY, "boolq/train.json", None).contents == str(number).encode()
+            assert rows.open_member(where, KEY, "boolq/train.json", None).contents == str(number).encode()
     for where in ("data", "data.zip"):
         with pytest.raises(ConfigError, match=f"{KEY}={where}: has no test/x.csv, which is from somewhere"):
-            rows.among(where, KEY, "test/x.csv", "somewhere")
+            rows.open_member(where, KEY, "test/x.csv", "somewhere")
 
 
 def archive_of(path: Path, content: bytes) -> Path:
@@ -101,8 +101,8 @@ def test_a_damaged_archive_is_refused_in_one_line(folder: Path) -> None:
     content = json.dumps([list(range(40))]).encode()
     path = archive_of(folder / "a.zip", content)
     good, refused = path.read_bytes(), 0
-    for at in range(len(good)):
-        path.write_bytes(good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :])
+    for index in range(len(good)):
+        path.write_bytes(good[:index] + bytes([good[index] ^ 0xFF]) + good[index + 1 :])
         try:
             assert inputs.member(str(path), KEY, "a.csv") in (content, None)
         except ConfigError as error:

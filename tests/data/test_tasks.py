@@ -49,9 +49,12 @@ def test_each_named_dataset_says_what_it_is(name: str) -> None:
     if config.id is None:
         with pytest.raises(ConfigError) as caught:
             refuse_impossible(config, 1)
-        said = str(caught.value)
-        assert said.startswith(f"dataset.path: dataset={name} needs a folder with {config.train_files[0]}") and "\n" not in said
-        assert config.files_from in said
+        message = str(caught.value)
+        assert (
+            message.startswith(f"dataset.path: dataset={name} needs a folder with {config.train_files[0]}")
+            and "\n" not in message
+        )
+        assert config.files_from in message
     else:
         assert refuse_impossible(config, 1) is None
 
@@ -89,8 +92,8 @@ def test_finlora_pools_tests_and_takes_their_labels_alone_to_account(folder: Pat
     assert {example.id.partition("_")[0] for example in pooled.test} == {"fpb", "fiqa", "tfns", "nwgi"}
     assert len(pooled.test) == 10 and pooled.left_out == 1  # "t5" is " T5"
     assert "t5" not in {example.prompt for example in pooled.train + pooled.val}
-    one = refuse_impossible(dataset("finlora_fpb", "dataset.path=."), 4)
-    assert one is not None and len(one.test) == 3 and one.labels == ("negative", "neutral", "positive")
+    alone = refuse_impossible(dataset("finlora_fpb", "dataset.path=."), 4)
+    assert alone is not None and len(alone.test) == 3 and alone.labels == ("negative", "neutral", "positive")
     write_jsonl(folder / "test/fpb_test.jsonl", [{"context": "x", "target": "mildly positive"}])
     with pytest.raises(ConfigError, match=r"fpb_test\.jsonl:1 has the target 'mildly positive', which is none of them"):
         refuse_impossible(dataset("finlora_fpb", "dataset.path=."), 4)
@@ -151,8 +154,8 @@ def test_e2e_asks_once_for_each_meaning_and_knows_all_its_references(folder: Pat
     assert splits.fingerprint() == load(dataset("e2e_nlg", "dataset.path=top")).fingerprint()
     assert sizes(splits) == (57, 1, 3, 3, 0)
     assert splits.val[0].references == ("One.", "Two.")
-    found = {example.prompt: (example.target, example.references) for example in splits.test}
-    assert found["Data: name[T]\nText:\n"] == ("A.", ("A.", "C."))
+    answers = {example.prompt: (example.target, example.references) for example in splits.test}
+    assert answers["Data: name[T]\nText:\n"] == ("A.", ("A.", "C."))
     assert all(not example.references for example in splits.train)
     (folder / "broken.zip").write_bytes((folder / "e2e-dataset.zip").read_bytes()[:-30])
     with pytest.raises(ConfigError, match=r"dataset\.path=broken\.zip: is no archive that can be read"):

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from src.eval.__main__ import main
 from src.record.records import RUNS, write_sweep
 from tests.compare.synthetic import DORA, RSLORA
-from tests.conftest import shown_on
+from tests.conftest import evaluate, shown_on
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"PYTHONPATH": str(ROOT)}
@@ -29,7 +28,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(list(arguments)) == 2
+    assert evaluate(list(arguments)) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
@@ -39,7 +38,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_writes_tables_and_figures_and_names_them(make, capsys) -> None:
     write_sweep("study", [make(), make(seed=1), make(r=16)])
     make(r=64)
-    assert main(["sweep=study"]) == 0
+    assert evaluate(["sweep=study"]) == 0
     printed = capsys.readouterr().out
     folder = Path("reports/study")
     names = {"comparison.csv", "comparison.md", "comparison.tex", "rates.csv", "report.html"}
@@ -47,7 +46,7 @@ def test_writes_tables_and_figures_and_names_them(make, capsys) -> None:
     assert {path.name for path in folder.iterdir()} == names
     assert all(str(folder / name) in printed.splitlines() for name in names)
     assert len((folder / "comparison.csv").read_text().splitlines()) == 1 + 2
-    assert main([]) == 0
+    assert evaluate([]) == 0
     assert len(Path("reports/all/comparison.csv").read_text().splitlines()) == 1 + 3
 
 
@@ -83,7 +82,7 @@ def test_table_fits_the_terminal(make) -> None:
 
 def test_runs_without_a_record_are_counted(make, capsys) -> None:
     write_sweep("study", [make(), make(seed=1, recorded=False), make(r=16, recorded=False), "0123456789"])
-    assert main(["sweep=study"]) == 0
+    assert evaluate(["sweep=study"]) == 0
     printed = capsys.readouterr().out
     assert "3 of 4 runs have no record yet" in printed
     assert "1 ok, 1 missing" in printed
@@ -95,7 +94,7 @@ def test_torn_record_is_one_line_and_the_rest_goes_on(make, capsys) -> None:
     (RUNS / torn / "result.json").write_text('{"status": "o')
     noconfig = make(r=32, identified=False)
     (RUNS / noconfig / "config.yaml").write_text("model: [")
-    assert main([]) == 0
+    assert evaluate([]) == 0
     captured = capsys.readouterr()
     assert len(captured.err.splitlines()) == 2
     assert f"{torn}/result.json" in captured.err and f"{noconfig}/config.yaml" in captured.err
@@ -143,7 +142,7 @@ def test_the_arguments_are_heeded(make, capsys) -> None:
         for seed, lr in ((0, 1e-3), (1, 1e-3), (0, 1e-4), (1, 1e-4)):
             metrics = {"test/loss": 2.0, "val/loss": 2.0 + lr, "test/exact_match": share + seed}
             make(seed=seed, lr=lr, r=r, variant=variant, metrics=metrics, trainable_parameters=1000 * r)
-    assert main(["tune=1", "metric=test/exact_match", "reference=rslora", "margin=0.3"]) == 0
+    assert evaluate(["tune=1", "metric=test/exact_match", "reference=rslora", "margin=0.3"]) == 0
     printed = capsys.readouterr().out
     assert "Highest test exact match (share): dora r=4 at learning rate 0.0001, 0.5000, 1 seed." in printed
     assert "dora r=4 against rslora r=4" in printed and "over the tuning seeds 1;" in printed
@@ -163,18 +162,49 @@ def test_unwritable_reports(make, capsys) -> None:
 
 
 def test_help(capsys) -> None:
-    assert main(["--help"]) == 0
+    assert evaluate(["--help"]) == 0
     assert capsys.readouterr().out.startswith("usage: python -m src.eval")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["scroe"],
+            "'scroe': no such command (did you mean score?); the first word can be score, generate, ",
+        ),
+        (["sweep=a", "score"], "'score': no such command (did you mean score?); the first word can be"),
+        (["sweap"], "(did you mean sweep?)"),
+        (["sweep"], "sweep: needs a value, such as sweep=NAME"),
+        (["metrics=x"], "'metrics': no such key (did you mean metric?); choose from sweep=, reference=, "),
+        (["tune=a"], "tune=a: needs seeds, such as tune=0,1,2"),
+        (["margin=0"], "margin=0: needs a number above 0, such as margin=0.01"),
+        (["strict=yes"], "strict=yes: needs true or false, such as strict=true"),
+        (["pair=0eed806141"], "pair=0eed806141: needs the ids of two runs, such as pair=0eed806141,87a53e1b0f"),
+        (["sweep=a", "sweep=b"], "sweep: given twice"),
+    ],
+)
+def test_a_word_that_is_wrong_is_named_with_what_is_right(capsys, words, says) -> None:
+    assert says in refused(capsys, *words)
 
 
 def test_a_refusal_loads_nothing_heavy(make) -> None:
     make()
-    code = (
-        "import sys; from src.eval.__main__ import main; codes = [main(['sweep=x']), main(['metric=x']), main(['y=1'])];"
-        "heavy = {'pandas', 'matplotlib', 'rich', 'torch'} & set(sys.modules); sys.exit(f'{codes} {heavy}')"
-    )
+    code = """
+import sys
+from src.command import cli
+from src.eval.__main__ import main
+
+codes = []
+for word in ("sweep=x", "metric=x", "y=1", "merge"):
+    try:
+        cli.run(lambda: main([word]))
+    except SystemExit as end:
+        codes.append(end.code)
+sys.exit(f"{codes} {({'pandas', 'matplotlib', 'rich', 'torch'} & set(sys.modules))}")
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.stderr.splitlines()[-1] == "[2, 2, 2] set()"
+    assert done.stderr.splitlines()[-1] == "[2, 2, 2, 2] set()"
 
 
 def test_a_reader_that_leaves_early_is_no_error(make) -> None:

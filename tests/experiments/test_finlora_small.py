@@ -16,7 +16,7 @@ from experiments.finlora_small import report, run
 from src.command.cli import compose
 from src.files.errors import ConfigError
 from src.record.records import RUNS
-from src.variants.scaling import effective_scale
+from src.variants.methods.scaling import effective_scale
 from tests.compare import synthetic
 
 

@@ -20,11 +20,11 @@ from experiments.cost_on_a_gpu.measure import SINGLE
 from experiments.four_bits import formats, measure, report
 from experiments.four_bits import runs as runs_of
 from src.command.cli import compose
-from src.config.schema import VariantConfig
 from src.files.errors import ConfigError
 from src.model import models
 from src.record.records import RunFolder, identity, run_id, write_sweep
 from src.variants import counts, quantization
+from src.variants.methods.point import VariantConfig
 
 CPU = torch.device("cpu")
 SMALL, OUT = "small=true", "out=/dev/null/nowhere"

@@ -337,7 +337,7 @@ def test_arrays_hold_what_the_table_says(folder: Path) -> None:
     frame.to_csv(folder / "results.csv", index=False)
     arms, _ = report.read(folder)
     row = frame.query("variant == 'lora' and seed == 1 and step == 150 and layer == 7 and module == 'v_proj'").iloc[0]
-    assert arms["lora", 16].at("dD", [150], "v_proj")[1, 0, 7, 0] == row["dD"]
+    assert arms["lora", 16].select("dD", [150], "v_proj")[1, 0, 7, 0] == row["dD"]
     assert arms["lora", 16].of(report.VIEWS[0], "dM").shape == (2, 4, 12, 1)
 
 
@@ -422,5 +422,5 @@ def test_seeds_differ_in_data_and_adapter() -> None:
     assert {(c.variant.name, c.lora.r, c.train.lr) for c in adapters} == {
         *(("lora", 16, 3e-3), ("lora", 64, 1e-3), ("dora", 16, 3e-3), ("dora", 64, 3e-3))
     }
-    assert measure.plan_of(measure.DEFAULTS).at == (2, 10, 38, 75, 150, 225, 262, 300)
+    assert measure.plan_of(measure.DEFAULTS).read_steps == (2, 10, 38, 75, 150, 225, 262, 300)
     assert replace(full[0], seed=0).variant.trains == "all"

@@ -76,7 +76,7 @@ class Command:
                 worker.kill()
 
     def phase(self) -> str:
-        """What it does now, as far as its files and processes show."""
+        """Tell the current phase, as far as files and processes show it."""
         worker = self.worker()
         if self.ended:
             return "ended"

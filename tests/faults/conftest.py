@@ -64,7 +64,7 @@ def precisions(size: Callable[[int, int], int]) -> str:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, precisions: str) -> Reference:
-    """What the sweep comes to when nothing happens to it."""
+    """The sweep without a fault."""
     return sweep.undisturbed(tmp_path_factory.mktemp("undisturbed") / "sweep", precisions)
 
 

@@ -36,7 +36,7 @@ LONGEST_LINE = 600  # characters: more is no clear line
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended, what it printed, and the jobs that it would have trained."""
+    """The exit of a command, its output, and the jobs that it would have trained."""
 
     code: int
     stdout: str
@@ -75,7 +75,7 @@ def variants(*arguments: str) -> Ended:
 
 def evaluate(*arguments: str) -> Ended:
     """``python -m src.eval``."""
-    return _ended(lambda: sys.exit(eval_command.main(list(arguments))), "eval", arguments)
+    return _ended(lambda: cli.run(lambda: eval_command.main(list(arguments)), resumes=False), "eval", arguments)
 
 
 def _ended(command: Callable[[], Any], name: str, arguments: Sequence[str], jobs: list[Job] | None = None) -> Ended:
@@ -155,7 +155,7 @@ def check(ended: Ended, names: Sequence[str], before: set[str]) -> None:
 
 
 def tally(counts: Counter[str]) -> str:
-    """What became of all cases, in words for docs/reliability.md."""
+    """Count the ends of all cases, in words for docs/reliability.md."""
     parts = [f"{count:,} {what}" for what, count in counts.most_common()]
     return f"{counts.total():,} cases: {', '.join(parts)}"
 

@@ -146,7 +146,7 @@ SETTINGS = {
 
 @st.composite
 def settings_beside(draw: st.DrawFn) -> list[str]:
-    """What the command line says about the data file."""
+    """Draw the overrides about the data file."""
     held_out = draw(
         st.sampled_from([["dataset.val_path=good.jsonl", "dataset.test_path=good.jsonl"], ["dataset.val_share=0.3"], []])
     )

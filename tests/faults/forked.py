@@ -194,7 +194,7 @@ def _command(order: dict[str, Any], shim: Any) -> None:
 
 
 class _Forking:
-    """What ``src.sweep.child`` sees as ``subprocess``."""
+    """Stand in for ``subprocess`` in ``src.sweep.child``."""
 
     Popen = ForkedWorker
     PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL

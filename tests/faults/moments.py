@@ -1,4 +1,4 @@
-"""When to strike: at a random time, or as soon as a random event has shown itself in the files."""
+"""Choose the moment to strike: a random time, or as soon as the files show a random event."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def steps_taken(folder: Path) -> int:
 
 
 def half_written(folder: Path) -> list[Path]:
-    """What a process was about to rename when it was killed."""
+    """List the temporary files that a killed process was about to rename."""
     found = [*folder.glob("runs/*/.*"), *folder.glob("runs/*/checkpoints/.*"), *folder.glob("runs/sweeps/.*")]
     return [path for path in found if path.name != ".lock"]
 
 
 def _has(command: Command, name: str) -> bool:
-    """Whether a run of the worker that is at work now has this file; an earlier attempt's is removed before it starts."""
+    """Tell whether a run of the current worker has this file; an earlier attempt's is removed before it starts."""
     worker = command.worker()
     with suppress(Exception):
         return worker is not None and any((run / name).exists() for run in runs_of(worker))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from src.command.admission import GROUPS
-from src.command.cli import known_keys
+from src.command.messages import known_keys
 from src.config.schema import CONF_FOLDER, Shape
 from src.config.values import CHOICES, RANGES
 

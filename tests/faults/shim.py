@@ -26,7 +26,7 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES, errno.EDQUOT)
 
 
 class Mode(IntEnum):
-    """What happens at the Nth counted call; the numbers are those of shim.c."""
+    """The fault at the Nth counted call; the numbers are those of shim.c."""
 
     COUNT = 0  # nothing
     ONLY = 1  # it fails

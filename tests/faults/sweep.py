@@ -98,7 +98,7 @@ class Reference:
     seconds: float
 
     def of_one_pack(self) -> Reference:
-        """What ONE_PACK's sweep comes to: the same runs in the same pack."""
+        """Select the runs that ONE_PACK's sweep trains, in the same pack."""
         left_out = {run for run, record in self.records.items() if record.result["base_precision"] != "fp32"}
         return Reference(
             {run: record for run, record in self.records.items() if run not in left_out},

@@ -1,4 +1,4 @@
-"""What the fuzz has found, one by one, so that each stays mended whatever it draws."""
+"""Repeat each bad input that the fuzz has found, so that each stays fixed whatever the fuzz draws."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def refused(*arguments: str) -> str:
         ([""], "'': not of the form key=value"),
         (["-x"], "unrecognized arguments: -x"),
         (["--cfg", "nosuch"], "--cfg/-c: invalid choice: 'nosuch'"),
-        (["lora.r=4", "--cfg", "job", "seed=1"], "options stand before the overrides"),
+        (["lora.r=4", "--cfg", "job", "seed=1"], "options come before the overrides"),
         (["--resolve"], "--resolve"),
         (["--cfg", "job", "-m"], "--multirun"),
-        (["-cn", "other"], "--config-name: is not taken"),
+        (["-cn", "other"], "--config-name: is not accepted"),
         (["model.name=a\nb"], "model.name=a; b: not of the form"),
         (["model.name=\x1b[31m"], "model.name=\\x1b[31m"),
         (["model.name=\udcff("], "model.name=\\udcff("),

@@ -1,4 +1,4 @@
-"""What checkpoints cost at the default interval, on the machine at hand. Long form only: it takes minutes."""
+"""Measure the cost of checkpoints at the default interval on this machine. Long form only: it takes minutes."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Readers:
         return readers
 
     def taken_by(self) -> list[str]:
-        """Who takes the record for good without a word of doubt."""
+        """List the readers that accept the record without a warning."""
         found = []
         with contextlib.redirect_stdout(io.StringIO()):
             if Launch(Display(1), Memory()).is_done(Job(self.run, self.config)):
@@ -235,7 +235,7 @@ def test_a_checkpoint_does_not_go_on_with_a_damaged_log(size: Size, figure: Figu
     whole = Run(runs / run)
     assert whole.resume_from(step)
     good = path.read_bytes()
-    marked = good[: whole.stand.log.bytes]
+    marked = good[: whole.resumed.log.bytes]
     aside = runs / run / "checkpoints"
     kept = {file.name: file.read_bytes() for file in aside.iterdir()}
     wrong, tried = [], 0

@@ -38,14 +38,14 @@ def run_with(was: Undisturbed, mode: Mode, at: int, error: int) -> Done:
 
 
 def named(path: str) -> str:
-    """What a user calls a file: not by the name under which it is written aside."""
+    """Name a file as a user does, not by its temporary name."""
     parts = [part for part in Path(path).parts if not part.startswith(".tmp")]
     aside = [match[1] for part in parts if (match := TEMPORARY.fullmatch(part))]
     return aside[0] if aside else parts[-1].split(".")[0]
 
 
 def folder_of(path: str) -> str:
-    """The folder of a file, likewise."""
+    """Name the folder of a file in the same way."""
     name = Path(path).parent.name
     aside = TEMPORARY.fullmatch(name)
     return aside[1] if aside else name
@@ -117,7 +117,7 @@ def test_a_write_that_is_cut_short_is_completed(size: Size, figure: Figure) -> N
 
 
 def _no_half_checkpoint_stays(calls: list[tuple[str, str]], killed_at: int) -> None:
-    """What the kill left of a checkpoint goes before the next one stands: in a long run with many it would fill the disk."""
+    """Delete the leftovers of a killed checkpoint before the next is written: many would fill the disk."""
     call, half = calls[killed_at - 1]
     if call == "open":  # the kill came before it: there is no such file
         return
@@ -165,7 +165,7 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 
 
 def pages(sizes: Iterable[int]) -> int:
-    """What files of so many bytes take of a file system in memory."""
+    """Count the pages that files of these sizes take of a file system in memory."""
     return sum(-(-size // PAGE) for size in sizes)
 
 

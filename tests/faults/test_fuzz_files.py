@@ -114,7 +114,7 @@ def records(folder: Path) -> list[str]:
 def test_a_damaged_order_or_list_of_runs_leaves_the_table(
     folder: Path, records: list[str], size: Size, figure: Figure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What cannot be read is a line of warning, and the rest is compared; if nothing is left, one line of error says so."""
+    """Warn in one line of records that cannot be read, and compare the rest; without any left, end with one line of error."""
     good = {path: path.read_bytes() for path in (RUNS / records[1] / "config.yaml", RUNS / "sweeps" / "study.json")}
     before = entry.tree(folder)
     counts: Counter[str] = Counter()

@@ -33,7 +33,7 @@ STEADY = settings(
 
 
 def names_of(line: list[str]) -> list[str]:
-    """What an error about these arguments may name."""
+    """List the words that an error about these arguments may name."""
     keys = [word.lstrip("+~").partition("=")[0] for word in line]
     return [*KNOWN, *NAMES, "--", *line, *keys, *(key.partition(".")[0] for key in keys)]
 
@@ -53,7 +53,7 @@ def bounded(config: Config) -> Config:
 
 
 def train_to_a_record(config: Config) -> None:
-    """What a config needs that no check before the start can know, such as a chat template, the record may name instead."""
+    """A need that no check before the start can know, such as a chat template, may be named in the record instead."""
     from src.sweep.events import Events
     from src.train import worker
 

@@ -75,7 +75,7 @@ def play(seed: int, folder: Path, precisions: str, reference: Reference) -> Case
 
 
 def strike(command: Command, victim: str, rng: random.Random, seconds: float, case: Case) -> str | None:
-    """Who was killed when the moment had come: all where there was no worker, None where the command had ended."""
+    """Strike, and tell which process was killed: all where there was no worker, None where the command had ended."""
     if rng.random() < CLOCK:
         moment = moments.by_the_clock(rng.uniform(0, seconds))
     else:

@@ -28,7 +28,7 @@ ROWS = "".join(f'{{"context": "What is {n} plus one? ", "target": "{n + 1}"}}\n'
 
 
 def in_one_line(done: Done | subprocess.CompletedProcess[str], says: str) -> bool:
-    """Whether a command ended as it should where it cannot work: one line that says why, and no traceback."""
+    """Check the end of a command that cannot work: one line that says why, and no traceback."""
     lines = done.stderr.splitlines()
     return (
         "Traceback" not in done.stderr and len([line for line in lines if line.startswith("error: ")]) == 1 and says in lines[-1]

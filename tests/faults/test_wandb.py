@@ -86,7 +86,7 @@ _expected: dict[str, str] = {}
 
 @pytest.fixture
 def expected(run: Run, folder: Path) -> dict[str, str]:
-    """What the record is without W&B."""
+    """The record without W&B."""
     if not _expected:
         record = train(run, "disabled")
         _expected.update(prints(record))

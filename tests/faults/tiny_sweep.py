@@ -35,7 +35,7 @@ def files(folder: Path) -> Files:
 
 
 def outcome(runs: Path, run: str) -> dict[str, Any]:
-    """What a run came to, without what is measured anew: bytes of its files, numbers of its result."""
+    """Read the outcome of a run without its timings: bytes of its files, numbers of its result."""
     result = RunFolder(run, runs).result()
     assert result is not None, f"{run} has no result"
     kept = {key: value for key, value in result.items() if not MEASURED_ANEW.search(key)}
@@ -99,7 +99,7 @@ def undisturbed() -> Undisturbed:
 
 
 def nothing_false_is_read(was: Undisturbed) -> None:
-    """What was done before is as it was, and what counts as done is what it would have been."""
+    """Check that finished runs are unchanged, and that newly finished ones equal the undisturbed."""
     now = files(was.runs)
     changed = [name for name, content in was.earlier.items() if now.get(name) != content]
     assert not changed, f"of what was done before, these changed: {changed}"

@@ -1,4 +1,4 @@
-"""Writing: whole or not at all. Reading: what was written or nothing, at every byte."""
+"""Write files atomically, and refuse to read any with a changed byte."""
 
 from __future__ import annotations
 
@@ -68,16 +68,16 @@ def test_a_sealed_file_is_json_and_gives_back_what_was_written() -> None:
 
 def test_no_bit_and_no_byte_of_a_sealed_file_can_change_unseen() -> None:
     whole = seal(VALUE).encode()
-    for at in range(len(whole)):
+    for index in range(len(whole)):
         for bit in range(8):
             flipped = bytearray(whole)
-            flipped[at] ^= 1 << bit
+            flipped[index] ^= 1 << bit
             with pytest.raises(Damaged):
                 unseal(bytes(flipped))
         with pytest.raises(Damaged):
-            unseal(whole[:at])
+            unseal(whole[:index])
         with pytest.raises(Damaged):
-            unseal(whole[:at] + whole[at + 1 :])
+            unseal(whole[:index] + whole[index + 1 :])
 
 
 @pytest.mark.parametrize("data", [b"", b"{}\n", b"[]\n", json.dumps(VALUE).encode()])

@@ -1,29 +1,26 @@
-"""What counts as an answer, against hand-computed cases, scikit-learn and sacrebleu."""
+"""Judges of answers, against hand-computed cases and scikit-learn."""
 
 from __future__ import annotations
 
 import math
 
 import pytest
-from sacrebleu import sentence_bleu, sentence_chrf
 from sklearn.metrics import f1_score
 
 from src.config.schema import DatasetConfig
+from src.config.values import CHOICES
 from src.data.datasets import Example
 from src.files.errors import ConfigError
 from src.measure.answers import (
+    JUDGES,
     UNPARSED,
-    bleu,
     chosen,
-    chrf,
     exact_match,
     final_number,
-    item_accuracy,
-    item_f1,
     items,
     judge,
+    judge_chosen,
     kind,
-    macro_f1,
     parse_label,
     refuse_unanswerable,
 )
@@ -32,7 +29,7 @@ SENTIMENT = ["negative", "neutral", "positive"]
 
 
 def examples(*targets: str, choices: tuple[str, ...] = ()) -> list[Example]:
-    return [Example(str(at), "p", target, "g", choices) for at, target in enumerate(targets)]
+    return [Example(str(index), "p", target, "g", choices) for index, target in enumerate(targets)]
 
 
 def test_exact_match() -> None:
@@ -57,16 +54,6 @@ def test_labels_that_punctuation_alone_tells_apart_are_not_confused() -> None:
     assert parse_label("c.", ["c", "c."]) == "c."
     assert parse_label("C!", ["c", "c."]) == UNPARSED  # it could be either
     assert parse_label("mildly positive", [*SENTIMENT, "mildly positive"]) == "mildly positive"
-
-
-def test_macro_f1_counts_an_unparsed_answer_as_a_miss_and_never_as_a_false_alarm() -> None:
-    gold = ["a", "a", "a", "b", "b", "c"]
-    found = ["a", UNPARSED, "b", "b", "b", UNPARSED]
-    # a: precision 1/1, recall 1/3 -> 1/2. b: precision 2/3, recall 2/2 -> 4/5. c: never found -> 0.
-    assert macro_f1(found, gold, ["a", "b", "c"]) == pytest.approx((1 / 2 + 4 / 5 + 0) / 3)
-    assert macro_f1(gold, gold, ["a", "b", "c"]) == 1.0
-    assert macro_f1(gold, gold, ["a", "b", "c", "d"]) == 1.0  # the first examples of a test need not hold every label
-    assert macro_f1(["a", "d"], ["a", "a"], ["a", "d"]) == pytest.approx(2 / 3)  # recall 1/2; d is nobody's label
 
 
 def test_label_metrics_with_wrong_empty_verbose_and_multi_label_answers() -> None:
@@ -131,38 +118,31 @@ def test_tags_item_by_item() -> None:
     assert judged.metrics["item_f1"] == pytest.approx(2 * 4 / (6 + 6))
     assert judged.metrics["item_accuracy"] == pytest.approx(2 / 6)
     assert judge("tags", ["(A / B) * 100"], examples("(a/b)*100")).correct == [True]
-    assert item_f1([[]], [["a"]]) == 0.0 == item_accuracy([[]], [["a"]])
-
-
-def test_item_f1_is_scikit_learns_where_no_item_repeats() -> None:
-    found, wanted = [["a", "b"], ["c"], []], [["b", "c"], ["c"], ["a"]]
-    names = ["a", "b", "c"]
-    as_flags = [[[name in row for name in names] for row in rows] for rows in (wanted, found)]
-    assert item_f1(found, wanted) == pytest.approx(f1_score(*as_flags, average="micro"))
-
-
-def test_bleu_takes_all_references_of_each_text() -> None:
-    text, references = "the cat sat on the mat", ["a cat sat on a mat", "the cat sat on the rug"]
-    # Against both: 6/6 words, 4/5, 3/4 and 2/3 of two to four words; of the length of the references, so no penalty.
-    by_hand = 100 * (6 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** (1 / 4)
-    assert bleu([text], [references]) == pytest.approx(by_hand) == pytest.approx(sentence_bleu(text, references).score)
-    assert bleu([text], [references[:1]]) < by_hand
-    other = "one two three four five"
-    assert bleu([text, other], [references, [other]]) > by_hand  # texts with two and with one reference together
-    assert bleu(["", "x"], [["a"], ["b"]]) == 0.0
+    assert judge("tags", [""], examples("a")).metrics == {"exact_match": 0.0, "item_f1": 0.0, "item_accuracy": 0.0}
 
 
 def test_bleu_answers_may_be_any_reference() -> None:
-    one = Example("1", "p", "first", "g", references=("first", "second"))
-    judged = judge("bleu", ["second", "third"], [one, one])
+    example = Example("1", "p", "first", "g", references=("first", "second"))
+    judged = judge("bleu", ["second", "third"], [example, example])
     assert judged.correct == [True, False] and judged.metrics["exact_match"] == 0.5 and "bleu" in judged.metrics
 
 
 def test_overlap_is_chrf_beside_exact_match() -> None:
     judged = judge("overlap", ["Discount rate used", ""], examples("Discount rate used", "Amount"))
     assert judged.correct == [True, False] and 0 < judged.metrics["chrf"] < 100
-    assert chrf(["a cat"], ["the cat"]) == pytest.approx(sentence_chrf("a cat", ["the cat"]).score)
-    assert chrf(["same"], ["same"]) == pytest.approx(100)
+
+
+def test_every_kind_of_answer_that_a_config_may_name_has_a_judge() -> None:
+    assert CHOICES["dataset.answer"] == tuple(JUDGES)
+    for name in JUDGES:
+        target = "1"
+        judged = judge(name, [target, "no"], examples(target, target, choices=(target, "2")), [target, "2"])
+        assert judged.correct == [True, False] and judged.metrics["exact_match"] == 0.5
+
+
+def test_the_choices_of_the_smallest_loss_have_a_metric_of_their_own() -> None:
+    judged = judge_chosen(["a", "b", "a"], examples("a", "a", "a", choices=("a", "b")))
+    assert judged.correct == [True, False, True] and judged.metrics == {"choice_accuracy": 2 / 3}
 
 
 def test_labels_make_a_label_task() -> None:

@@ -32,10 +32,10 @@ def test_the_same_numbers_layer_by_layer(precision: str, overrides: tuple[str, .
     config = compose(["model=tiny", f"variant.base_precision={precision}", *overrides])
     whole, parts = built(config, dtype, True), built(config, dtype, False)
     assert quantization.quantised_layers(parts) == quantization.quantised_layers(whole)
-    wanted, found = whole.state_dict(), parts.state_dict()
-    assert found.keys() == wanted.keys()
+    wanted, drawn = whole.state_dict(), parts.state_dict()
+    assert drawn.keys() == wanted.keys()
     for name, tensor in wanted.items():
-        assert torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype, name
+        assert torch.equal(drawn[name], tensor) and drawn[name].dtype == tensor.dtype, name
     buffers = dict(whole.named_buffers())
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in parts.named_buffers())  # the rotary ones are not saved
     assert not any(p.requires_grad or p.is_meta for p in parts.parameters())
@@ -46,7 +46,7 @@ def test_the_same_numbers_layer_by_layer(precision: str, overrides: tuple[str, .
 
 
 def test_one_layer_at_a_time_is_not_quantised_yet() -> None:
-    """What a 70B base needs: its 16-bit weights would not fit."""
+    """Bound the memory, as a 70B base needs: its 16-bit weights would not fit."""
     config = compose(["model=tiny", "variant=qlora"])
     inner = quantization.placing(config.variant, CPU, None)
     assert inner is not None

@@ -1,39 +1,56 @@
-"""Checkpoints: which stand, which are kept, and that none is taken for what it is not."""
+"""Write, keep and read checkpoints; a damaged or foreign file is never loaded."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from src.files.durable import CannotWrite, Damaged
 from src.record import checkpoint
-from src.record.checkpoint import Progress, Stand, together
+from src.record.checkpoint import CheckpointState, Progress, together
 from src.record.metrics_log import Mark
 
 
 def tensors(step: int) -> dict[str, torch.Tensor]:
-    """Of several formats and shapes: no dimension, none of one, one that is not contiguous."""
+    """Make tensors of several formats and shapes: no dimension, an empty dimension, not contiguous."""
     grown = torch.arange(6.0).view(2, 3) + step
     return {"a": grown, "b": torch.tensor(step), "c": grown.T, "d": torch.zeros(0, 4), "e": grown.bfloat16(), "f": -grown}
 
 
-def save(folder: Path, *steps: int) -> Stand:
+def save(folder: Path, *steps: int) -> CheckpointState:
     for step in steps:
-        stand = Stand(Progress(step, tokens=5 * step, loss=1 / 3), Mark(7, "f" * 64), {"base": "b"})
-        checkpoint.save(folder, tensors(step), stand)
-    return stand
+        state = CheckpointState(Progress(step, tokens=5 * step, loss=1 / 3), Mark(7, "f" * 64), {"base": "b"})
+        checkpoint.save(folder, tensors(step), state)
+    return state
 
 
 def test_a_checkpoint_gives_back_what_was_saved(folder: Path) -> None:
-    stand = save(folder / "c", 3)
+    state = save(folder / "c", 3)
     ((step, path),) = checkpoint.steps(folder / "c").items()
-    read, found = checkpoint.load(path)
-    assert (step, found) == (3, stand)
+    read, loaded = checkpoint.load(path)
+    assert (step, loaded) == (3, state)
     assert list(read) == list(tensors(3))
     for name, tensor in tensors(3).items():
         assert torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype, name
+
+
+def test_a_checkpoint_of_the_first_records_is_read(folder: Path) -> None:
+    """Commit 5b05114 wrote these keys; they stay, so that its runs resume."""
+    progress = '{"step": 7, "tokens": 35, "seconds": 1.5, "rated_tokens": 30, "rated_seconds": 1.0'
+    progress += ', "checkpoint_seconds": 0.5, "loss": 0.25}'
+    stand = f'{{"progress": {progress}, "log": {{"bytes": 9, "sha256": "ab"}}, "rests_on": {{"run": "0123456789"}}}}'
+    old = folder / "old"
+    save_file({"torch.float32": torch.arange(3.0)}, old, {"stand": stand, "layout": '[["a", "torch.float32", [3, 1]]]'})
+    path = folder / f"00000007.{hashlib.sha256(old.read_bytes()).hexdigest()[:16]}.safetensors"
+    old.rename(path)
+    read, state = checkpoint.load(path)
+    assert torch.equal(read["a"], torch.tensor([[0.0], [1.0], [2.0]]))
+    assert state == CheckpointState(Progress(7, 35, 1.5, 30, 1.0, 0.5, 0.25), Mark(9, "ab"), {"run": "0123456789"})
+    assert state.to_json() == stand
 
 
 def test_the_newest_two_are_kept_and_nothing_else_stands_there(folder: Path) -> None:
@@ -48,10 +65,10 @@ def test_the_newest_two_are_kept_and_nothing_else_stands_there(folder: Path) -> 
 
 def test_a_step_that_is_saved_again_replaces_what_an_earlier_attempt_left(folder: Path) -> None:
     save(folder, 3, 4)
-    stand = Stand(Progress(4, tokens=99))
-    checkpoint.save(folder, {"a": torch.ones(1)}, stand)
+    state = CheckpointState(Progress(4, tokens=99))
+    checkpoint.save(folder, {"a": torch.ones(1)}, state)
     assert list(checkpoint.steps(folder)) == [3, 4] and len(list(folder.iterdir())) == 2
-    assert checkpoint.load(checkpoint.steps(folder)[4])[1] == stand
+    assert checkpoint.load(checkpoint.steps(folder)[4])[1] == state
     checkpoint.drop_after(folder, 3)
     assert list(checkpoint.steps(folder)) == [3]
 
@@ -60,9 +77,9 @@ def test_no_bit_of_a_checkpoint_can_change_unseen(folder: Path) -> None:
     save(folder, 3)
     (path,) = checkpoint.steps(folder).values()
     whole = path.read_bytes()
-    for at in range(len(whole)):
+    for index in range(len(whole)):
         flipped = bytearray(whole)
-        flipped[at] ^= 1 << at % 8
+        flipped[index] ^= 1 << index % 8
         path.write_bytes(flipped)
         with pytest.raises(Damaged):
             checkpoint.load(path)
@@ -84,7 +101,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before(folder: Path, m
     assert list(checkpoint.steps(folder)) == [1, 2] and len(list(folder.iterdir())) == 2
 
 
-@pytest.mark.parametrize(("available", "found"), [
+@pytest.mark.parametrize(("available", "expected"), [
     ([], []),
     ([{1, 2}, {1, 2}], [(2, [0, 1])]),
     ([{2, 3}, {1, 2}, {2, 3}], [(2, [0, 1, 2])]),  # killed while checkpoint 3 was being written
@@ -94,5 +111,5 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before(folder: Path, m
     ([{3}, {3}], [(3, [0, 1])]),
     ([set(), set()], [(0, [0, 1])]),
 ])  # fmt: skip
-def test_which_runs_go_on_together(available: list[set[int]], found: list[tuple[int, list[int]]]) -> None:
-    assert together(available) == found
+def test_which_runs_go_on_together(available: list[set[int]], expected: list[tuple[int, list[int]]]) -> None:
+    assert together(available) == expected

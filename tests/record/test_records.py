@@ -127,7 +127,7 @@ def test_a_sweep_lists_its_runs() -> None:
 
 
 def test_provenance_names_code_and_versions() -> None:
-    found = provenance(["train", "seed=1"])
-    assert found["argv"] == ["train", "seed=1"]
-    assert {"torch", "transformers", "peft", "bitsandbytes"} <= set(found["packages"])
-    assert found["commit"] is None or len(found["commit"]) == 40
+    value = provenance(["train", "seed=1"])
+    assert value["argv"] == ["train", "seed=1"]
+    assert {"torch", "transformers", "peft", "bitsandbytes"} <= set(value["packages"])
+    assert value["commit"] is None or len(value["commit"]) == 40

@@ -18,7 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.command.cli import compose, known_keys
+from src.command.cli import compose
+from src.command.messages import known_keys
 from src.config.schema import Config
 from src.config.values import value_at
 from src.data.batches import Item
@@ -346,7 +347,7 @@ def test_the_kernels_count_of_processes_that_it_killed_for_memory(folder: Path) 
 def stand_at(step: int, each: Job) -> Job:
     each.folder.path.mkdir(parents=True)
     for at in (step - 10, step):
-        checkpoint.save(each.folder.checkpoints, {"a": torch.ones(3)}, checkpoint.Stand(checkpoint.Progress(step=at)))
+        checkpoint.save(each.folder.checkpoints, {"a": torch.ones(3)}, checkpoint.CheckpointState(checkpoint.Progress(step=at)))
     return each
 
 

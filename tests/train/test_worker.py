@@ -27,7 +27,7 @@ from src.train import worker
 from src.train.checks import LiveChecks
 from src.train.run import Run as OneRun
 from src.train.stop import Interrupted, Stop
-from tests.conftest import TINY, Run, Trained, TrainPack, written
+from tests.conftest import TINY, Run, Trained, TrainPack, rounding, written
 
 ENGINES: dict[str, Any] = {"packed": PackedEngine, "peft": PeftEngine}
 QUICK = ("eval.generate=false",)
@@ -465,12 +465,11 @@ def test_a_variant_that_is_not_live_fails_its_run(
                 next(p for p in self.engine.network.parameters() if not p.requires_grad).flatten()[0] += 1
         if self.configs[run].variant.magnitude == "dora":
             if name == "magnitude":
-                self.magnitudes_before[run] = {key: t.clone() for key, t in trained(run).items() if "magnitude" in key}
+                self.before[run]["m"] = self.after[run]["m"]
             if name == "trainable_parameters":
                 monkeypatch.setattr(self.engine, "trained", lambda run: trained(run) | {"one.more": torch.ones(1)})
             if name == "adapter_moved":
-                kept = {key: t * (("lora_B" in key and "layers.1." in key) - 1) for key, t in trained(run).items()}
-                monkeypatch.setattr(self.engine, "trained", lambda run: kept)
+                self.before[run]["B"][-1] = self.after[run]["B"][-1]
             if name == "effective_scale":
                 self.configs[run].lora.alpha *= 2
             if name == "quantised_layers":
@@ -519,10 +518,11 @@ def test_a_model_in_a_local_folder(run: Run, folder: Path) -> None:
     network, tokenizer = models.load(compose(["model=tiny"]).model, torch.float32, torch.device("cpu"))
     network.save_pretrained(folder / "mine")
     tokenizer.save_pretrained(folder / "mine")
-    _, result = run("model=path", f"model.path={folder / 'mine'}")
-    _, same = run()
+    exact = "variant.base_precision=fp32"  # where a base is in bf16, torch 2.11 draws other numbers for it
+    _, result = run("model=path", f"model.path={folder / 'mine'}", exact)
+    _, same = run(exact)
     assert result["status"] == "ok", result["reason"]
-    assert result["metrics"]["test/loss"] == pytest.approx(same["metrics"]["test/loss"], abs=1e-3)
+    assert result["metrics"]["test/loss"] == pytest.approx(same["metrics"]["test/loss"], abs=rounding(128, 15))
 
 
 def test_a_device_that_cannot_quantise_says_so_before_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

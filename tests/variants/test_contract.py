@@ -7,6 +7,7 @@ precision.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from src.model.fingerprint import fingerprint, frozen_tensors
 from src.model.losses import target_losses
 from src.train.checks import LiveChecks
 from src.variants import adapters, counts, quantization
+from tests.conftest import rounding
 
 VARIANTS = sorted(path.stem for path in (CONF_FOLDER / "variant").glob("*.yaml"))
 ADAPTERS = [name for name in VARIANTS if name not in ("full", "frozen")]
@@ -39,6 +41,12 @@ TRAINED = [*BOTH, ("peft", "full")]
 CPU = torch.device("cpu")
 FP32 = Numerics(CPU, torch.float32, None)
 EXAMPLES = [Example(str(n), f"The number after {n} is ", f"{n + 1}", str(n)) for n in range(16)]
+# The tiny model multiplies with 14 matrices one after the other, then with the output head; its longest sum has 128 terms.
+MATRICES, TERMS = 14, 128
+EXACT = rounding(TERMS, MATRICES + 1)  # of logits: 2.2e-5
+# A value rounded to 8 bits is off by a step of absmax / 127 over sqrt(12); absmax of 64 normal numbers is about 2.4 of their
+# size, so each product is off by 0.55 % of its size, and the logits, 14 independent products later, by 2 %.
+INT8 = 2.4 / 127 / 12**0.5 * MATRICES**0.5
 _, TOKENIZER = models.load(compose(["model=tiny"]).model, torch.float32, CPU)
 ITEMS = tokenise(EXAMPLES, TOKENIZER, 64, False)
 
@@ -105,8 +113,8 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 @pytest.mark.parametrize(("name", "variant"), ALL)
 def test_the_output_equals_the_base_at_step_0(name: str, variant: str) -> None:
     config = config_of(variant)
-    # LLM.int8() rounds activations, so DoRA's factor, 1 up to an fp32 rounding, can tip a value over.
-    tolerance = 1e-2 if config.variant.base_precision == "int8" else 1e-6
+    # LLM.int8() rounds activations, so DoRA's factor, 1 up to an fp32 rounding, can tip a value over, and that one others.
+    tolerance = INT8 if config.variant.base_precision == "int8" else EXACT
     assert relative(outputs(engine_of(name, config, 1)), logits(base_of(config))) <= tolerance
 
 
@@ -119,6 +127,8 @@ def test_only_what_the_variant_declares_gets_gradients(variant: str) -> None:
         target_losses(model, batch_at(0))[0].sum().backward()
         got = {name for name, p in model.named_parameters() if p.grad is not None}
     parts = {"adapter": ["lora_A", "lora_B"], "all": [""], "none": []}[config.variant.trains]
+    if config.variant.factors == "frozen_a":
+        parts = ["lora_B"]
     if config.variant.magnitude == "dora":
         parts = [*parts, "lora_magnitude_vector"]
     assert got == {name for name, _ in model.named_parameters() if any(part in name for part in parts)}
@@ -131,8 +141,8 @@ def test_both_engines_train_the_same_parameters_over_the_same_base(variant: str)
     wanted = peft.trained(0)
     assert packed.trained(0).keys() == wanted.keys()
     for key, tensor in packed.trained(0).items():  # as they start
-        # PEFT multiplies int8 rows with their scales in another order, which the magnitude's last bit shows.
-        tolerance = 3e-7 if config.variant.base_precision == "int8" and "magnitude" in key else 0.0
+        # PEFT multiplies int8 rows with their scales in another order, which shows in the magnitude: the root of a sum.
+        tolerance = rounding(TERMS) / 2 if config.variant.base_precision == "int8" and "magnitude" in key else 0.0
         torch.testing.assert_close(tensor, wanted[key], rtol=tolerance, atol=0.0)
     assert fingerprint(frozen_tensors(packed.network)) == fingerprint(frozen_tensors(peft.network))
 
@@ -175,7 +185,7 @@ def test_merged_equals_unmerged(name: str, variant: str) -> None:
     engine.save_adapter(0, config, Path("adapter"))
     merged = PeftModel.from_pretrained(plain, "adapter").merge_and_unload()
     # LLM.int8() also rounds its activations to 8 bits, which no merged weight can reproduce.
-    tolerance = 3e-2 if config.variant.base_precision == "int8" else 1e-5
+    tolerance = INT8 if config.variant.base_precision == "int8" else EXACT
     assert relative(logits(merged), outputs(engine)) <= tolerance
 
 
@@ -184,7 +194,9 @@ def test_stock_peft_loads_what_was_saved(name: str, variant: str, folder: Path) 
     config = config_of(variant)
     engine, _ = train(name, config, 5)
     engine.save_adapter(0, config, folder / "adapter")
-    assert len(load_file(folder / "adapter" / "adapter_model.safetensors")) == len(engine.trained(0))
+    layers = len(quantization.linear_layers(models.load(config.model, torch.float32, CPU)[0]))
+    saved = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert len(saved) == layers * (3 if config.variant.magnitude == "dora" else 2)
     loaded = PeftModel.from_pretrained(base_of(config), folder / "adapter")
     if config.variant.base_precision == "int8" and config.variant.magnitude == "dora":
         adapters._keep_int8_scales(loaded)  # stock PEFT cannot run DoRA on int8 twice on a CPU; loading is what is tested
@@ -194,7 +206,7 @@ def test_stock_peft_loads_what_was_saved(name: str, variant: str, folder: Path) 
     known = loaded.state_dict()
     assert all(torch.equal(known[key], tensor) for key, tensor in engine.trained(0).items())
     # The packed engine sums in another order, which LLM.int8() can turn into another rounding of an activation.
-    assert relative(logits(loaded), outputs(engine)) <= (1e-2 if config.variant.base_precision == "int8" else 1e-5)
+    assert relative(logits(loaded), outputs(engine)) <= (INT8 if config.variant.base_precision == "int8" else EXACT)
 
 
 @pytest.mark.parametrize(("name", "variant"), TRAINED)
@@ -210,10 +222,16 @@ def test_one_seed_gives_the_same_bits_and_another_does_not(name: str, variant: s
 
 @pytest.mark.parametrize(("name", "variant"), TRAINED)
 def test_the_loss_falls(name: str, variant: str) -> None:
-    config = config_of(variant, "train.lr=0.02" if variant != "full" else "train.lr=0.003", "train.schedule=constant")
-    engine = engine_of(name, config, 30, ITEMS[:4])  # the same four rows at every step
-    losses = [step.loss[0] for step in engine.advance(0, 30)]
-    assert losses[-1] < 0.92 * losses[0]
+    """Adam's step is about lr sign(g), which lowers the loss by lr |g|_1 to first order, and that is at least lr |g|_2.
+
+    So at every step, of the same four rows, at a rate where the first order decides: |g|_1 is some 20 times |g|_2 here. At
+    40 times this rate the loss jumps up and down, and a processor's rounding decides where it is after 30 steps.
+    """
+    rate = 0.0005 if variant != "full" else 0.00005
+    config = config_of(variant, f"train.lr={rate}", "train.schedule=constant", "train.warmup=0")
+    steps = engine_of(name, config, 30, ITEMS[:4]).advance(0, 30)
+    for before, after in pairwise(steps):
+        assert before.loss[0] - after.loss[0] >= rate * before.grad_norm[0] > 10 * EXACT
 
 
 @pytest.mark.parametrize("name", ["packed", "peft"])

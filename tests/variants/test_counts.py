@@ -12,11 +12,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from src.config.schema import ALL_LINEAR, CONF_FOLDER, LoraSettings, Shape, VariantConfig
+from src.config.schema import ALL_LINEAR, CONF_FOLDER, LoraSettings, Shape
 from src.config.values import CHOICES
 from src.files.errors import ConfigError
 from src.variants import counts
 from src.variants.counts import Linear
+from src.variants.methods.point import VariantConfig
 
 # PEFT 0.21 still reads the old name of a transformers attribute.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -95,6 +96,9 @@ def adapt(model: PreTrainedModel, variant: VariantConfig, r: int, modules: str |
     with torch.device(model.device):
         adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
+    if variant.factors == "frozen_a":
+        for name, parameter in adapted.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and "lora_A" not in name)
     return adapted
 
 

@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 
 from src.config.values import CHOICES
 from src.files.errors import ConfigError
-from src.variants.scaling import RULES, effective_scale
+from src.variants.methods.scaling import SCALINGS, effective_scale
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_at_one_rank_rslora_is_lora_at_another_alpha() -> None:
 
 
 def test_every_choice_of_the_schema_has_a_rule() -> None:
-    assert set(RULES) == set(CHOICES["variant.scaling"])
+    assert set(SCALINGS) == set(CHOICES["variant.scaling"])
 
 
 def test_refuses_an_unknown_rule_and_an_impossible_rank() -> None:

@@ -60,12 +60,12 @@ function rangeOf(ranked, controls, lowerIsBetter) {
   return [Math.min(bulk[0], ...near.map(mean => mean - reach / 6)), Math.max(bulk[1], ...near.map(mean => mean + reach / 6))];
 }
 
-const told = arm => `${shortened(arm.label, 32)}: ${four(arm.mean)}`;
+const summary = arm => `${shortened(arm.label, 32)}: ${four(arm.mean)}`;
 
 function outside(arms, range) {
   const far = arms.filter(arm => arm.mean !== null && (arm.mean < range[0] || arm.mean > range[1]));
   return far.map(arm =>
-    `${arm.mean > range[1] ? "↑" : "↓"} ${told(arm)}, ${arm.mean > range[1] ? "above" : "below"} the plot`);
+    `${arm.mean > range[1] ? "↑" : "↓"} ${summary(arm)}, ${arm.mean > range[1] ? "above" : "below"} the plot`);
 }
 
 // Learning rates as the field writes them: 3e-4.
@@ -74,14 +74,14 @@ const rateText = value => (value < 0.1 ? String(Number(value.toPrecision(3)).toE
 // Every value its tick, or as many of them, evenly, as there is room for.
 function ticks(values, text, width) {
   const stride = Math.ceil(values.length / Math.max(3, Math.floor(width / 48)));
-  const shown = values.filter((_, at) => at % stride === 0);
+  const shown = values.filter((_, index) => index % stride === 0);
   return {tickmode: "array", tickvals: shown, ticktext: shown.map(text), tickangle: 0};
 }
 
 // 1, 2 and 5 in each power of ten; only the powers where there is no room for so many.
 function logTicks([low, high], width) {
   const first = Math.floor(low);
-  const powers = Array.from({length: Math.ceil(high) - first + 1}, (_, at) => 10 ** (first + at));
+  const powers = Array.from({length: Math.ceil(high) - first + 1}, (_, index) => 10 ** (first + index));
   const inside = values => values.filter(value => Math.log10(value) >= low && Math.log10(value) <= high);
   const fine = inside(powers.flatMap(power => [power, 2 * power, 5 * power]));
   return fine.length > width / 64 ? inside(powers) : fine;
@@ -100,9 +100,9 @@ const decimals = ([low, high]) => Math.min(6, Math.max(0, Math.ceil(-Math.log10(
 function layoutOf(ink, {x, y, yTitle, notes = [], shapes = []}) {
   const named = notes.length > 4 ? [...notes.slice(0, 3), `and ${notes.length - 3} more outside the plot`] : notes;
   const axis = {gridcolor: ink.grid, linecolor: ink.grid, zeroline: false, ticks: "outside", tickcolor: ink.grid, ticklen: 4};
-  const line = (text, at) => ({
+  const line = (text, index) => ({
     text: literal(text, 64), xref: "paper", yref: "paper", x: 0, y: 1, xanchor: "left", yanchor: "bottom", align: "left",
-    xshift: -44, yshift: 4 + 17 * (named.length - at), showarrow: false, font: {size: 12, color: ink.muted},
+    xshift: -44, yshift: 4 + 17 * (named.length - index), showarrow: false, font: {size: 12, color: ink.muted},
   });
   return {
     margin: {l: 50, r: 12, t: 26 + 17 * named.length, b: 44},
@@ -115,7 +115,7 @@ function layoutOf(ink, {x, y, yTitle, notes = [], shapes = []}) {
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     xaxis: {...axis, ...x, title: {text: literal(x.title), standoff: 8, font: {size: 12, color: ink.muted}}},
     yaxis: {...axis, ...y, tickformat: `.${decimals(y.range)}f`, automargin: true},
-    annotations: [line(yTitle, 0), ...named.map((text, at) => line(text, at + 1))],
+    annotations: [line(yTitle, 0), ...named.map((text, index) => line(text, index + 1))],
     shapes,
   };
 }

@@ -6,7 +6,7 @@ const EDGE_ROOM = 0.09; // of the plot's height: what the word "edge" takes belo
 const BESIDE = 2 ** 0.05; // seeds stand so far from the interval of their mean
 const COMPACT = new Intl.NumberFormat("en", {notation: "compact", maximumSignificantDigits: 3});
 
-const shift = (at, count) => 2 ** ((at - (count - 1) / 2) * Math.min(DODGE, 0.6 / count));
+const shift = (index, count) => 2 ** ((index - (count - 1) / 2) * Math.min(DODGE, 0.6 / count));
 const better = report => (report.metric.lower_is_better ? "Lower is better." : "Higher is better.");
 
 function rankFigure(arms, board, choice, width) {
@@ -18,10 +18,10 @@ function rankFigure(arms, board, choice, width) {
   const ranks = [...new Set(ranked.map(arm => arm.r))].sort(byNumber);
   const xRange = logRange(ranks.length ? ranks : [1, 64]);
   const groups = bySeries(ranked);
-  const traces = groups.flatMap(([name, members], at) => {
+  const traces = groups.flatMap(([name, members], index) => {
     const {color, symbol} = board.look(name);
     const line = members.sort((a, b) => a.r - b.r);
-    const place = arm => arm.r * shift(at, groups.length);
+    const place = arm => arm.r * shift(index, groups.length);
     const seeds = line.flatMap(arm => arm.seeds.filter(seed => seed.value !== null).map(seed => ({arm, seed})));
     return [
       points(seeds.map(({arm}) => place(arm) * BESIDE), seeds.map(({seed}) => seed.value),
@@ -41,7 +41,7 @@ function rankFigure(arms, board, choice, width) {
     ];
   });
   const inside = controls.filter(arm => arm.mean >= range[0] && arm.mean <= range[1]);
-  const spots = Array.from({length: 25}, (_, at) => 10 ** (xRange[0] + (at / 24) * (xRange[1] - xRange[0])));
+  const spots = Array.from({length: 25}, (_, index) => 10 ** (xRange[0] + (index / 24) * (xRange[1] - xRange[0])));
   for (const arm of inside) {
     const {color} = board.look(arm.series);
     traces.push(points(spots, spots.map(() => arm.mean),
@@ -101,9 +101,9 @@ function rateFigure(arms, board, choice, width) {
   const named = namedEdges(drawn, field, EDGE_ROOM * (range[1] - range[0]));
   const traces = [];
   let edges = 0;
-  drawn.forEach((arm, at) => {
+  drawn.forEach((arm, index) => {
     const {color, symbol} = board.look(arm.series);
-    const place = rate => rate.lr * shift(at, drawn.length);
+    const place = rate => rate.lr * shift(index, drawn.length);
     const line = [...arm.rates].sort((a, b) => a.lr - b.lr);
     const seeds = line.flatMap(rate => rate.seeds.map(seed => ({rate, seed})));
     const fine = seeds.filter(({seed}) => !isFailed(seed) && seed[field] !== null);
@@ -165,7 +165,7 @@ function curveFigure(arms, board, choice) {
   const drawn = arms.filter(arm => arm.curve && (choice.rank === "all" || String(arm.r) === choice.rank));
   const last = Math.max(1, ...drawn.map(({curve}) => curve.steps.at(-1) ?? 1));
   const late = drawn.flatMap(({curve}) =>
-    curve.steps.flatMap((step, at) => (step < FIRST_STEPS * last ? [] : [curve.low[at], curve.high[at]])));
+    curve.steps.flatMap((step, index) => (step < FIRST_STEPS * last ? [] : [curve.low[index], curve.high[index]])));
   const range = fenced([...late, ...drawn.flatMap(({curve}) => curve.validation)]) ?? [0, 1];
   const traces = drawn.flatMap(arm => {
     const {curve} = arm;
@@ -174,11 +174,11 @@ function curveFigure(arms, board, choice) {
     return [
       bound(curve.low, {}),
       bound(curve.high, {fill: "tonexty", fillcolor: `${color}26`}),
-      points(curve.steps, curve.mean, curve.steps.map((step, at) => hover(arm.label, [
-        `step ${step}: ${four(curve.mean[at])}`, `seeds from ${four(curve.low[at])} to ${four(curve.high[at])}`,
+      points(curve.steps, curve.mean, curve.steps.map((step, index) => hover(arm.label, [
+        `step ${step}: ${four(curve.mean[index])}`, `seeds from ${four(curve.low[index])} to ${four(curve.high[index])}`,
       ])), {mode: "lines", line: {color, width: 1.6}}),
       points(curve.validation_steps, curve.validation,
-        curve.validation_steps.map((step, at) => hover(arm.label, [`validation at step ${step}: ${four(curve.validation[at])}`])),
+        curve.validation_steps.map((step, index) => hover(arm.label, [`validation at step ${step}: ${four(curve.validation[index])}`])),
         {mode: "markers", marker: {color, symbol: `${symbol}-open`, size: 8, line: {width: 1.6}}}),
     ];
   });
@@ -191,7 +191,7 @@ function curveFigure(arms, board, choice) {
       + `report seeds (${seedCount(drawn)}), open marks are the validation loss. The first steps run out at the top.`,
     head: ["arm", "step", "mean", "low", "high"],
     rows: drawn.flatMap(({label, curve}) =>
-      curve.steps.map((step, at) => [label, step, curve.mean[at], curve.low[at], curve.high[at]])),
+      curve.steps.map((step, index) => [label, step, curve.mean[index], curve.low[index], curve.high[index]])),
   };
 }
 
@@ -212,10 +212,10 @@ function paretoFigure(arms, board, choice, width) {
   const measured = arms.filter(arm => arm.mean !== null && arm[cost.field] !== null);
   const placed = measured.filter(arm => arm[cost.field] > 0);
   const range = rangeOf(placed.filter(arm => arm.r !== null), placed.filter(arm => arm.r === null), report.metric.lower_is_better);
-  const at = arm => arm[cost.field] / cost.unit;
-  const costs = placed.map(at);
+  const costOf = arm => arm[cost.field] / cost.unit;
+  const costs = placed.map(costOf);
   const wide = costs.length > 0 && Math.max(...costs) > 8 * Math.min(...costs);
-  const front = placed.filter(arm => arm.pareto.includes(choice.cost)).sort((a, b) => at(a) - at(b));
+  const front = placed.filter(arm => arm.pareto.includes(choice.cost)).sort((a, b) => costOf(a) - costOf(b));
   // Beyond the front there is nothing, hence room for names.
   const named = new Set(front.length <= 6 ? front : []);
   const armHover = arm => hover(arm.label, [
@@ -224,11 +224,11 @@ function paretoFigure(arms, board, choice, width) {
     arm.pareto.includes(choice.cost) ? "on the front" : "",
   ]);
   const traces = [
-    points(front.map(at), front.map(arm => arm.mean), [],
+    points(front.map(costOf), front.map(arm => arm.mean), [],
       {mode: "lines", hoverinfo: "skip", line: {color: ink.muted, width: 1.3, dash: "dot", shape: "hv"}}),
     ...bySeries(placed).map(([name, members]) => {
       const {color, symbol} = board.look(name);
-      return points(members.map(at), members.map(arm => arm.mean), members.map(armHover), {
+      return points(members.map(costOf), members.map(arm => arm.mean), members.map(armHover), {
         mode: "markers+text",
         text: members.map(arm => (named.has(arm) ? literal(arm.label, 16) : "")),
         textposition: report.metric.lower_is_better ? "bottom center" : "top center",
@@ -246,7 +246,7 @@ function paretoFigure(arms, board, choice, width) {
   if (!wide && new Set(costs).size === 1) axis.range = [0.5 * costs[0], 1.5 * costs[0]];
   if (wide) axis.tickvals = logTicks(axis.range, width);
   if (wide) axis.ticktext = axis.tickvals.map(cost.show);
-  const free = measured.filter(arm => arm[cost.field] === 0).map(arm => `${told(arm)}, at no cost`);
+  const free = measured.filter(arm => arm[cost.field] === 0).map(arm => `${summary(arm)}, at no cost`);
   return {
     traces,
     layout: layoutOf(ink, {

@@ -38,17 +38,17 @@ function makeFilters(host, table, report, changed) {
     return element("div", {class: "facet", role: "group", "aria-label": title}, element("span", {}, title), ...buttons);
   }
 
-  function keeps(row, at) {
+  function keeps(row, index) {
     if (unflagged && row.flags.length) return false;
     for (const [key, values] of chosen) if (values.size && !values.has(row[key])) return false;
-    return words.every(word => haystacks[at].includes(word));
+    return words.every(word => haystacks[index].includes(word));
   }
 
   function apply() {
     const kept = new Set();
-    rows.forEach((row, at) => {
-      const keep = keeps(row, at);
-      lines[at].hidden = !keep;
+    rows.forEach((row, index) => {
+      const keep = keeps(row, index);
+      lines[index].hidden = !keep;
       if (keep) kept.add(row.id);
     });
     for (const [button, pressed] of chips) button.setAttribute("aria-pressed", String(pressed()));

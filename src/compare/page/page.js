@@ -33,8 +33,8 @@ function makeTheme(button, changed) {
 
 function nameRows(table) {
   const seriesOf = new Map(report.arms.map(arm => [arm.id, arm.series]));
-  [...table.tBodies[0].rows].forEach((line, at) => {
-    const series = seriesOf.get(report.rows[at].id);
+  [...table.tBodies[0].rows].forEach((line, index) => {
+    const series = seriesOf.get(report.rows[index].id);
     if (series !== undefined) line.cells[0].prepend(swatch(report.styles, series), " ");
   });
 }
@@ -55,8 +55,8 @@ function start() {
     makeSortable(main, report.columns, report.rows);
     makeFilters(document.getElementById("filters"), main, report, kept => plots.keep(kept));
   }
-  report.views.forEach((view, at) => {
-    const table = document.querySelector(`table[data-table="${at}"]`);
+  report.views.forEach((view, index) => {
+    const table = document.querySelector(`table[data-table="${index}"]`);
     if (table) makeSortable(table, view.columns, view.rows);
   });
   makeTabs(document.getElementById("views"));

@@ -35,7 +35,7 @@ function completeStyles(given, series) {
   const styles = new Map(Object.entries(given));
   const shapes = Object.keys(SHAPES);
   const missing = [...new Set(series)].filter(name => !styles.has(name));
-  missing.forEach((name, at) => styles.set(name, {...NEUTRAL, symbol: shapes[at % shapes.length]}));
+  missing.forEach((name, index) => styles.set(name, {...NEUTRAL, symbol: shapes[index % shapes.length]}));
   return styles;
 }
 
@@ -85,9 +85,9 @@ function makeChoice(name, {label, options}, changed) {
     select.addEventListener("change", () => changed(select.value));
     return element("label", {class: "choice"}, element("span", {}, label), select);
   }
-  const radios = options.map(([value, text], at) => {
+  const radios = options.map(([value, text], index) => {
     const radio = element("input", {type: "radio", name, value});
-    radio.checked = at === 0;
+    radio.checked = index === 0;
     radio.addEventListener("change", () => changed(value));
     return element("label", {}, radio, element("span", {}, text));
   });

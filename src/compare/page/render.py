@@ -1,8 +1,8 @@
-"""A comparison as one HTML page that works from disk, with no network and nothing beside it.
+"""Write a comparison as one HTML page that works from disk, with no network and nothing beside it.
 
-Python writes every sentence and table, so the page can be read without JavaScript; page.js makes the tables sortable and
-draws the plots from the same data. The names in a report are hostile until shown otherwise: here they are escaped for HTML
-and for JSON inside HTML, and a policy (CSP) that knows our scripts by their hashes lets no other script run.
+The templates write every sentence and table, so the page can be read without JavaScript; page.js makes the tables sortable
+and draws the plots from the same data. The names in a report may be hostile: Jinja escapes every text for HTML, and
+``embedded_json`` for JSON inside HTML. A policy (CSP) names our scripts by their hashes and lets no other script run.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import base64
 import hashlib
 import json
 import math
-from html import escape
+from itertools import accumulate, groupby
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import plotly.offline
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ...files.text import clean
-from . import sections
 
 HERE = Path(__file__).parent
 SCRIPTS = ("tables.js", "filters.js", "panels.js", "axes.js", "figures.js", "page.js")  # one scope, in this order
@@ -30,39 +29,46 @@ UNSAFE_IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u202
 
 
 def page(report: dict[str, Any]) -> str:
-    """The whole HTML text of a report.
+    """Write the whole HTML text of a report.
 
     Args:
         report: what JSON can hold, with the keys that the tests of this module list. Numbers that are not finite count as
             absent. Control characters and marks that turn the direction of writing are taken out of every text.
 
     Raises:
-        KeyError: a key is missing.
+        KeyError, jinja2.UndefinedError: a key is missing.
     """
     report = _cleaned(report)
     script = _script()
     bundle = plotly.offline.get_plotlyjs().replace("\r\n", "\n")
-    return Template(_read("page.html")).substitute(
-        title=escape(report["title"]),
+    return PAGES.get_template("page.html").render(
+        report=report,
         policy=_policy(script, bundle),
         css=_read("page.css"),
-        header=sections.header(report),
-        progress=sections.progress(report["progress"]),
-        findings=sections.findings(report["findings"]),
-        audit=sections.audit(report["audit"]),
-        flags=sections.flags(report["flags"]),
-        caption=sections.sentence(report["caption"]),
-        table=sections.table("main", report["title"], report["columns"], report["rows"]),
-        views=sections.views(report["views"]),
-        notes=sections.notes(report["notes"]),
         data=embedded_json({key: report[key] for key in DATA}),
         script=script,
         plotly=bundle,
     )
 
 
+def _column_groups(columns: list[dict[str, Any]], flagged: bool) -> list[tuple[str, int]]:
+    """Count the neighbors among the columns that are of one group: (group, columns). A column of flags is of ``state``."""
+    names = [column["group"] for column in columns] + (["state"] if flagged else [])
+    return [(name, len(list(members))) for name, members in groupby(names)]
+
+
+def _group_starts(groups: list[tuple[str, int]]) -> set[int]:
+    """Number the columns that begin a group, other than the first."""
+    return set(accumulate(span for _, span in groups[:-1]))
+
+
+# Jinja escapes what is put into a template unless it is marked as safe there; a name that is missing raises.
+PAGES = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+PAGES.globals |= {"column_groups": _column_groups, "group_starts": _group_starts}
+
+
 def embedded_json(value: Any) -> str:
-    """JSON that stays inside its ``<script>`` element whatever the texts in it say.
+    """Write JSON that stays inside its ``<script>`` element whatever the texts in it say.
 
     Raises:
         ValueError: a number is not finite.
@@ -76,9 +82,9 @@ def _cleaned(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {clean(str(key)): _cleaned(held) for key, held in value.items()}
+        return {clean(str(key)): _cleaned(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_cleaned(held) for held in value]
+        return [_cleaned(entry) for entry in value]
     return value
 
 
@@ -91,7 +97,7 @@ def _script() -> str:
 
 
 def _policy(*scripts: str) -> str:
-    """Content-Security-Policy, level 2: these scripts and no others, styles inline (Plotly sets them), nothing fetched."""
+    """Write a Content-Security-Policy (level 2): these scripts and no others, inline styles (Plotly sets them), no fetching."""
     hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return (

@@ -4,10 +4,10 @@ const collator = new Intl.Collator("en", {numeric: true});
 const NEXT_ORDER = {none: "ascending", ascending: "descending", descending: "none"};
 
 function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
 }
 
 function shortened(text, limit = 40) {
@@ -33,9 +33,9 @@ function sortValue(row, column) {
 
 function makeSortable(table, columns, rows) {
   const body = table.tBodies[0];
-  const original = [...body.rows].map((line, at) => ({line, row: rows[at]}));
+  const original = [...body.rows].map((line, index) => ({line, row: rows[index]}));
   const heads = [...table.tHead.querySelectorAll(".heads th")];
-  heads.forEach((head, at) => {
+  heads.forEach((head, index) => {
     const button = element("button", {type: "button"}, ...head.childNodes);
     head.append(button);
     button.addEventListener("click", () => {
@@ -44,7 +44,7 @@ function makeSortable(table, columns, rows) {
       const compare = comparator(direction);
       const sorted = direction === "none"
         ? original
-        : original.map(entry => ({...entry, value: sortValue(entry.row, columns[at])})).sort((a, b) => compare(a.value, b.value));
+        : original.map(entry => ({...entry, value: sortValue(entry.row, columns[index])})).sort((a, b) => compare(a.value, b.value));
       body.append(...sorted.map(entry => entry.line));
     });
   });
@@ -65,24 +65,24 @@ function makeTabs(host) {
   const panels = [...host.querySelectorAll(".view")];
   if (panels.length < 2) return;
   const list = element("div", {role: "tablist", "aria-label": "Contrasts"});
-  const tabs = panels.map((panel, at) => {
+  const tabs = panels.map((panel, index) => {
     const title = panel.querySelector("h3");
-    const roles = {type: "button", role: "tab", id: `tab-${at}`, "aria-controls": `view-${at}`};
+    const roles = {type: "button", role: "tab", id: `tab-${index}`, "aria-controls": `view-${index}`};
     const tab = element("button", roles, ...title.childNodes);
     title.remove();
-    panel.id = `view-${at}`;
+    panel.id = `view-${index}`;
     panel.style.marginTop = "0";
     panel.setAttribute("role", "tabpanel");
     panel.removeAttribute("aria-label");
     panel.setAttribute("aria-labelledby", tab.id);
-    tab.addEventListener("click", () => select(at));
+    tab.addEventListener("click", () => select(index));
     return tab;
   });
   function select(chosen) {
-    tabs.forEach((tab, at) => {
-      tab.setAttribute("aria-selected", String(at === chosen));
-      tab.tabIndex = at === chosen ? 0 : -1;
-      panels[at].hidden = at !== chosen;
+    tabs.forEach((tab, index) => {
+      tab.setAttribute("aria-selected", String(index === chosen));
+      tab.tabIndex = index === chosen ? 0 : -1;
+      panels[index].hidden = index !== chosen;
     });
   }
   list.addEventListener("keydown", event => {

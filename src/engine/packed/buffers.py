@@ -1,8 +1,8 @@
 """Where the trained numbers of a pack lie: one buffer [decoder layers, runs, parameters] for each bucket of runs.
 
-The last dimension holds ``A [R, in]`` of each adapted module of a decoder layer, then ``B [out, R]`` of each and, for
-DoRA, ``m [out]`` of each. So one contiguous tensor per decoder layer is trained, modules that read the same input have
-their A side by side, and work over all layers of a module is one batched product over a strided view.
+The last dimension holds one part of each adapted module of a decoder layer after another: ``A [R, in]`` of each, then
+``B [out, R]`` of each and, for DoRA, ``m [out]`` of each. So one tensor per decoder layer is trained, modules that read the same
+input have their A side by side, and work over all layers of a module is one batched product over a strided view.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from itertools import accumulate
 
 import torch
 
+from ...variants.methods.part import LOW_RANK, Part
 from .members import Member, padded_rank
 
-PARTS = ("A", "B", "m")
 # Modules of a decoder layer, in every family of src.model.models.FAMILIES, that are called on one and the same tensor.
 SAME_INPUT = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
 
@@ -58,6 +58,18 @@ class Blocks:
         return [(f"{prefix}.{kind.name}", at, kind) for at, prefix in enumerate(self.prefixes) for kind in self.kinds]
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Trained numbers that lie side by side and learn at one rate, ``start`` to ``end`` of a run's trained numbers.
+
+    ``rate`` [runs, 1]: their learning rate over the run's own; None where it is that of every run.
+    """
+
+    start: int
+    end: int
+    rate: torch.Tensor | None
+
+
 class Bucket:
     """Runs ``first`` to ``first + runs`` of a pack, their ranks zero-padded to ``rank``.
 
@@ -71,34 +83,63 @@ class Bucket:
         self.members = list(members)
         self.runs = len(members)
         self.rank = padded_rank((member.r for member in members), multiple)
-        self.magnitude = members[0].magnitude
         self.blocks = blocks
-        self.parts = PARTS if self.magnitude else PARTS[:2]
+        # What stands still comes first, so that what trains is one stretch; of both, what A x and B need before the rest.
+        self.parts = sorted(members[0].parts, key=lambda part: (part.trained, part.term != LOW_RANK))
+        self._part = {part.name: part for part in self.parts}
         order = [(kind, part) for part in self.parts for kind in blocks.kinds]
         sizes = [math.prod(self._shape(kind, part)) for kind, part in order]
         starts = accumulate(sizes[:-1], initial=0)
-        self._start = dict(zip(order, starts, strict=True))
+        self._start = {(kind, part.name): start for (kind, part), start in zip(order, starts, strict=True)}
+        self.still = sum(size for (_, part), size in zip(order, sizes, strict=True) if not part.trained)
         shape = (len(blocks.prefixes), self.runs, sum(sizes))
         self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.grads = torch.zeros_like(self.values)
-        self.exp_avg = torch.zeros_like(self.values)
-        self.exp_avg_sq = torch.zeros_like(self.values)
+        self.grads = torch.zeros_like(self.values[..., self.still :], memory_format=torch.contiguous_format)
+        self.exp_avg = torch.zeros_like(self.grads)
+        self.exp_avg_sq = torch.zeros_like(self.grads)
         self.scale = torch.tensor([member.scale for member in members], dtype=dtype, device=device)
-        # What a layer's A and B are multiplied with before use. A number for each run would do for B; one for each entry
-        # keeps the pass over both a single kernel.
-        rows = [
-            (self.scale if part == "B" else torch.ones_like(self.scale))[:, None].expand(-1, size)
-            for (_, part), size in zip(order, sizes, strict=True)
-            if part != "m"
-        ]
-        self.factor = torch.cat(rows, dim=1)
+        self.gradients = members[0].gradients
 
-    def _shape(self, kind: Kind, part: str) -> tuple[int, ...]:
-        return {"A": (self.rank, kind.in_features), "B": (kind.out_features, self.rank), "m": (kind.out_features,)}[part]
+    def _shape(self, kind: Kind, part: Part) -> tuple[int, ...]:
+        return part.shape(self.rank, kind.out_features, kind.in_features)
+
+    def size(self, part: Part) -> int:
+        """Numbers of a part in one decoder layer of one run."""
+        return sum(math.prod(self._shape(kind, part)) for kind in self.blocks.kinds)
+
+    def multiplier(self, parts: Sequence[Part]) -> torch.Tensor:
+        """What the numbers of ``parts`` [runs, numbers] are multiplied with before use: the scale, or 1.
+
+        A number for each run would do for B; one for each entry keeps the pass over all parts a single kernel.
+        """
+        rows = [
+            (self.scale if part.scaled else torch.ones_like(self.scale))[:, None].expand(-1, self.size(part)) for part in parts
+        ]
+        return torch.cat(rows, dim=1)
+
+    def stretches(self) -> list[Stretch]:
+        """The trained numbers by learning rate: a single stretch wherever all parts of all runs learn at their run's rate."""
+        found: list[tuple[int, int, tuple[float, ...]]] = []
+        end = 0
+        for part in self.parts:
+            if not part.trained:
+                continue
+            start, end = end, end + self.size(part)
+            rates = tuple(next(own.rate for own in member.parts if own.name == part.name) for member in self.members)
+            if found and found[-1][2] == rates:
+                start = found.pop()[0]
+            found.append((start, end, rates))
+        return [
+            Stretch(start, end, None if set(rates) == {1.0} else self.scale.new_tensor(rates)[:, None])
+            for start, end, rates in found
+        ]
 
     def all_layers(self, buffer: torch.Tensor, kind: Kind, part: str) -> torch.Tensor:
-        """A view [layers, runs, ...] of one part of one module of all decoder layers."""
-        shape, start = self._shape(kind, part), self._start[kind, part]
+        """A view [layers, runs, ...] of one part of one module of all decoder layers.
+
+        ``buffer`` is ``values``, or one of those that only hold what trains.
+        """
+        shape, start = self._shape(kind, self._part[part]), self._start_in(buffer, kind, part)
         return buffer[:, :, start : start + math.prod(shape)].unflatten(2, shape)
 
     def of_run(self, row: torch.Tensor, run: int, at: int, kind: Kind, part: str) -> torch.Tensor:
@@ -106,11 +147,13 @@ class Bucket:
 
         ``row`` [layers, parameters] is ``buffer[:, run]``, or a copy of it.
         """
-        start = self._start[kind, part]
-        shape = self._shape(kind, part)
+        shape, start = self._shape(kind, self._part[part]), self._start_in(row, kind, part)
         own = row[at, start : start + math.prod(shape)].unflatten(0, shape)
-        r = self.members[run].r
-        return {"A": own[:r], "B": own[..., :r], "m": own}[part]
+        dimension = self._part[part].rank_dimension
+        return own if dimension is None else own.narrow(dimension, 0, self.members[run].r)
+
+    def _start_in(self, buffer: torch.Tensor, kind: Kind, part: str) -> int:
+        return self._start[kind, part] - (self.values.shape[-1] - buffer.shape[-1])
 
 
 def buckets_of(

@@ -18,6 +18,7 @@ from ...variants import counts
 from ..protocol import Step
 from ..schedule import learning_rate
 from . import exchange, head, kernels, optimizer
+from .buffers import Bucket
 from .dropout import step_keys
 from .feed import Feed, Inputs
 from .members import member, slot_order
@@ -58,6 +59,7 @@ class PackedEngine:
         self.clip = torch.tensor([m.train.clip or math.inf for m in self.members], dtype=dtype, device=device)
         self.loss = torch.zeros(len(configs), dtype=dtype, device=device)
         self.norm = torch.zeros_like(self.loss)
+        self.stretches = [bucket.stretches() for bucket in self.model.buckets]
         self.softmax = kernels.softmax_losses if self.speed.kernels else head.softmax_losses
         self.update = kernels.adamw if self.speed.kernels else optimizer.update
         if self.speed.compile:
@@ -137,20 +139,35 @@ class PackedEngine:
             per_run.sum().backward()  # type: ignore[no-untyped-call]
             self.loss += per_run.detach()
         with torch.no_grad():
+            self._transform_gradients()
             self._update()
+
+    def _transform_gradients(self) -> None:
+        """Let methods that correct their gradients do so, one module of all layers at a time."""
+        for bucket in self.model.buckets:
+            if bucket.gradients is None:
+                continue
+            for kind in self.model.blocks.kinds:
+                trained = {p.name: bucket.all_layers(bucket.grads, kind, p.name) for p in bucket.parts if p.trained}
+                values = {p.name: bucket.all_layers(bucket.values, kind, p.name) for p in bucket.parts}
+                bucket.gradients(trained, values, bucket.scale)
 
     def _update(self) -> None:
         self.norm.copy_(optimizer.gradient_norms(self.model.buckets))
         self.alive &= torch.isfinite(self.loss) & torch.isfinite(self.norm)
-        factor = (self.clip / (self.norm + 1e-6)).clamp(max=1.0)  # torch.nn.utils.clip_grad_norm_
+        clip = (self.clip / (self.norm + 1e-6)).clamp(max=1.0)  # torch.nn.utils.clip_grad_norm_
         first, second = self.corrections
-        for bucket in self.model.buckets:
-            mine = slice(bucket.first, bucket.first + bucket.runs)
-            self.update(
-                bucket.values, bucket.grads, bucket.exp_avg, bucket.exp_avg_sq, factor[mine, None], self.rates[mine, None],
-                self.decay[mine, None], first, second, self.alive[mine, None],
-            )  # fmt: skip
-        self.model.norms.update()
+        for bucket, stretches in zip(self.model.buckets, self.stretches, strict=True):
+            runs = slice(bucket.first, bucket.first + bucket.runs)
+            values = bucket.values[..., bucket.still :]
+            for stretch in stretches:
+                numbers = (..., slice(stretch.start, stretch.end))
+                lr = self.rates[runs, None] if stretch.rate is None else self.rates[runs, None] * stretch.rate
+                self.update(
+                    values[numbers], bucket.grads[numbers], bucket.exp_avg[numbers], bucket.exp_avg_sq[numbers],
+                    clip[runs, None], lr, self.decay[runs, None], first, second, self.alive[runs, None],
+                )  # fmt: skip
+        self.model.refresh()
 
     def state(self, run: int) -> dict[str, torch.Tensor]:
         """What a run's checkpoint needs, on the CPU: trained tensors and AdamW's moments, by PEFT's parameter names."""
@@ -173,17 +190,18 @@ class PackedEngine:
         bucket, row = self.model.bucket_of(run)
         for kind, buffer in BUFFERS.items():
             place = getattr(bucket, buffer)[:, row]
-            host = torch.zeros_like(place, device="cpu")
+            host = place.cpu()
             for name, at, module in self.model.blocks.modules:
                 for part in bucket.parts:
-                    stored = tensors[f"{kind}/{exchange.parameter_name(name, part)}"]
-                    bucket.of_run(host, row, at, module, part).copy_(stored)
+                    if part.trained:
+                        stored = tensors[f"{kind}/{exchange.parameter_name(name, part)}"]
+                        bucket.of_run(host, row, at, module, part.name).copy_(stored)
             place.copy_(host)
-        self.model.norms.update()
+        self.model.refresh()
         self._host.clear()
 
     def trained(self, run: int) -> dict[str, torch.Tensor]:
-        """A run's adapter, fp32, by PEFT's parameter names: views of its slot, as a pack's adapters may be gigabytes."""
+        """What trains of a run's adapter, fp32, by PEFT's names: views of its slot, as a pack's adapters may be gigabytes."""
         bucket, row = self.model.bucket_of(run)
         return exchange.named(self.model, run, bucket.values[:, row])
 
@@ -191,6 +209,36 @@ class PackedEngine:
         """The factors that really multiply ``B A`` in a run's layers."""
         bucket, row = self.model.bucket_of(run)
         return {float(bucket.scale[row])}
+
+    def rates_of_parts(self, run: int) -> dict[str, set[float]]:
+        """The learning rates over the run's own that its trained parts are updated with, by the part's name."""
+        bucket, row = self.model.bucket_of(run)
+        stretches = self.stretches[self.model.buckets.index(bucket)]
+        rates, end = {}, 0
+        for part in bucket.parts:
+            if part.trained:
+                start, end = end, end + bucket.size(part)
+                over = [stretch.rate for stretch in stretches if stretch.start < end and start < stretch.end]
+                rates[part.name] = {1.0 if rate is None else float(rate[row]) for rate in over}
+        return rates
+
+    def digests(self) -> list[dict[str, list[int]]]:
+        """A sum over the bits of each tensor of each run's adapter, by the part's name, in the model's order of modules."""
+        found: list[dict[str, list[int]]] = []
+        for bucket in self.model.buckets:
+            parts = {part.name: self._digest(bucket, part.name) for part in bucket.parts}
+            found += [{name: rows[run] for name, rows in parts.items()} for run in range(bucket.runs)]
+        return found
+
+    def _digest(self, bucket: Bucket, part: str) -> list[list[int]]:
+        """[runs, modules]; the device is waited for once."""
+        words = torch.int32 if bucket.values.element_size() == 4 else torch.int64
+        sums = [
+            bucket.all_layers(bucket.values, kind, part).view(words).flatten(2).sum(2, dtype=torch.int64)
+            for kind in self.model.blocks.kinds
+        ]
+        rows: list[list[int]] = torch.stack(sums, dim=2).transpose(0, 1).flatten(1).tolist()
+        return rows
 
     def finite(self) -> list[bool]:
         found: list[bool] = torch.cat([torch.isfinite(b.values).all(dim=2).all(dim=0) for b in self.model.buckets]).tolist()
@@ -204,7 +252,7 @@ class PackedEngine:
         # Layer by layer: a run's row is spread over the buffer, and the device would gather all of it first, in memory that
         # the scoring beside this has counted as its own.
         host = torch.stack([layer.cpu() for layer in bucket.values[:, row]])
-        self.exporter.save(config, exchange.named(self.model, run, host), folder)
+        self.exporter.save(config, exchange.named(self.model, run, host, only_trained=False), folder)
 
     @cached_property
     def exporter(self) -> exchange.Exporter:

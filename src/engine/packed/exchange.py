@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ...config.schema import Config, LoraSettings, VariantConfig
+from ...config.schema import Config, LoraSettings
 from ...variants.adapters import lora_config
+from ...variants.methods.part import Part
+from ...variants.methods.point import VariantConfig
 from .model import PackedModel
 
-NAMES = {"A": "lora_A.default.weight", "B": "lora_B.default.weight", "m": "lora_magnitude_vector.default.weight"}
 Sizes = Sequence[tuple[int, int]]  # (in_features, out_features) of each adapted layer, in the model's order
 DRAWN_AT_ONCE = 8  # adapters, a thread each
 
@@ -24,8 +25,8 @@ DRAWN_AT_ONCE = 8  # adapters, a thread each
 def initial(lora: LoraSettings, seed: int, sizes: Sizes) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(A [r, in], B [out, r]) of each layer, fp32: what ``get_peft_model`` gives under ``seed``.
 
-    PEFT's layer is built on stand-ins without weights, in the same order, so it draws the same random numbers. DoRA's
-    magnitude draws none: it starts as the norm of the frozen rows. One layer at a time, so that the next one takes its memory.
+    PEFT's layer is built on stand-ins without weights, in the same order, so it draws the same random numbers. Other parts draw
+    none: their terms start them. One layer at a time, so that the next one takes its memory.
     """
     from peft.tuners.lora.layer import Linear
 
@@ -63,10 +64,9 @@ def fill(model: PackedModel) -> None:
         alike.setdefault(key, []).append(run)
     with ThreadPoolExecutor(DRAWN_AT_ONCE) as pool:
         list(pool.map(lambda runs: _start(model, runs), alike.values()))
-    for bucket in model.norms.buckets:
-        for kind in model.blocks.kinds:
-            bucket.all_layers(bucket.values, kind, "m").copy_(model.norms.frozen[kind].sqrt()[:, None])
-    model.norms.update()
+    for term in model.terms.values():
+        term.start()
+    model.refresh()
 
 
 @torch.no_grad()  # in each thread by itself
@@ -82,19 +82,20 @@ def _start(model: PackedModel, runs: Sequence[int]) -> None:
         bucket.values[:, run - bucket.first].copy_(mine)
 
 
-def named(model: PackedModel, run: int, mine: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Views of ``mine``, a run's row [layers, parameters] of one of its bucket's buffers or a copy of it, by PEFT's names."""
-    bucket, row = model.bucket_of(run)
+def named(model: PackedModel, run: int, row: torch.Tensor, only_trained: bool = True) -> dict[str, torch.Tensor]:
+    """Views of ``row``, a run's [layers, parameters] of one of its bucket's buffers or a copy of it, by PEFT's names."""
+    bucket, place = model.bucket_of(run)
     return {
-        parameter_name(name, part): bucket.of_run(mine, row, at, kind, part)
-        for name, at, kind in model.blocks.modules
+        parameter_name(name, part): bucket.of_run(row, place, layer, kind, part.name)
+        for name, layer, kind in model.blocks.modules
         for part in bucket.parts
+        if part.trained or not only_trained
     }
 
 
-def parameter_name(module: str, part: str) -> str:
-    """What PEFT calls a part of a module's adapter."""
-    return f"base_model.model.{module}.{NAMES[part]}"
+def parameter_name(module: str, part: Part) -> str:
+    """PEFT's name of a part of a module's adapter."""
+    return f"base_model.model.{module}.{part.parameter}"
 
 
 class Exporter:

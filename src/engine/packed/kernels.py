@@ -44,13 +44,14 @@ def softmax_losses(logits: torch.Tensor, targets: torch.Tensor, weights: torch.T
 
 
 def adamw(
-    values: torch.Tensor, grads: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor, factor: torch.Tensor,
+    values: torch.Tensor, grads: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor, clip: torch.Tensor,
     lr: torch.Tensor, decay: torch.Tensor, correction1: torch.Tensor, correction2: torch.Tensor, alive: torch.Tensor,
 ) -> None:  # fmt: skip
-    """As ``optimizer.update``, each number read once and written once."""
+    """As ``optimizer.update``, each number read once and written once. Buffers may be stretches of wider ones."""
     layers, runs, size = values.shape
     _adamw[(triton.cdiv(size, 2048), layers * runs)](
-        values, grads, exp_avg, exp_avg_sq, factor, lr, decay, correction1, correction2, alive, runs, size,
+        values, grads, exp_avg, exp_avg_sq, clip, lr, decay, correction1, correction2, alive, runs, size,
+        values.stride(1), grads.stride(1),
         BETA1=BETA1, BETA2=BETA2, EPS=EPS, BLOCK=2048,
     )  # fmt: skip
 
@@ -59,7 +60,8 @@ if triton is not None:
 
     @triton.jit
     def _adamw(
-        values, grads, exp_avg, exp_avg_sq, factor, lr, decay, correction1, correction2, alive, runs, size,
+        values, grads, exp_avg, exp_avg_sq, clip, lr, decay, correction1, correction2, alive, runs, size,
+        width, state_width,
         BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(1)
@@ -67,15 +69,16 @@ if triton is not None:
         if tl.load(alive + run) != 0:
             column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
             inside = column < size
-            at = row.to(tl.int64) * size + column
+            place = row.to(tl.int64) * width + column
+            at = row.to(tl.int64) * state_width + column
             rate = tl.load(lr + run)
-            old = tl.load(values + at, mask=inside)
-            grad = tl.load(grads + at, mask=inside) * tl.load(factor + run)
+            old = tl.load(values + place, mask=inside)
+            grad = tl.load(grads + at, mask=inside) * tl.load(clip + run)
             first = tl.load(exp_avg + at, mask=inside)
             first = first + (1 - BETA1) * (grad - first)
             second = tl.load(exp_avg_sq + at, mask=inside) * BETA2 + (1 - BETA2) * grad * grad
             change = rate / tl.load(correction1) * (first / (tl.sqrt(second) / tl.load(correction2) + EPS))
-            tl.store(values + at, old * (1 - rate * tl.load(decay + run)) - change, mask=inside)
+            tl.store(values + place, old * (1 - rate * tl.load(decay + run)) - change, mask=inside)
             tl.store(exp_avg + at, first, mask=inside)
             tl.store(exp_avg_sq + at, second, mask=inside)
 

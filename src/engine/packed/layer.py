@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from ...variants.methods.part import LOW_RANK, Part
 from .buffers import Bucket, Kind
 from .dropout import drop, layer_key
 from .frozen import Frozen
-from .magnitude import RowNorms, apply_gain
+from .terms import Term, terms_of
 
 
 @dataclass
@@ -31,17 +33,17 @@ class Slots(nn.Module):
     The scale is multiplied in before rounding: by itself a factor such as 16/sqrt(8) is inexact in bf16.
     """
 
-    factor: torch.Tensor
     p: torch.Tensor
     A: list[torch.Tensor]  # of each group [runs, modules * R, in]
     B: dict[str, torch.Tensor]  # of each module [runs, out, R]
-    m: dict[str, torch.Tensor]  # [runs, out]
+    vectors: dict[str, dict[str, torch.Tensor]]  # of each module the other parts by name, [runs, ...]
     shrunk: dict[int, tuple[torch.Tensor, torch.Tensor]]  # an input and its product with A of a group
 
     def __init__(self, bucket: Bucket, at: int) -> None:
         super().__init__()
-        self.first, self.runs, self.rank, self.magnitude = bucket.first, bucket.runs, bucket.rank, bucket.magnitude
-        self.trained = nn.Parameter(bucket.values[at])
+        self.first, self.runs, self.rank = bucket.first, bucket.runs, bucket.rank
+        self.register_buffer("still", bucket.values[at][:, : bucket.still], persistent=False)
+        self.trained = nn.Parameter(bucket.values[at][:, bucket.still :])
         self.trained.grad = bucket.grads[at]  # gradients are summed where the optimizer reads them
         kinds, device, dtype = bucket.blocks.kinds, bucket.values.device, bucket.values.dtype
         self.groups = {
@@ -50,30 +52,54 @@ class Slots(nn.Module):
         self.group_shapes = [(len(group) * bucket.rank, group[0].in_features) for group in bucket.blocks.groups]
         self.names = [kind.name for kind in kinds]
         self.outs = [kind.out_features for kind in kinds]
-        self.sizes = [rows * columns for rows, columns in self.group_shapes] + [out * bucket.rank for out in self.outs]
-        self.register_buffer("factor", bucket.factor, persistent=False)
-        rates = [member.lora.dropout for member in bucket.members]
-        self.dropout = any(rates)
-        self.register_buffer("p", torch.tensor(rates, device=device, dtype=dtype), persistent=False)
+        self.shapes = {
+            part.name: [part.shape(bucket.rank, k.out_features, k.in_features) for k in kinds] for part in bucket.parts
+        }
+        self.shapes["A"] = [tuple(shape) for shape in self.group_shapes]
+        self.stored = [
+            self._stored(bucket, name, [part for part in bucket.parts if part.trained == (name == "trained")])
+            for name in ("still", "trained")
+        ]
+        dropout_p = [member.lora.dropout for member in bucket.members]
+        self.dropout = any(dropout_p)
+        self.register_buffer("p", torch.tensor(dropout_p, device=device, dtype=dtype), persistent=False)
         self.close()
 
+    def _stored(self, bucket: Bucket, name: str, parts: Sequence[Part]) -> tuple[str, list[str], list[str]]:
+        """(the tensor's name, the low-rank parts in it, the others); keeps what the former are multiplied with."""
+        low_rank = [part for part in parts if part.term == LOW_RANK]
+        if low_rank:
+            self.register_buffer(f"{name}_multiplier", bucket.multiplier(low_rank), persistent=False)
+        return name, [part.name for part in low_rank], [part.name for part in parts if part.term != LOW_RANK]
+
     def open(self, dtype: torch.dtype) -> None:
-        """Cut the trained tensor."""
+        """Cut the stored tensors into the parts of each module."""
         # A dict made here and not one from before: a compiler would keep what an older one holds as further outputs.
         self.shrunk = {}
-        products, rest = torch.split(self.trained, [sum(self.sizes), self.trained.shape[1] - sum(self.sizes)], dim=1)
-        pieces = torch.split((products * self.factor).to(dtype), self.sizes, dim=1)
-        count = len(self.group_shapes)
-        self.A = [piece.unflatten(1, shape) for piece, shape in zip(pieces[:count], self.group_shapes, strict=True)]
-        self.B = {
-            name: piece.unflatten(1, (out, self.rank))
-            for name, out, piece in zip(self.names, self.outs, pieces[count:], strict=True)
-        }
-        if self.magnitude:
-            self.m = dict(zip(self.names, torch.split(rest, self.outs, dim=1), strict=True))
+        self.vectors = {name: {} for name in self.names}
+        for name, low_rank, others in self.stored:
+            stored = getattr(self, name)
+            if low_rank:
+                multiplier = getattr(self, f"{name}_multiplier")
+                products, stored = torch.split(stored, [multiplier.shape[1], stored.shape[1] - multiplier.shape[1]], dim=1)
+                for part, pieces in self._cut((products * multiplier).to(dtype), low_rank):
+                    if part == "A":
+                        self.A = pieces
+                    else:
+                        self.B = dict(zip(self.names, pieces, strict=True))
+            for part, pieces in self._cut(stored, others):
+                for module, piece in zip(self.names, pieces, strict=True):
+                    self.vectors[module][part] = piece
+
+    def _cut(self, stored: torch.Tensor, parts: Sequence[str]) -> Iterator[tuple[str, list[torch.Tensor]]]:
+        """The pieces of ``stored`` [runs, numbers], which holds ``parts`` one after another."""
+        shapes = [shape for part in parts for shape in self.shapes[part]]
+        pieces = iter(torch.split(stored, [math.prod(shape) for shape in shapes], dim=1) if shapes else ())
+        for part in parts:
+            yield part, [next(pieces).unflatten(1, shape) for shape in self.shapes[part]]
 
     def close(self) -> None:
-        self.A, self.B, self.m, self.shrunk = [], {}, {}, {}
+        self.A, self.B, self.vectors, self.shrunk = [], {}, {}, {}
 
     def shrink(self, name: str, x: torch.Tensor, x_KTi: torch.Tensor) -> torch.Tensor:
         """``x A^T`` [runs, tokens, R] of a module. Modules that read the same ``x`` share one product."""
@@ -137,7 +163,7 @@ class FrozenLinear(nn.Module):
 
 
 class PackedLinear(FrozenLinear):
-    """Takes a linear module's place: ``y + s B A x``, and for DoRA ``m / ||W + s B A||`` times that.
+    """Takes a linear module's place: ``y + s B A x``, then the terms of its runs: for DoRA ``m / ||W + s B A||`` times that.
 
     Rows are run-major: x [runs * rows, positions, in]. LoRA: Hu et al. 2021, arXiv 2106.09685, equation 3. DoRA: Liu et
     al. 2024, arXiv 2402.09353, equation 5; dropout acts on the low-rank branch alone.
@@ -146,27 +172,27 @@ class PackedLinear(FrozenLinear):
     key: torch.Tensor
 
     def __init__(
-        self, base_layer: Any, frozen: Frozen, block: PackedBlock, kind: Kind, name: str, at: int, norms: RowNorms,
+        self, base_layer: Any, frozen: Frozen, block: PackedBlock, kind: Kind, name: str, at: int, terms: Mapping[str, Term],
         buckets: Sequence[Bucket], context: StepContext,
     ) -> None:  # fmt: skip
         super().__init__(base_layer, frozen, context)
         self.shared = block.slots  # a plain list: the block owns them
         self.kind = kind.name
-        self.inverse_norms = [norms.inverse[bucket.first, kind][at] if bucket.magnitude else None for bucket in buckets]
+        self.terms = [[(terms[term], terms[term].held(bucket, kind, at)) for term in terms_of(bucket)] for bucket in buckets]
         self.sizes = [bucket.runs for bucket in buckets]
         self.register_buffer("key", torch.tensor(layer_key(name), device=buckets[0].values.device), persistent=False)
 
     def _adapt(self, x: torch.Tensor, x_KTi: torch.Tensor, y_KTo: torch.Tensor) -> torch.Tensor:
         parts = [
-            self._adapt_bucket(x, x_part, y_part, slots, inverse_norm)
-            for x_part, y_part, slots, inverse_norm in zip(
-                torch.split(x_KTi, self.sizes), torch.split(y_KTo, self.sizes), self.shared, self.inverse_norms, strict=True
+            self._adapt_bucket(x, x_part, y_part, slots, terms)
+            for x_part, y_part, slots, terms in zip(
+                torch.split(x_KTi, self.sizes), torch.split(y_KTo, self.sizes), self.shared, self.terms, strict=True
             )
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _adapt_bucket(
-        self, x: torch.Tensor, x_KTi: torch.Tensor, y_KTo: torch.Tensor, slots: Slots, inverse_norm: torch.Tensor | None
+        self, x: torch.Tensor, x_KTi: torch.Tensor, y_KTo: torch.Tensor, slots: Slots, terms: Sequence[tuple[Term, torch.Tensor]]
     ) -> torch.Tensor:
         if slots.dropout and self.training:
             mine, context = slice(slots.first, slots.first + slots.runs), self.context
@@ -176,6 +202,6 @@ class PackedLinear(FrozenLinear):
             low_KTR = slots.shrink(self.kind, x, x_KTi)
         # Not baddbmm: as an addition of its own it disappears into whatever reads y next.
         y_KTo = y_KTo + torch.bmm(low_KTR, slots.B[self.kind].transpose(1, 2))
-        if inverse_norm is None:
-            return y_KTo
-        return apply_gain(y_KTo, slots.m[self.kind] * inverse_norm)
+        for term, held in terms:
+            y_KTo = term.apply(y_KTo, slots.vectors[self.kind], held)
+        return y_KTo

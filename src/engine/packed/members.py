@@ -7,10 +7,15 @@ from dataclasses import dataclass
 
 from ...config.schema import Config, LoraSettings, TrainConfig
 from ...files.errors import ConfigError
-from ...variants.scaling import effective_scale
+from ...variants.methods.factors import FACTORS
+from ...variants.methods.part import GradientTransform, Part
+from ...variants.methods.point import parts_of
+from ...variants.methods.scaling import effective_scale
 
 # Ranks up to an edge share a bucket; above the last one, ranks within a factor of 4 do.
 RANK_EDGES = (16, 64, 256, 1024, 4096, 16384, 65536)
+
+BucketKey = tuple[int, tuple[str, ...], tuple[bool, ...], str]
 
 
 @dataclass(frozen=True)
@@ -19,16 +24,19 @@ class Member:
 
     r: int
     scale: float
-    magnitude: bool  # trains DoRA's magnitude
+    parts: tuple[Part, ...]
+    gradients: GradientTransform | None
     seed: int
     data_seed: int
     lora: LoraSettings
     train: TrainConfig
 
     @property
-    def bucket(self) -> tuple[int, bool]:
-        """Runs with equal buckets are multiplied together: their ranks are zero-padded to the largest of them."""
-        return next(edge for edge in RANK_EDGES if self.r <= edge), self.magnitude
+    def bucket(self) -> BucketKey:
+        """Runs with equal keys are multiplied together: they have the same parts, of which the same train, and near ranks."""
+        edge = next(edge for edge in RANK_EDGES if self.r <= edge)
+        transform = "" if self.gradients is None else f"{self.gradients.__module__}.{self.gradients.__qualname__}"
+        return edge, tuple(part.name for part in self.parts), tuple(part.trained for part in self.parts), transform
 
 
 def member(config: Config) -> Member:
@@ -36,7 +44,8 @@ def member(config: Config) -> Member:
     if variant.trains != "adapter":
         raise ConfigError(f"engine=packed: variant={variant.name} has no adapter to pack")
     scale = effective_scale(variant.scaling, lora.alpha, lora.r)
-    return Member(lora.r, scale, variant.magnitude == "dora", config.seed, config.data_seed, lora, config.train)
+    gradients = FACTORS[variant.factors].gradients
+    return Member(lora.r, scale, parts_of(variant), gradients, config.seed, config.data_seed, lora, config.train)
 
 
 def rank_multiple(gpu: bool) -> int:
@@ -51,7 +60,7 @@ def padded_rank(ranks: Iterable[int], multiple: int) -> int:
 
 def held_ranks(members: Sequence[Member], multiple: int) -> list[int]:
     """Give the rank that each run takes up in a pack of all of them: its bucket's. Plan, fit and buffers agree by this."""
-    ranks: dict[tuple[int, bool], list[int]] = {}
+    ranks: dict[BucketKey, list[int]] = {}
     for each in members:
         ranks.setdefault(each.bucket, []).append(each.r)
     held = {bucket: padded_rank(of_bucket, multiple) for bucket, of_bucket in ranks.items()}
@@ -60,4 +69,4 @@ def held_ranks(members: Sequence[Member], multiple: int) -> list[int]:
 
 def slot_order(members: Sequence[Member]) -> list[int]:
     """Indices of ``members`` in the order of their slots: the runs of a bucket stand side by side."""
-    return sorted(range(len(members)), key=lambda at: (members[at].bucket, at))
+    return sorted(range(len(members)), key=lambda index: (members[index].bucket, index))

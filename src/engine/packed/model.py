@@ -16,12 +16,11 @@ from ...measure.scorer import ROWS_AT_ONCE
 from ...model.device import Numerics
 from ...model.models import FAMILIES
 from ...variants.quantization import linear_layers
-from . import head
+from . import head, terms
 from .buffers import Blocks, Bucket, Kind, buckets_of
 from .decode import SLOTS, GreedyDecoder, KeyValues
 from .frozen import Frozen, Plain, frozen, join
 from .layer import FrozenLinear, PackedBlock, PackedLinear, StepContext
-from .magnitude import RowNorms
 from .members import Member, rank_multiple
 
 QUANTISED_LAYERS = ("Linear4bit", "Linear8bitLt")
@@ -58,13 +57,14 @@ class PackedModel:
         products: dict[str, Frozen] = {
             name: frozen(layer, self.dtype, config.model.hold_dequantised, fused) for name, layer in adapted.items()
         }
-        self.norms = RowNorms(self.buckets, blocks, lambda name: products[name].dense())
+        self.products = products
+        self.terms = terms.build(self.buckets, blocks, self.dense)
         self.blocks = blocks
         placed = [PackedBlock(layer, self.buckets, at, self.dtype) for at, layer in enumerate(self.decoder.layers)]
         _join(blocks, placed, products, adapted)
         for name, at, kind in blocks.modules:
             packed = PackedLinear(
-                adapted[name], products[name], placed[at], kind, name, at, self.norms, self.buckets, self.context
+                adapted[name], products[name], placed[at], kind, name, at, self.terms, self.buckets, self.context
             )
             setattr(network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], packed)
         for name, layer in linear_layers(network):
@@ -73,6 +73,16 @@ class PackedModel:
                 product = frozen(layer, self.dtype, config.model.hold_dequantised, fused)
                 setattr(network.get_submodule(parent), leaf, FrozenLinear(layer, product, self.context))
         self.decoder.layers = torch.nn.ModuleList(placed)
+
+    def dense(self, name: str) -> torch.Tensor:
+        """The frozen weight [out, in] of an adapted layer, in the format of the products."""
+        weight: torch.Tensor = self.products[name].dense()
+        return weight
+
+    def refresh(self) -> None:
+        """Bring what depends on A and B to their current values. Call it after each change of them."""
+        for term in self.terms.values():
+            term.update()
 
     def compile(self) -> None:
         """Compile one decoder layer; the others, alike, use what was compiled."""

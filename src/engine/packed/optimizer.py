@@ -19,19 +19,19 @@ def update(
     grads: torch.Tensor,
     exp_avg: torch.Tensor,
     exp_avg_sq: torch.Tensor,
-    factor: torch.Tensor,
+    clip: torch.Tensor,
     lr: torch.Tensor,
     decay: torch.Tensor,
     correction1: torch.Tensor,
     correction2: torch.Tensor,
     alive: torch.Tensor,
 ) -> None:
-    """One step in place. Buffers are [layers, runs, parameters], the others [runs, 1]; ``factor`` is the clip's.
+    """One step in place. Buffers are [layers, runs, parameters], the others [runs, 1]; ``clip`` is gradient clipping's factor.
 
     A run that is not ``alive`` keeps every number as it is, whatever its gradients are. ``correction1`` is
     ``1 - BETA1^t``, ``correction2`` the square root of ``1 - BETA2^t`` (Adam's bias corrections).
     """
-    grads = grads * factor
+    grads = grads * clip
     first = torch.lerp(exp_avg, grads, 1 - BETA1)
     second = exp_avg_sq * BETA2 + (1 - BETA2) * grads * grads
     new = values * (1 - lr * decay) - lr / correction1 * (first / (second.sqrt() / correction2 + EPS))

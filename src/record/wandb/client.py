@@ -1,4 +1,4 @@
-"""A W&B run and W&B's service process, told to wait for nothing without a limit and to touch nothing of ours."""
+"""Start a W&B run and end W&B's service process, with a limit on each wait and without W&B's signals or hooks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ...config.schema import Config
 
 # Online, W&B may wait this long for its server before the runs are mirrored offline instead.
 INIT_SECONDS = 15
-# At a run's end W&B may upload for this long. What is left then stays in its local file, which holds everything.
+# At a run's end W&B may upload for this long. Its local file holds everything that is not uploaded by then.
 FINISH_SECONDS = 30
 
 
 def start(config: Config, run_id: str, folder: Path, mode: str, say: Callable[[str], None]) -> Any:
-    """Begin a W&B run below ``folder``/wandb. Raises whatever W&B raises, after INIT_SECONDS where its server is silent."""
-    # Reports of W&B's own errors, which go to its server, hold the exit of a process for 12 s where that does not answer.
+    """Start a W&B run below ``folder``/wandb. Raises whatever W&B raises, after INIT_SECONDS where its server is silent."""
+    # W&B reports its own errors to a server; where that does not answer, the exit of a process waits for 12 s.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
     logging.raiseExceptions = False  # W&B's debug log on a full disk would print a traceback for each of its lines
@@ -61,14 +61,15 @@ def start(config: Config, run_id: str, folder: Path, mode: str, say: Callable[[s
 
 
 def teardown() -> None:
-    """End W&B's service process; runs that were not finished end as failed. Where it is dead already, forget it."""
+    """End W&B's service process, dead or alive; unfinished W&B runs end as failed."""
     import wandb
 
-    with contextlib.suppress(Exception, SystemExit):  # what it says where the service was not well; its exit hook is gone by then
+    with contextlib.suppress(Exception, SystemExit):  # raised where the service was unhealthy; the exit hook is removed by then
         wandb.teardown(exit_code=1)
 
 
 def has_key() -> bool:
+    """Tell whether the environment or netrc may hold a W&B key."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
@@ -76,10 +77,10 @@ def has_key() -> bool:
 
 
 def services() -> list[psutil.Process]:
-    """W&B's service processes that this process started and that live."""
-    found = []
+    """List W&B's service processes that this process started and that are alive."""
+    alive = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             if child.name() == "wandb-core" and child.status() != psutil.STATUS_ZOMBIE:
-                found.append(child)
-    return found
+                alive.append(child)
+    return alive

@@ -1,7 +1,7 @@
-"""The W&B mirror: one W&B run per run, fed from the record's own lines. Training never waits for it or fails because of it.
+"""Mirror each run to a W&B run, from the record's own lines. Training never waits for it or fails because of it.
 
-Each mirror has a thread of its own. Where W&B breaks on the way (its service process was killed, its disk is full) the mirror is
-made again from the record when the run has ended: offline, and once.
+Each mirror has its own thread. Where W&B breaks (its service process was killed, its disk is full), the mirror is made again
+from the record when the run has ended: offline, and once.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from ..records import RunFolder
 from . import client
 from .offline_file import closed_with
 
-# Its service writes the end of that file just after it has said that a run is finished.
+# W&B's service writes the end of its file just after it reports that a run is finished.
 WRITE_SECONDS = 5.0
-# At the end of a worker all of it may take this long: one init and one upload, and time for files made again.
+# The limit at the end of a worker: one init and one upload, and time to make mirrors again.
 FLUSH_SECONDS = 60.0
 # Of the 10 s that a signal leaves to the whole process. Ending a healthy service takes 0.1 s.
 CLOSE_SECONDS = 3.0
 
-_setting_up = threading.Lock()  # one thread at a time, so that one server that does not answer is waited for once
+_setting_up = threading.Lock()  # one thread at a time, so that a silent server is waited for only once
 _closing = threading.Event()
 _mirrors: list[Mirror] = []
-_online = True  # until the server did not answer in this process
+_online = True  # False once the server has not answered in this process
 
 
 def flush(seconds: float = FLUSH_SECONDS) -> None:
-    """Wait until the mirrors of all ended runs are closed, at most this long: then they are left, with one line."""
+    """Wait until the mirrors of all ended runs are closed; after this long, leave them and print one line."""
     until = time.monotonic() + seconds
     ended = [mirror for mirror in _mirrors if mirror.ended.is_set()]
     for mirror in ended:
@@ -46,9 +46,9 @@ def flush(seconds: float = FLUSH_SECONDS) -> None:
 
 
 def close(seconds: float = CLOSE_SECONDS) -> None:
-    """End W&B at the end of the process, at most this much later and whatever its mirrors do; not to be used after.
+    """End W&B within this time at the end of the process, whatever its mirrors do. W&B cannot be used afterwards.
 
-    It takes W&B's own exit hook away, which would wait for as long as its service does.
+    Removes W&B's own exit hook, which would wait for as long as its service does.
     """
     _closing.set()
     if "wandb" not in sys.modules:
@@ -62,7 +62,7 @@ def close(seconds: float = CLOSE_SECONDS) -> None:
 
 
 class Mirror:
-    """Mirrors one run. Whatever W&B raises becomes one line on stderr when the run has ended."""
+    """The W&B mirror of one run. An error of W&B becomes one line on stderr when the run has ended."""
 
     def __init__(self, config: Config, run_id: str, folder: Path) -> None:
         self.config, self.run_id, self.folder = config, run_id, folder
@@ -75,12 +75,12 @@ class Mirror:
             self.thread.start()
 
     def log(self, line: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, at its step."""
+        """Queue one line of metrics.jsonl, for its step."""
         if self.on:
             self.lines.put(line)
 
     def finish(self, summary: dict[str, Any], ok: bool) -> None:
-        """Close the mirror, after all that was logged."""
+        """Close the mirror after all queued lines."""
         self.summary, self.exit_code = summary, 0 if ok else 1
         self.lines.put(None)
         self.ended.set()
@@ -90,7 +90,7 @@ class Mirror:
             self._fill(self._open(), iter(self.lines.get, None))
         except Exception as error:  # any failure of a mirror is a failure to mirror, nothing more
             self.ended.wait()
-            self._again(first_line(error))
+            self._rebuild(first_line(error))
 
     def _open(self) -> Any:
         global _online
@@ -111,7 +111,7 @@ class Mirror:
         return client.start(self.config, self.run_id, self.folder, mode, _say)
 
     def _fill(self, run: Any, lines: Iterable[dict[str, Any]]) -> None:
-        """Tell W&B everything and see that its file holds it: a full disk is no error to W&B."""
+        """Send all lines to W&B, then check that its file holds them: W&B reports no error on a full disk."""
         steps = set()
         for line in lines:
             steps.add(line["step"])
@@ -129,11 +129,11 @@ class Mirror:
                 raise OSError(f"{file.name} is not complete")
             time.sleep(0.1)
 
-    def _again(self, reason: str) -> None:
+    def _rebuild(self, reason: str) -> None:
         try:
             with _setting_up:
                 if not client.services():
-                    client.teardown()  # it would go on asking the one that died
+                    client.teardown()  # else it would keep asking the service that died
                 run = self._start("offline")
             self._fill(run, RunFolder(self.folder.name, self.folder.parent).logged())
             _say(f"{reason}; the mirror of {self.folder} was made again from its record")

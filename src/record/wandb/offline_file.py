@@ -1,4 +1,4 @@
-"""What a ``.wandb`` file really holds. W&B writes it as a LevelDB log of protocol buffers, and says nothing where that failed."""
+"""Read back a ``.wandb`` file, a LevelDB log of protocol buffers: W&B does not report that writing it failed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def closed_with(path: Path) -> set[int] | None:
-    """The steps in the history of a W&B run, or None if the file does not come, or not undamaged, to the run's end."""
+    """Read the steps in the history of a W&B run; None if the file is damaged or ends before the run's end."""
     from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record
 
@@ -31,17 +31,17 @@ def closed_with(path: Path) -> set[int] | None:
 
 
 def _records(file: bytes) -> Iterator[bytes]:
-    """The records of the log up to its end, or to the first chunk that was cut off."""
-    at, parts = HEADER, b""
-    while at + CHUNK.size <= len(file):
-        if BLOCK - at % BLOCK < CHUNK.size:  # too little of this block was left for a chunk
-            at += BLOCK - at % BLOCK
+    """Yield the records of the log up to its end, or to the first chunk that was cut off."""
+    position, parts = HEADER, b""
+    while position + CHUNK.size <= len(file):
+        if BLOCK - position % BLOCK < CHUNK.size:  # too little of this block was left for a chunk
+            position += BLOCK - position % BLOCK
             continue
-        _, length, kind = CHUNK.unpack_from(file, at)
-        at += CHUNK.size
-        if not FULL <= kind <= LAST or at + length > len(file):
+        _, length, kind = CHUNK.unpack_from(file, position)
+        position += CHUNK.size
+        if not FULL <= kind <= LAST or position + length > len(file):
             return
-        parts = file[at : at + length] if kind in (FULL, FIRST) else parts + file[at : at + length]
-        at += length
+        parts = file[position : position + length] if kind in (FULL, FIRST) else parts + file[position : position + length]
+        position += length
         if kind in (FULL, LAST):
             yield parts

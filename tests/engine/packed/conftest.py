@@ -25,12 +25,22 @@ from src.engine.peft import PeftEngine
 from src.model import models
 from src.model.device import Numerics
 from src.variants import adapters, quantization
+from tests.conftest import SIGMAS, rounding
 
 CPU = torch.device("cpu")
 FP64 = Numerics(CPU, torch.float64, None)
 FP32 = Numerics(CPU, torch.float32, None)
 BF16 = Numerics(CPU, torch.bfloat16, torch.bfloat16)
 PAD, EOS = 0, 1
+
+# The tiny model multiplies with 14 matrices one after the other, then with the output head; its longest sum has 128 terms. A
+# backward pass goes the same way again. Logits are of size 1 at most, so LOGITS is also the bound of a loss.
+TERMS, MATRICES = 128, 14
+LOGITS = rounding(TERMS, MATRICES + 1)  # 2.2e-5, of their norm
+GRADIENTS = rounding(TERMS, 2 * MATRICES + 1)  # 3.1e-5, of their norm
+# Adam divides each gradient by its own size. The smallest of the 8,192 that a run of rank 4 has is about 1/8192 of a usual
+# one, so that one's rounding is 8,192 times as large a share of it, and of its step, which is the rate.
+WEIGHTS = 0.01 * 8192 * GRADIENTS / SIGMAS  # 4.2e-4 at the rate of 0.01
 
 Tensors = dict[str, torch.Tensor]
 
@@ -128,7 +138,8 @@ class Trace:
         assert self.trained.keys() == other.trained.keys()
         pairs = [(self.losses, other.losses), (self.norms, other.norms)]
         pairs += [(tensor, other.trained[name]) for name, tensor in self.trained.items()]
-        return float(torch.stack([(a.double() - b.double()).abs().max() for a, b in pairs]).max())
+        # Losses are on the host, and on a GPU what trains is not.
+        return float(torch.stack([(a.double() - b.double()).abs().max().cpu() for a, b in pairs]).max())
 
     def same_bits(self, other: Trace) -> bool:
         return (

@@ -12,13 +12,19 @@ from src.engine.packed.exchange import DRAWN_AT_ONCE, fill, named
 from src.engine.peft import PeftEngine
 from src.model.losses import target_losses
 from src.variants.adapters import lora_config
+from tests.conftest import SIGMAS, rounding
 from tests.engine.packed.conftest import (
     BF16,
     CPU,
     EVEN,
     FP32,
+    GRADIENTS,
     ITEMS,
+    LOGITS,
+    MATRICES,
     PAD,
+    TERMS,
+    WEIGHTS,
     Tensors,
     base_of,
     config_of,
@@ -32,11 +38,12 @@ from tests.engine.packed.conftest import (
 ROWS = {name: ITEMS for name in ("lora", "rslora", "dora", "dora_rs", "qlora", "qdora")}
 ROWS |= {name: EVEN for name in ("lora_8bit", "dora_8bit")}
 
-# Two implementations that add the same fp32 numbers in another order; measured: gradients 2e-6 of their norm, losses
-# 1.4e-6, the weights after 20 steps 3e-5 (Adam divides by gradients that may be tiny).
-GRADIENTS, LOSSES, WEIGHTS = 1e-5, 1e-5, 2e-4
-# One unit of bf16 is 4e-3 of a value. Losses of about 5.9 differed by 2.4e-3 at most.
-LOSSES_BF16 = LOSSES_INT8 = 1e-2
+# Logits of size 0.3 come out of 14 products one after the other, in either engine. In bf16 each is off by up to 2^-9, by
+# 2^-9 / sqrt(3) usually: six sigmas of that are 1.1e-2. LLM.int8() is off by 0.55 % in each (tests/variants/test_contract.py);
+# a value that was tipped over takes others along, at worst all, so that either engine rounds on its own: of a loss over the
+# 12 targets of a step six sigmas are 1.5e-2.
+LOSSES_BF16 = SIGMAS * (2 * MATRICES / 3) ** 0.5 * 2**-9 * 0.3
+LOSSES_INT8 = SIGMAS * (2 * MATRICES / 12) ** 0.5 * 2.4 / 127 / 12**0.5 * 0.3
 
 
 def configs_of(variant: str, *overrides: str) -> list[Config]:
@@ -67,8 +74,8 @@ def test_a_fresh_adapter_is_pefts(variant: str, overrides: list[str]) -> None:
         found = pack.trained(run)
         assert found.keys() == {name for name, p in stock.items() if p.requires_grad}
         for name, tensor in found.items():
-            if "magnitude" in name:  # a norm, summed in another order
-                torch.testing.assert_close(tensor, stock[name].detach(), rtol=1e-6, atol=0)
+            if "magnitude" in name:  # the root of a sum, in another order
+                torch.testing.assert_close(tensor, stock[name].detach(), rtol=rounding(TERMS) / 2, atol=0)
             else:
                 assert torch.equal(tensor, stock[name])
 
@@ -131,7 +138,7 @@ def test_twenty_steps(variant: str) -> None:
         gap = (found.losses - wanted.losses).abs().max()
         print(f"level 2: {variant} r={config.lora.r}: losses {gap:.1e}, all {found.gap(wanted):.1e}")
         assert wanted.losses.max() - wanted.losses.min() > 0.1
-        assert gap <= LOSSES
+        assert gap <= LOGITS
         assert found.gap(wanted) <= WEIGHTS
 
 
@@ -148,7 +155,7 @@ def test_other_families_and_other_ways_to_hold_the_base(variant: str, override: 
     configs = configs_of(variant, override)
     for found, config in zip(trace(pack_of(configs, FP32, 8, ROWS[variant])), configs, strict=True):
         (wanted,) = trace(peft_of(config, FP32, 8, ROWS[variant]))
-        assert (found.losses - wanted.losses).abs().max() <= LOSSES
+        assert (found.losses - wanted.losses).abs().max() <= LOGITS
         assert found.gap(wanted) <= WEIGHTS
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from peft import PeftModel
@@ -13,8 +14,9 @@ from safetensors.torch import load_file
 
 from src.config.schema import Config
 from src.engine.packed.engine import PackedEngine
+from src.engine.packed.frozen import Int8
 from src.variants.adapters import _keep_int8_scales
-from tests.engine.packed.conftest import BF16, EVEN, FP32, base_of, config_of, moved, pack_of, peft_of
+from tests.engine.packed.conftest import BF16, EVEN, FP32, LOGITS, base_of, config_of, moved, pack_of, peft_of
 
 VARIANTS = ["lora", "rslora", "dora", "dora_rs", "qlora", "qdora", "lora_8bit", "dora_8bit"]
 IDS = torch.tensor([item.prompt + item.target for item in EVEN[:5]])
@@ -34,30 +36,49 @@ def pack_with_random_adapters(configs: list[Config]) -> PackedEngine:
     return pack
 
 
-def packed_logits(pack: PackedEngine) -> torch.Tensor:
+def packed_logits(pack: PackedEngine, dense: bool = False) -> torch.Tensor:
     """[runs, rows, positions, vocabulary]"""
     with pack.model.evaluating():
+        if dense:
+            multiply_densely(pack.network)
         logits = pack.network(input_ids=IDS.repeat(pack.model.runs, 1)).logits
     of_runs: torch.Tensor = logits.view(pack.model.runs, *IDS.shape, -1)
     return of_runs
 
 
+def multiply_densely(network: torch.nn.Module) -> None:
+    """Let int8 layers multiply with their dequantised weights, as in training on a CPU, and round no activation."""
+    for module in network.modules():
+        if isinstance(module, Int8 | bnb.nn.Linear8bitLt):
+            module.train()
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_stock_peft_loads_it_and_gives_the_same_logits(variant: str, folder: Path) -> None:
+    """LLM.int8() rounds activations to 8 bits, where an fp32 rounding tips a value over by a whole step, and that one others.
+
+    In one forward in six it does, on any processor, and the logits are then 1e-4 to 2e-3 apart. So they are compared without
+    that rounding, which moves them by 2e-2. With it, what was tipped over stays in its row: one of five may be rounded afresh.
+    """
     configs = configs_of(variant)
     pack = pack_with_random_adapters(configs)
-    found = packed_logits(pack)
+    rounded, found = packed_logits(pack), packed_logits(pack, dense=True)
     for run, config in enumerate(configs):
         pack.save_adapter(run, config, folder / "adapter")
         stock = PeftModel.from_pretrained(base_of(config, FP32), folder / "adapter").eval()
         if variant == "dora_8bit":
             _keep_int8_scales(stock)  # stock PEFT cannot run DoRA on int8 twice on a CPU
         with torch.no_grad():
+            stock_rounded = stock(input_ids=IDS).logits
+            multiply_densely(stock)
             wanted = stock(input_ids=IDS).logits
             with stock.disable_adapter():
                 base = stock(input_ids=IDS).logits
         assert (wanted - base).norm() > 0.1 * base.norm()
-        assert (found[run] - wanted).norm() <= 1e-5 * wanted.norm()
+        assert (found[run] - wanted).norm() <= LOGITS * wanted.norm()
+        noise = (stock_rounded - wanted).norm()
+        assert bool(noise) == variant.endswith("_8bit")
+        assert (rounded[run] - stock_rounded).norm() <= max((2 / len(IDS)) ** 0.5 * noise, LOGITS * wanted.norm())
         again = stock.load_adapter(folder / "adapter", "again")
         assert (again.missing_keys, again.unexpected_keys) == ([], [])
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from src.config.schema import VariantConfig
 from src.engine.packed.frozen import FourBit
 from src.engine.packed.layer import FrozenLinear, StepContext
 from src.variants import quantization
+from src.variants.methods.point import VariantConfig
 from tests.engine.packed.conftest import CPU
 
 SIZES = [(64, 64), (40, 72), (7, 130)]  # the last two fill neither the last block of 64 weights nor the last of 256 scales

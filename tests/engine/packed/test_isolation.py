@@ -57,7 +57,7 @@ def with_noise(
         engine.load_state(run, moved(engine.state(run), seed=run))
     bucket, row = engine.model.bucket_of(others[0])
     bucket.values[:, row] = math.nan
-    engine.model.norms.update()
+    engine.model.refresh()
     return engine
 
 
@@ -73,23 +73,26 @@ def test_neighbours_leave_no_trace(name: str, items: list[Item]) -> None:
     assert found[watched].same_bits(wanted[watched])
     poisoned, *noisy = [run for run in range(len(configs)) if run != watched]
     assert not found[poisoned].losses.isfinite().any()
-    assert all(abs(found[run].losses - wanted[run].losses).min() > 1e-3 for run in noisy)
+    # At one step or another: the two losses of a run may cross.
+    assert all(abs(found[run].losses - wanted[run].losses).max() > 0.1 for run in noisy)
 
 
 @pytest.mark.usefixtures("int8_as_on_a_gpu")
 @pytest.mark.parametrize("variant", ["lora_8bit", "dora_8bit"])
 def test_padding_leaves_no_trace_in_int8(variant: str) -> None:
-    """Its amount depends on the company. A column that is an outlier in padding alone must not be one."""
-    configs = configs_of([variant])
-    engines = pack_of(configs, FP32, STEPS, SHARED), build(configs)
-    for engine in engines:
-        with torch.no_grad():
-            engine.network.get_input_embeddings().weight[PAD, 4:] = 0  # what is left is large once normed
-    assert [bool((engine.feed.at(0).rows < 0).any()) for engine in engines] == [False, True]
-    (wanted,), (found,) = (trace(engine) for engine in engines)
-    # A processor adds in another order in other shapes, and a number between two 8-bit steps may then go to either: up to
-    # 8e-5 were seen. With padding's columns among the outliers it is 4e-3.
-    assert (found.losses - wanted.losses).abs().max() <= 5e-4
+    """A column that is an outlier in padding alone must not be one.
+
+    The shapes stay, so the bits must: in others a processor adds in another order, and a number between two 8-bit steps may
+    then go to either.
+    """
+    configs = [config_of(variant, "lora.r=2", "lora.dropout=0.1", "model.shape.tie_word_embeddings=false")]
+    plain, spiky = build(configs), build(configs)
+    with torch.no_grad():
+        spiky.network.get_input_embeddings().weight[PAD, 4:] = 0  # what is left is large once normed
+    assert all((engine.feed.at(0).rows < 0).any() for engine in (plain, spiky))
+    (wanted,), (found,) = trace(plain), trace(spiky)
+    assert found.losses.isfinite().all() and found.losses[0] != found.losses[-1]
+    assert found.same_bits(wanted)
 
 
 def test_a_diverged_run_stands_still_and_its_neighbours_go_on() -> None:
@@ -107,7 +110,7 @@ def test_a_diverged_run_stands_still_and_its_neighbours_go_on() -> None:
     unchanged = [same(engine.state(run), before[run]) for run in range(4)]
     for place, values in zip(places, held, strict=True):
         place.copy_(values)
-    engine.model.norms.update()
+    engine.model.refresh()
     mended = [copied(state) for state in map(engine.state, range(4))]
     after = trace(engine, 5)
     assert unchanged == [True, False, True, False]
@@ -139,9 +142,9 @@ def test_weights_that_are_not_finite_are_named() -> None:
 def test_quantised_layers_without_an_adapter_see_no_neighbour(variant: str) -> None:
     """LLM.int8() of a whole pack would find other outliers. Every quantised layer has to be multiplied run by run."""
     configs = [config_of(variant, f"seed={seed}", "lora.target_modules=[q_proj,v_proj]") for seed in range(3)]
-    wanted = trace(pack_of(configs, FP32, STEPS))
-    for watched in range(3):
-        (alone,) = trace(pack_of([configs[watched]], FP32, STEPS))
-        assert (wanted[watched].losses - alone.losses).abs().max() <= 1e-5
+    wanted = trace(build(configs))
+    for watched in range(3):  # in the same shapes, so to the bit
+        found = trace(with_noise(configs, watched))
+        assert found[watched].losses.isfinite().all() and found[watched].same_bits(wanted[watched])
     kinds = {type(module).__name__ for module in pack_of(configs, FP32, STEPS).network.modules()}
     assert "FrozenLinear" in kinds

@@ -25,9 +25,11 @@ def members(*runs: tuple[str, int]) -> list[Member]:
         (("dora", 65), ("dora_rs", 256), True),
         (("lora", 256), ("lora", 257), False),
         (("lora", 8), ("dora", 8), False),
+        (("lora", 8), ("loraplus", 8), True),
+        (("lora", 8), ("lora_frozen_a", 8), False),
     ],
 )
-def test_runs_share_a_bucket_by_rank_and_magnitude(first: tuple[str, int], second: tuple[str, int], together: bool) -> None:
+def test_runs_share_a_bucket_by_rank_and_parts(first: tuple[str, int], second: tuple[str, int], together: bool) -> None:
     a, b = members(first, second)
     assert (a.bucket == b.bucket) == together
 
@@ -45,7 +47,8 @@ def test_slots_put_the_runs_of_a_bucket_side_by_side_and_keep_their_order() -> N
 def test_what_a_member_takes_from_its_config() -> None:
     config = config_of("dora_rs", "lora.r=16", "lora.alpha=6", "seed=3", "data_seed=5", "lora.dropout=0.2", "train.lr=0.5")
     found = member(config)
-    assert (found.r, found.scale, found.magnitude, found.seed, found.data_seed) == (16, 6 / 4, True, 3, 5)
+    assert (found.r, found.scale, found.seed, found.data_seed) == (16, 6 / 4, 3, 5)
+    assert [part.name for part in found.parts] == ["A", "B", "m"]
     assert (found.lora.dropout, found.train.lr) == (0.2, 0.5)
 
 
@@ -62,7 +65,7 @@ def test_buffers_lie_bucket_by_bucket_with_ranks_rounded_up() -> None:
     )
     runs = members(("lora", 3), ("lora", 5), ("dora", 3), ("lora", 20))
     buckets = buckets_of(runs, blocks, 8, torch.float32, torch.device("cpu"))
-    assert [(b.first, b.runs, b.rank, b.magnitude) for b in buckets] == [(0, 2, 8, False), (2, 1, 8, True), (3, 1, 24, False)]
+    assert [(b.first, b.runs, b.rank, len(b.parts)) for b in buckets] == [(0, 2, 8, 2), (2, 1, 8, 3), (3, 1, 24, 2)]
     # Two modules, each A [R, in] and B [out, R] with in + out = 16, and for DoRA m [out].
     assert [tuple(b.values.shape) for b in buckets] == [(3, 2, 256), (3, 1, 272), (3, 1, 768)]
     assert [b.scale.tolist() for b in buckets] == [pytest.approx([16 / 3, 16 / 5]), pytest.approx([16 / 3]), pytest.approx([0.8])]
@@ -75,16 +78,16 @@ def test_views_of_a_buffer_cover_it_once() -> None:
     (bucket,) = buckets_of(members(("dora", 3), ("dora", 2)), blocks, 1, torch.float32, torch.device("cpu"))
     for kind in blocks.kinds:
         for part in bucket.parts:
-            bucket.all_layers(bucket.values, kind, part).add_(1)
+            bucket.all_layers(bucket.values, kind, part.name).add_(1)
     assert (bucket.values == 1).all()
     bucket.values.zero_()
     for run, r in enumerate((3, 2)):
         for at in range(2):
             for kind in blocks.kinds:
                 for part in bucket.parts:
-                    view = bucket.of_run(bucket.values[:, run], run, at, kind, part)
+                    view = bucket.of_run(bucket.values[:, run], run, at, kind, part.name)
                     shapes = {"A": (r, kind.in_features), "B": (kind.out_features, r), "m": (kind.out_features,)}
-                    assert view.shape == shapes[part]
+                    assert view.shape == shapes[part.name]
                     view.add_(1)
     whole, padded = bucket.values[:, 0], bucket.values[:, 1]
     assert (whole == 1).all()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from src.config.schema import Config, VariantConfig
+from src.config.schema import Config
 from src.engine.packed import head, kernels, optimizer
 from src.engine.packed.decode import GreedyDecoder
 from src.engine.packed.dropout import drop, layer_key, step_keys
@@ -18,6 +18,7 @@ from src.engine.packed.frozen import FourBit
 from src.model import models
 from src.model.device import Numerics
 from src.variants import quantization
+from src.variants.methods.point import VariantConfig
 from tests.engine.packed.conftest import PAD, config_of, in_slots, moved, pack_of, peft_of, rows, trace
 from tests.engine.packed.test_decode import NO_TOKEN, left_padded, token_within
 from tests.engine.packed.test_equals_solo import padding

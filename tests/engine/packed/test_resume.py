@@ -9,7 +9,7 @@ import torch
 
 from src.config.schema import Config
 from src.record import checkpoint
-from src.record.checkpoint import Progress, Stand
+from src.record.checkpoint import CheckpointState, Progress
 from tests.engine.packed.conftest import EVEN, FP32, FP64, ITEMS, Tensors, config_of, pack_of, trace
 
 STEPS, BREAK = 12, 5
@@ -18,9 +18,9 @@ RUN = ["lora.r=5", "seed=3", "lora.dropout=0.2", "train.weight_decay=0.05", "tra
 
 def stored(state: Tensors, folder: Path) -> Tensors:
     """Through a file, as a checkpoint goes."""
-    checkpoint.save(folder / "checkpoints", state, Stand(Progress(step=BREAK)))
-    tensors, stand = checkpoint.load(checkpoint.steps(folder / "checkpoints")[BREAK])
-    assert stand.progress.step == BREAK and tensors.keys() == state.keys()
+    checkpoint.save(folder / "checkpoints", state, CheckpointState(Progress(step=BREAK)))
+    tensors, loaded = checkpoint.load(checkpoint.steps(folder / "checkpoints")[BREAK])
+    assert loaded.progress.step == BREAK and tensors.keys() == state.keys()
     return tensors
 
 

@@ -1,4 +1,4 @@
-"""What attackers bring: pickles and packages that leave a marker when they run, and a command that has to be refused."""
+"""Attacks: pickles and packages that leave a marker when they run, and a command that has to be refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Touch:
 
 @pytest.fixture
 def marker(folder: Path) -> Path:
-    """What exists only if an attack was executed."""
+    """The file that exists only if an attack was executed."""
     return folder / "executed"
 
 

@@ -47,8 +47,8 @@ WORDS = [
     (["~hydra.launcher"], CANNOT),
     (["--experimental-rerun", "evil.pkl"], "loads a pickle"),
     (["--exp=evil.pkl"], "loads a pickle"),
-    (["--config-name=x", "--config-dir=conf"], "--config-name: is not taken"),
-    (["--config-path=evil"], "--config-path: is not taken"),
+    (["--config-name=x", "--config-dir=conf"], "--config-name: is not accepted"),
+    (["--config-path=evil"], "--config-path: is not accepted"),
     (["+lora._target_=os.system"], "no such key"),
     (["lora={_target_:os.system}"], "no such key"),
     (["lora.target_modules={_target_:os.system,command:x}"], "lora.target_modules"),
@@ -242,7 +242,7 @@ KEYWORDS = {"trust_remote_code": True, "shell": True, "allow_pickle": True, "wei
 
 
 def dangers(tree: ast.AST) -> list[str]:
-    """What a source may not do, each with its line."""
+    """List the dangerous calls and imports of a source, each with its line."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):

@@ -22,11 +22,10 @@ from src.command import admission, bounds
 from src.command.cli import compose
 from src.compare.writers import csv_text
 from src.config.values import check
-from src.eval.__main__ import main as evaluate
 from src.files.errors import ConfigError
 from src.record.records import RUNS, RunFolder, run_id
 from tests.compare.synthetic import forge
-from tests.conftest import ENVIRONMENT, TINY, Run
+from tests.conftest import ENVIRONMENT, TINY, Run, evaluate
 
 NAMES = [
     *(

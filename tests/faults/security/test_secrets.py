@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from src.command.cli import compose
-from src.eval.__main__ import main as evaluate
 from src.files import credentials
-from src.files.credentials import REDACTED, found, in_arguments, redact
+from src.files.credentials import REDACTED, in_arguments, redact, secret_kind
 from src.files.errors import ConfigError
-from tests.conftest import ENVIRONMENT, TINY, TrainPack
+from tests.conftest import ENVIRONMENT, TINY, TrainPack, evaluate
 from tests.faults.security.conftest import Refused
 
 DIGITS = "0123456789abcdef" * 4
@@ -71,7 +70,7 @@ def keys(own_secrets: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("kind", SECRETS)
 def test_a_secret_is_seen_wherever_it_stands(kind: str) -> None:
     secret = SECRETS[kind]
-    assert found(secret) and found(f"[a,{secret}]") and found(f"'{secret}'")
+    assert secret_kind(secret) and secret_kind(f"[a,{secret}]") and secret_kind(f"'{secret}'")
     for word in (f"tracking.project={secret}", secret, f"--x={secret}", f"{secret}=1"):
         line = in_arguments(["seed=1", word])
         assert line and secret not in line and "\n" not in line
@@ -86,7 +85,7 @@ def test_a_secret_is_seen_wherever_it_stands(kind: str) -> None:
 
 def test_this_machines_keys_are_known_in_each_form() -> None:
     for secret in OWN:
-        assert found(f"a {secret}") and secret not in redact(f"x {secret} y")
+        assert secret_kind(f"a {secret}") and secret not in redact(f"x {secret} y")
     assert "Zebra" not in redact('{"reason": "Tr0ub4dor&3-\'\\"-Zebra"}'), "as JSON writes it"
     assert "Zebra" not in redact("http://x/?q=Tr0ub4dor%263-%27%22-Zebra"), "as a URL writes it"
     assert redact("x" * 500 + OWN[0] + "y" * 500) == "x" * 500 + REDACTED + "y" * 500
@@ -95,7 +94,7 @@ def test_this_machines_keys_are_known_in_each_form() -> None:
 @pytest.mark.parametrize("text", INNOCENT)
 def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text) == text
-    assert found(text) is None
+    assert secret_kind(text) is None
 
 
 def test_commits_and_settings_stay_in_a_text() -> None:

@@ -35,11 +35,11 @@ def read(record: RunFolder) -> dict[str, list[dict[str, Any]]]:
 def inspected(path: Path) -> dict[str, list[dict[str, Any]]]:
     wandb = Path(sys.executable).parent / "wandb"
     done = subprocess.run([wandb, "leet", "inspect", "--json", path], capture_output=True, text=True, check=True, timeout=60)
-    found: dict[str, list[dict[str, Any]]] = {}
+    records: dict[str, list[dict[str, Any]]] = {}
     for line in done.stdout.splitlines():
         entry = json.loads(line)
-        found.setdefault(entry["type"], []).append(entry.get(entry["type"]) or {})
-    return found
+        records.setdefault(entry["type"], []).append(entry.get(entry["type"]) or {})
+    return records
 
 
 def test_the_offline_file_holds_every_metric_and_count_of_the_record(run: Run) -> None:
@@ -125,8 +125,8 @@ def test_a_mirror_that_breaks_on_the_way_is_made_again_once(
             mirror.log({"step": step, "train/loss": 2.0})
         mirror.finish({}, ok=True)
         mirrors.flush()
-        said = ["W&B: disk full; no complete mirror of runs/id (disk full); its record is complete"]
-        assert capsys.readouterr().err.splitlines() == said * (tracked != "disabled")
+        messages = ["W&B: disk full; no complete mirror of runs/id (disk full); its record is complete"]
+        assert capsys.readouterr().err.splitlines() == messages * (tracked != "disabled")
         assert len(begun) == 2 * (tracked != "disabled")
 
 
@@ -178,8 +178,8 @@ def test_a_mirror_that_hangs_is_left_after_a_time_with_one_line(
     started = time.monotonic()
     mirrors.flush(0.3)
     assert 0.3 <= time.monotonic() - started < 5
-    said = "W&B: left after 0 s, with complete records: runs/a, runs/b; later: wandb sync FOLDER/wandb/*run-*"
-    assert capsys.readouterr().err.splitlines() == [said]  # c goes on
+    message = "W&B: left after 0 s, with complete records: runs/a, runs/b; later: wandb sync FOLDER/wandb/*run-*"
+    assert capsys.readouterr().err.splitlines() == [message]  # c goes on
     held.begin.set()
     mirrors[2].log({"step": 1})
     mirrors[2].finish({"seed": 3}, ok=True)

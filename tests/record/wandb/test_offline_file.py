@@ -1,4 +1,4 @@
-"""What a .wandb file holds is what W&B's own inspector finds in it; a file that was cut off is never taken for a whole one."""
+"""Read .wandb files as W&B's own inspector does; a file that was cut off is never taken for a whole one."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_steps_are_those_that_the_inspector_finds(whole: Path) -> None:
     assert whole.stat().st_size > 4 * 32768
-    found = {item["item"]["_step"] for item in inspected(whole)["history"]}
-    assert closed_with(whole) == found == set(range(STEPS))
+    steps = {item["item"]["_step"] for item in inspected(whole)["history"]}
+    assert closed_with(whole) == steps == set(range(STEPS))
 
 
 def test_a_file_that_was_cut_off_is_not_closed(whole: Path, folder: Path) -> None:
     data = whole.read_bytes()
     cut = folder / "cut.wandb"
-    blocks = [at + off for at in range(32768, len(data), 32768) for off in (-8, -1, 0, 1, 7, 8)]
+    blocks = [end + off for end in range(32768, len(data), 32768) for off in (-8, -1, 0, 1, 7, 8)]
     for length in [0, 3, 7, 8, *blocks, *range(0, len(data) - 400, 4999)]:
         cut.write_bytes(data[:length])
         assert closed_with(cut) is None, length
