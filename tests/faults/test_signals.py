@@ -43,8 +43,9 @@ time.sleep(60)
 WITH_STAND_IN = """
 import sys
 sys.path.insert(0, {code!r})
-from src import cli
-from src.train import __main__, child
+from src.command import cli
+from src.sweep import child
+from src.train import __main__
 child.WORKER = [sys.executable, "worker.py"]
 cli.run(__main__.main)
 """

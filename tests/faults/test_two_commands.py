@@ -27,7 +27,7 @@ SETTINGS = [
 LISTING = """
 import sys, time
 sys.path.insert(0, {code!r})
-from src.records import write_sweep
+from src.record.records import write_sweep
 while time.time() < {start!r}:
     pass
 for seed in range(20):

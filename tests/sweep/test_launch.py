@@ -36,7 +36,7 @@ from tests.conftest import CODE, TINY, shown_on
 WORKER = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
-from src.durable import seal
+from src.files.durable import seal
 
 arguments = sys.argv[1:]
 events = int(arguments[arguments.index("--events") + 1])
@@ -100,12 +100,12 @@ for folder in taken[play.get("end_first", 0) :]:
 COMMAND = """
 import sys
 sys.path.insert(0, {code!r})
-from src import cli
-from src.cli import compose
-from src.records import run_id
-from src.train import child
-from src.train.launch import RunsFailed, launch
-from src.train.plan import Job
+from src.command import cli
+from src.command.cli import compose
+from src.record.records import run_id
+from src.sweep import child
+from src.sweep.launch import RunsFailed, launch
+from src.sweep.plan import Job
 
 child.WORKER = [sys.executable, "worker.py"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from src.files.durable import CannotWrite
 from src.sweep import locks as module
 from src.sweep.locks import turn
 from src.train import session
-from tests.conftest import TrainPack
+from tests.conftest import ENVIRONMENT, TrainPack
 
 
 def never() -> bool:
@@ -47,7 +46,7 @@ def test_a_process_that_is_killed_leaves_its_turn(tmp_path: Path) -> None:
         "import sys, time, pathlib; from src.sweep.locks import turn\n"
         "with turn(pathlib.Path(sys.argv[1]), print, bool): print('mine', flush=True); time.sleep(600)"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, env=os.environ) as other:
+    with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, env=ENVIRONMENT) as other:
         assert other.stdout is not None and other.stdout.readline() == b"mine\n"
         with turn(lock, lambda: other.send_signal(signal.SIGKILL), never):
             assert other.wait() == -signal.SIGKILL

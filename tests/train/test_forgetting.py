@@ -157,4 +157,4 @@ def test_a_text_that_changed_is_not_compared_with_what_it_was(run: Run, text: Pa
 def test_runs_of_a_pack_read_the_same_text(text: Path) -> None:
     for overrides in ([f"forgetting.path={text}"], ["forgetting.tokens=64"]):
         written(compose([*TINY, *overrides]))
-        assert packs.agreement(job("seed=1")) == packs.agreement(job()) != packs.agreement(job(*overrides))
+        assert packs.agreement(job("seed=1").config) == packs.agreement(job().config) != packs.agreement(job(*overrides).config)

@@ -25,7 +25,8 @@ def config(*overrides: str) -> Config:
 def test_the_runs_of_a_session_stand_in_slot_order_and_its_losses_are_those_of_transformers() -> None:
     """Fresh adapters add nothing, so each run's loss is the base's."""
     opened = session.open([config("lora.r=64"), config("variant=dora"), config("lora.r=4"), config("variant=rslora")])
-    assert [(c.variant.name, c.lora.r) for c in opened.configs] == [("lora", 4), ("rslora", 16), ("dora", 16), ("lora", 64)]
+    names = [(config.variant.name.removesuffix("_fp32"), config.lora.r) for config in opened.configs]
+    assert names == [("lora", 4), ("rslora", 16), ("dora", 16), ("lora", 64)]
     network, tokenizer = models.load(config().model, torch.float32, torch.device("cpu"))
     nats = tokens = 0.0
     for item in opened.loaded.rows.items["val"]:
@@ -59,10 +60,10 @@ def test_runs_that_cannot_train_together_are_refused_before_anything_is_loaded(
         session.open([config("variant=full")] * 2)  # what does not pack has an engine to itself
 
 
-@pytest.mark.parametrize(("overrides", "name"), [(("variant=full",), "full"), (("engine=peft",), "lora")])
-def test_what_does_not_pack_is_a_session_of_one(overrides: tuple[str, ...], name: str) -> None:
+@pytest.mark.parametrize(("overrides", "trains"), [(("variant=full",), "all"), (("engine=peft",), "adapter")])
+def test_what_does_not_pack_is_a_session_of_one(overrides: tuple[str, ...], trains: str) -> None:
     opened = session.open([config(*overrides)], steps=2)
-    assert (opened.engine.name, opened.engine.steps, opened.configs[0].variant.name) == ("peft", 2, name)
+    assert (opened.engine.name, opened.engine.steps, opened.configs[0].variant.trains) == ("peft", 2, trains)
     trained = sum(tensor.numel() for tensor in opened.engine.trained(0).values())
     assert trained == opened.loaded.costs(opened.configs[0])["trainable_parameters"]
     assert opened.facts()["engine"] == "peft"
