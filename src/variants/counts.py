@@ -1,4 +1,4 @@
-"""What a run costs, in closed form: parameters, bytes and FLOPs from a model's dimensions alone, without weights.
+"""Count what a run costs, in closed form: parameters, bytes and FLOPs from a model's dimensions alone, without weights.
 
 Parameters and stored bytes are exact and tested against PEFT, transformers and bitsandbytes; training memory and
 FLOPs are estimates whose docstrings say what they leave out. Notation: a linear layer has weight

@@ -24,17 +24,17 @@ BITS = {"nf4": 4, "int8": 8, "fp4": 4}
 
 
 def quantised_layers(model: nn.Module) -> dict[str, int]:
-    """How many layers really are in each quantised format, by precision."""
-    found = dict.fromkeys(BITS, 0)
+    """Count the layers that really are in each quantised format, by precision."""
+    counts = dict.fromkeys(BITS, 0)
     bnb = sys.modules.get("bitsandbytes")
     if bnb is None:  # a 16-bit base is counted without it: what was never imported has made no layer
-        return found
+        return counts
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            found[module.weight.quant_type] += 1
+            counts[module.weight.quant_type] += 1
         elif isinstance(module, bnb.nn.Linear8bitLt):
-            found["int8"] += module.weight.dtype == torch.int8
-    return found
+            counts["int8"] += module.weight.dtype == torch.int8
+    return counts
 
 
 def place(model: PreTrainedModel, variant: VariantConfig, device: torch.device, compute: torch.dtype | None) -> PreTrainedModel:
@@ -59,7 +59,7 @@ def place(model: PreTrainedModel, variant: VariantConfig, device: torch.device, 
 
 
 def placing(variant: VariantConfig, device: torch.device, compute: torch.dtype | None) -> Callable[[nn.Linear], nn.Module] | None:
-    """What ``models.load`` makes of a linear layer once it is drawn, before ``place``; None where nothing is quantised."""
+    """Return the function that ``models.load`` applies to a linear layer once it is drawn; None where nothing is quantised."""
     if variant.base_precision not in BITS:
         return None
     return lambda linear: _quantise(linear, variant, device, compute or torch.float32)

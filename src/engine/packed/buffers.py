@@ -1,4 +1,4 @@
-"""Where the trained numbers of a pack lie: one buffer [decoder layers, runs, parameters] for each bucket of runs.
+"""Lay out the trained numbers of a pack: one buffer [decoder layers, runs, parameters] for each bucket of runs.
 
 The last dimension holds one part of each adapted module of a decoder layer after another: ``A [R, in]`` of each, then
 ``B [out, R]`` of each and, for DoRA, ``m [out]`` of each. So one tensor per decoder layer is trained, modules that read the same
@@ -43,24 +43,24 @@ class Blocks:
 
     @property
     def groups(self) -> list[list[Kind]]:
-        """The kinds by the input they read, in order."""
-        found: list[list[Kind]] = []
+        """Group the kinds by the input they read, in order."""
+        groups: list[list[Kind]] = []
         for kind in self.kinds:
-            if found and {found[-1][0].leaf, kind.leaf} <= next((g for g in SAME_INPUT if kind.leaf in g), set()):
-                found[-1].append(kind)
+            if groups and {groups[-1][0].leaf, kind.leaf} <= next((g for g in SAME_INPUT if kind.leaf in g), set()):
+                groups[-1].append(kind)
             else:
-                found.append([kind])
-        return found
+                groups.append([kind])
+        return groups
 
     @property
     def modules(self) -> list[tuple[str, int, Kind]]:
-        """(name, decoder layer, kind) of each adapted module, in PEFT's order of initialisation."""
-        return [(f"{prefix}.{kind.name}", at, kind) for at, prefix in enumerate(self.prefixes) for kind in self.kinds]
+        """List (name, decoder layer, kind) of each adapted module, in PEFT's order of initialization."""
+        return [(f"{prefix}.{kind.name}", layer, kind) for layer, prefix in enumerate(self.prefixes) for kind in self.kinds]
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Trained numbers that lie side by side and learn at one rate, ``start`` to ``end`` of a run's trained numbers.
+    """A stretch of a run's trained numbers that learn at one rate, ``start`` to ``end``.
 
     ``rate`` [runs, 1]: their learning rate over the run's own; None where it is that of every run.
     """
@@ -104,11 +104,11 @@ class Bucket:
         return part.shape(self.rank, kind.out_features, kind.in_features)
 
     def size(self, part: Part) -> int:
-        """Numbers of a part in one decoder layer of one run."""
+        """Count the numbers of a part in one decoder layer of one run."""
         return sum(math.prod(self._shape(kind, part)) for kind in self.blocks.kinds)
 
     def multiplier(self, parts: Sequence[Part]) -> torch.Tensor:
-        """What the numbers of ``parts`` [runs, numbers] are multiplied with before use: the scale, or 1.
+        """Return the factors of the numbers of ``parts``, [runs, numbers]: the scale where a part carries it, else 1.
 
         A number for each run would do for B; one for each entry keeps the pass over all parts a single kernel.
         """
@@ -118,37 +118,37 @@ class Bucket:
         return torch.cat(rows, dim=1)
 
     def stretches(self) -> list[Stretch]:
-        """The trained numbers by learning rate: a single stretch wherever all parts of all runs learn at their run's rate."""
-        found: list[tuple[int, int, tuple[float, ...]]] = []
+        """Cut the trained numbers by learning rate: one stretch wherever all parts of all runs learn at their run's rate."""
+        cuts: list[tuple[int, int, tuple[float, ...]]] = []
         end = 0
         for part in self.parts:
             if not part.trained:
                 continue
             start, end = end, end + self.size(part)
             rates = tuple(next(own.rate for own in member.parts if own.name == part.name) for member in self.members)
-            if found and found[-1][2] == rates:
-                start = found.pop()[0]
-            found.append((start, end, rates))
+            if cuts and cuts[-1][2] == rates:
+                start = cuts.pop()[0]
+            cuts.append((start, end, rates))
         return [
             Stretch(start, end, None if set(rates) == {1.0} else self.scale.new_tensor(rates)[:, None])
-            for start, end, rates in found
+            for start, end, rates in cuts
         ]
 
     def all_layers(self, buffer: torch.Tensor, kind: Kind, part: str) -> torch.Tensor:
-        """A view [layers, runs, ...] of one part of one module of all decoder layers.
+        """Return a view [layers, runs, ...] of one part of one module of all decoder layers.
 
         ``buffer`` is ``values``, or one of those that only hold what trains.
         """
         shape, start = self._shape(kind, self._part[part]), self._start_in(buffer, kind, part)
         return buffer[:, :, start : start + math.prod(shape)].unflatten(2, shape)
 
-    def of_run(self, row: torch.Tensor, run: int, at: int, kind: Kind, part: str) -> torch.Tensor:
-        """A view of one run's own part of a module, without padding: A [r, in], B [out, r], m [out].
+    def of_run(self, row: torch.Tensor, run: int, layer: int, kind: Kind, part: str) -> torch.Tensor:
+        """Return a view of one run's own part of a module, without padding: A [r, in], B [out, r], m [out].
 
         ``row`` [layers, parameters] is ``buffer[:, run]``, or a copy of it.
         """
         shape, start = self._shape(kind, self._part[part]), self._start_in(row, kind, part)
-        own = row[at, start : start + math.prod(shape)].unflatten(0, shape)
+        own = row[layer, start : start + math.prod(shape)].unflatten(0, shape)
         dimension = self._part[part].rank_dimension
         return own if dimension is None else own.narrow(dimension, 0, self.members[run].r)
 
@@ -159,13 +159,13 @@ class Bucket:
 def buckets_of(
     members: Sequence[Member], blocks: Blocks, multiple: int, dtype: torch.dtype, device: torch.device
 ) -> list[Bucket]:
-    """The buckets of ``members``, which stand in slot order."""
-    found: list[Bucket] = []
+    """Build the buckets of ``members``, which are in slot order."""
+    buckets: list[Bucket] = []
     first = 0
     while first < len(members):
         last = first
         while last < len(members) and members[last].bucket == members[first].bucket:
             last += 1
-        found.append(Bucket(first, members[first:last], blocks, multiple, dtype, device))
+        buckets.append(Bucket(first, members[first:last], blocks, multiple, dtype, device))
         first = last
-    return found
+    return buckets

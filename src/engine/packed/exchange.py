@@ -1,4 +1,4 @@
-"""PEFT at both ends: its initialiser fills the slots, its saving code writes the adapters."""
+"""Let PEFT begin and end a run: its initializer fills the slots, its saving code writes the adapters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DRAWN_AT_ONCE = 8  # adapters, a thread each
 
 
 def initial(lora: LoraSettings, seed: int, sizes: Sizes) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(A [r, in], B [out, r]) of each layer, fp32: what ``get_peft_model`` gives under ``seed``.
+    """Draw (A [r, in], B [out, r]) of each layer in fp32, as ``get_peft_model`` does under ``seed``.
 
     PEFT's layer is built on stand-ins without weights, in the same order, so it draws the same random numbers. Other parts draw
     none: their terms start them. One layer at a time, so that the next one takes its memory.
@@ -40,8 +40,10 @@ def initial(lora: LoraSettings, seed: int, sizes: Sizes) -> Iterator[tuple[torch
 
 
 class _OwnGenerator(TorchFunctionMode):
-    """Initialisers that take a generator, as PEFT's do here, draw in this block what ``torch.manual_seed(seed)`` would have them
-    draw, whatever other threads do. What draws without one is not kept apart: a new ``lora.init`` has to be one of the former.
+    """Redirect initializers to a generator of our own, so that threads do not share torch's global one.
+
+    In this block they draw what ``torch.manual_seed(seed)`` would have them draw. Only initializers that take a generator are
+    redirected, as PEFT's are: a new ``lora.init`` has to be one of them.
     """
 
     def __init__(self, seed: int) -> None:
@@ -58,12 +60,12 @@ class _OwnGenerator(TorchFunctionMode):
 @torch.no_grad()
 def fill(model: PackedModel) -> None:
     """Give every run its fresh adapter. Seeds are paired, so a sweep has few different ones, which are drawn side by side."""
-    alike: dict[tuple[int, int, int, str], list[int]] = {}
+    same_start: dict[tuple[int, int, int, str], list[int]] = {}
     for run, member in enumerate(model.members):
         key = (model.bucket_of(run)[0].first, member.seed, member.r, member.lora.init)
-        alike.setdefault(key, []).append(run)
+        same_start.setdefault(key, []).append(run)
     with ThreadPoolExecutor(DRAWN_AT_ONCE) as pool:
-        list(pool.map(lambda runs: _start(model, runs), alike.values()))
+        list(pool.map(lambda runs: _start(model, runs), same_start.values()))
     for term in model.terms.values():
         term.start()
     model.refresh()
@@ -73,17 +75,17 @@ def fill(model: PackedModel) -> None:
 def _start(model: PackedModel, runs: Sequence[int]) -> None:
     """Draw the A and B of the first of these runs, straight into its slot, and copy them to the others."""
     bucket, row = model.bucket_of(runs[0])
-    mine, member, modules = bucket.values[:, row], model.members[runs[0]], model.blocks.modules
+    values, member, modules = bucket.values[:, row], model.members[runs[0]], model.blocks.modules
     sizes = [(kind.in_features, kind.out_features) for _, _, kind in modules]
-    for (_, at, kind), (a, b) in zip(modules, initial(member.lora, member.seed, sizes), strict=True):
-        bucket.of_run(mine, row, at, kind, "A").copy_(a)
-        bucket.of_run(mine, row, at, kind, "B").copy_(b)
+    for (_, layer, kind), (a, b) in zip(modules, initial(member.lora, member.seed, sizes), strict=True):
+        bucket.of_run(values, row, layer, kind, "A").copy_(a)
+        bucket.of_run(values, row, layer, kind, "B").copy_(b)
     for run in runs[1:]:
-        bucket.values[:, run - bucket.first].copy_(mine)
+        bucket.values[:, run - bucket.first].copy_(values)
 
 
 def named(model: PackedModel, run: int, row: torch.Tensor, only_trained: bool = True) -> dict[str, torch.Tensor]:
-    """Views of ``row``, a run's [layers, parameters] of one of its bucket's buffers or a copy of it, by PEFT's names."""
+    """Name views of ``row``, a run's [layers, parameters] of one of its bucket's buffers or a copy of it, as PEFT does."""
     bucket, place = model.bucket_of(run)
     return {
         parameter_name(name, part): bucket.of_run(row, place, layer, kind, part.name)
@@ -94,12 +96,12 @@ def named(model: PackedModel, run: int, row: torch.Tensor, only_trained: bool = 
 
 
 def parameter_name(module: str, part: Part) -> str:
-    """PEFT's name of a part of a module's adapter."""
+    """Return PEFT's name of a part of a module's adapter."""
     return f"base_model.model.{module}.{part.parameter}"
 
 
 class Exporter:
-    """Writes adapters through a PEFT model of the same architecture without weights."""
+    """Write adapters through a PEFT model of the same architecture without weights."""
 
     def __init__(self, model: PackedModel, config: Config) -> None:
         from peft import get_peft_model
@@ -115,8 +117,8 @@ class Exporter:
 
     def save(self, config: Config, tensors: dict[str, torch.Tensor], folder: Path) -> None:
         known = self.peft.peft_config["default"]
-        mine = lora_config(config.variant, config.lora)
-        mine.target_modules = self.targets
-        mine.base_model_name_or_path = known.base_model_name_or_path
-        self.peft.peft_config["default"] = mine
+        settings = lora_config(config.variant, config.lora)
+        settings.target_modules = self.targets
+        settings.base_model_name_or_path = known.base_model_name_or_path
+        self.peft.peft_config["default"] = settings
         self.peft.save_pretrained(folder, state_dict=tensors)

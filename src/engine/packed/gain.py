@@ -1,4 +1,4 @@
-"""DoRA's row norms, once per optimizer step (Liu et al. 2024, arXiv 2402.09353, section 4.3 and equation 5).
+"""Compute DoRA's row norms once per optimizer step (Liu et al. 2024, arXiv 2402.09353, section 4.3 and equation 5).
 
 The norm is treated as a constant by the gradient, so it depends on parameters alone and does not change between two
 optimizer steps. It is computed without building ``W + s B A``, row by row (j):
@@ -19,12 +19,12 @@ Dense = Callable[[str], torch.Tensor]  # the frozen weight [out, in] of a layer,
 
 
 def squared_row_norms(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``||w_j||^2`` [out], summed in ``dtype``."""
+    """Return ``||w_j||^2`` [out], summed in ``dtype``."""
     return torch.linalg.vector_norm(weight, dim=1, dtype=dtype).square()
 
 
 class _Gain(torch.autograd.Function):
-    """``y * g`` for each output, with the sum over tokens in ``dg`` in two stages: in one it has too little to do at once."""
+    """Multiply ``y * g`` for each output. ``dg`` sums over tokens in two stages: one stage has too little to do at once."""
 
     @staticmethod
     def forward(ctx: Any, y: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
@@ -44,9 +44,9 @@ class _Gain(torch.autograd.Function):
 
 
 def apply_gain(y: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-    """``y`` [runs, tokens, out] times ``gain`` [runs, out], rounded once."""
-    found: torch.Tensor = _Gain.apply(y, gain)  # type: ignore[no-untyped-call]
-    return found
+    """Multiply ``y`` [runs, tokens, out] by ``gain`` [runs, out], rounding once."""
+    scaled: torch.Tensor = _Gain.apply(y, gain)  # type: ignore[no-untyped-call]
+    return scaled
 
 
 class RowNorms:
@@ -76,12 +76,12 @@ class RowNorms:
                 bucket.all_layers(bucket.values, kind, "m").copy_(self.frozen[kind].sqrt()[:, None])
 
     def held(self, bucket: Bucket, kind: Kind, layer: int) -> torch.Tensor:
-        """What ``apply`` needs in one decoder layer: [runs, out], which ``update`` changes in place."""
+        """Return the reciprocal norms of one module, [runs, out], which ``update`` changes in place."""
         return self.inverse[bucket.first, kind][layer]
 
     @staticmethod
     def apply(y: torch.Tensor, vectors: Mapping[str, torch.Tensor], held: torch.Tensor) -> torch.Tensor:
-        """``m / ||W + s B A||`` times ``y`` [runs, tokens, out]."""
+        """Multiply ``y`` [runs, tokens, out] by ``m / ||W + s B A||``."""
         return apply_gain(y, vectors["m"] * held)
 
     @torch.no_grad()
@@ -98,17 +98,17 @@ class RowNorms:
                 torch.rsqrt((squared + self.frozen[kind][:, None]).clamp_min_(0), out=self.inverse[bucket.first, kind])
 
     def _crosses(self, kind: Kind) -> list[torch.Tensor]:
-        """``W A^T`` [layers, runs, out, R] of each bucket. Each weight is read, or dequantised, once for all runs."""
+        """Return ``W A^T`` [layers, runs, out, R] of each bucket. Each weight is read, or dequantised, once for all runs."""
         sizes = [bucket.runs * bucket.rank for bucket in self.buckets]
         of_buckets = [bucket.all_layers(bucket.values, kind, "A").flatten(1, 2) for bucket in self.buckets]
         rows_LNi = torch.cat(of_buckets, dim=1) if len(of_buckets) > 1 else of_buckets[0]
         crosses_LoN: torch.Tensor | None = None
-        for at, weight in enumerate(self._weights(kind)):
+        for layer, weight in enumerate(self._weights(kind)):
             if crosses_LoN is None:
                 rows_LNi = rows_LNi.to(weight.dtype)
                 shape = (len(rows_LNi), weight.shape[0], rows_LNi.shape[1])
                 crosses_LoN = torch.empty(shape, dtype=self.buckets[0].values.dtype, device=weight.device)
-            _product(weight, rows_LNi[at].t(), crosses_LoN[at])
+            _product(weight, rows_LNi[layer].t(), crosses_LoN[layer])
         assert crosses_LoN is not None
         return [
             part.unflatten(2, (bucket.runs, bucket.rank)).transpose(1, 2)
@@ -117,7 +117,7 @@ class RowNorms:
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
-    """``a @ b`` in the format of ``out``: on a GPU the product of 16-bit operands keeps its fp32 sums."""
+    """Compute ``a @ b`` in the format of ``out``: on a GPU the product of 16-bit operands keeps its fp32 sums."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
     elif a.is_cuda:

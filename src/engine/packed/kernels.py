@@ -20,7 +20,7 @@ def dequantise_four_bit(
     packed: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, absmax2: torch.Tensor, code2: torch.Tensor,
     offset: torch.Tensor, rows: int, columns: int, dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
-    """The weight [rows, columns] of an NF4 or FP4 layer in one pass, to the bit as bitsandbytes' two passes give it.
+    """Dequantize the weight [rows, columns] of an NF4 or FP4 layer in one pass, to the bit as bitsandbytes' two passes do.
 
     packed: two 4-bit indices per byte, the first in the high bits; absmax: one scale for 64 weights, fp32, or with
     double quantisation an index into ``code2`` [256] times ``absmax2`` (one for 256 scales) plus ``offset``; code: the
@@ -36,7 +36,7 @@ def dequantise_four_bit(
 
 
 def softmax_losses(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As ``head.softmax_losses``, in two readings of the logits; the gradient takes the logits' place."""
+    """Do as ``head.softmax_losses`` does, in two readings of the logits; the gradient takes the logits' place."""
     rows, columns = logits.shape
     losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
     _softmax_losses[(rows,)](logits, targets, weights, losses, columns, BLOCK=4096, num_warps=8)
@@ -47,7 +47,7 @@ def adamw(
     values: torch.Tensor, grads: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor, clip: torch.Tensor,
     lr: torch.Tensor, decay: torch.Tensor, correction1: torch.Tensor, correction2: torch.Tensor, alive: torch.Tensor,
 ) -> None:  # fmt: skip
-    """As ``optimizer.update``, each number read once and written once. Buffers may be stretches of wider ones."""
+    """Do as ``optimizer.update`` does, each number read once and written once. Buffers may be stretches of wider ones."""
     layers, runs, size = values.shape
     _adamw[(triton.cdiv(size, 2048), layers * runs)](
         values, grads, exp_avg, exp_avg_sq, clip, lr, decay, correction1, correction2, alive, runs, size,
@@ -70,17 +70,17 @@ if triton is not None:
             column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
             inside = column < size
             place = row.to(tl.int64) * width + column
-            at = row.to(tl.int64) * state_width + column
+            state = row.to(tl.int64) * state_width + column
             rate = tl.load(lr + run)
             old = tl.load(values + place, mask=inside)
-            grad = tl.load(grads + at, mask=inside) * tl.load(clip + run)
-            first = tl.load(exp_avg + at, mask=inside)
+            grad = tl.load(grads + state, mask=inside) * tl.load(clip + run)
+            first = tl.load(exp_avg + state, mask=inside)
             first = first + (1 - BETA1) * (grad - first)
-            second = tl.load(exp_avg_sq + at, mask=inside) * BETA2 + (1 - BETA2) * grad * grad
+            second = tl.load(exp_avg_sq + state, mask=inside) * BETA2 + (1 - BETA2) * grad * grad
             change = rate / tl.load(correction1) * (first / (tl.sqrt(second) / tl.load(correction2) + EPS))
             tl.store(values + place, old * (1 - rate * tl.load(decay + run)) - change, mask=inside)
-            tl.store(exp_avg + at, first, mask=inside)
-            tl.store(exp_avg_sq + at, second, mask=inside)
+            tl.store(exp_avg + state, first, mask=inside)
+            tl.store(exp_avg_sq + state, second, mask=inside)
 
     @triton.jit
     def _dequantise_four_bit(
@@ -88,10 +88,10 @@ if triton is not None:
         NESTED: tl.constexpr, BYTES: tl.constexpr,
     ):  # fmt: skip
         start = tl.program_id(0).to(tl.int64) * BYTES
-        at = start + tl.arange(0, BYTES)
-        inside = at < size
-        byte = tl.load(packed + at, mask=inside, other=0).to(tl.int32)
-        block = at // 32
+        place = start + tl.arange(0, BYTES)
+        inside = place < size
+        byte = tl.load(packed + place, mask=inside, other=0).to(tl.int32)
+        block = place // 32
         if NESTED:
             index = tl.load(absmax + block, mask=inside, other=0).to(tl.int32)
             scale = tl.load(code2 + index) * tl.load(absmax2 + block // 256, mask=inside, other=0.0) + tl.load(offset)
@@ -111,8 +111,8 @@ if triton is not None:
         highest = -float("inf")
         total = 0.0
         for start in range(0, columns, BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            x = tl.load(line + at, mask=at < columns, other=-float("inf")).to(tl.float32)
+            column = start + tl.arange(0, BLOCK)
+            x = tl.load(line + column, mask=column < columns, other=-float("inf")).to(tl.float32)
             new = tl.maximum(highest, tl.max(x, 0))
             total = total * tl.exp(highest - new) + tl.sum(tl.exp(x - new), 0)
             highest = new
@@ -120,8 +120,8 @@ if triton is not None:
         tl.store(losses + row, (log_total - wanted) * weight)
         tl.debug_barrier()  # ``wanted`` must be read before its place is written
         for start in range(0, columns, BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            x = tl.load(line + at, mask=at < columns, other=-float("inf")).to(tl.float32)
+            column = start + tl.arange(0, BLOCK)
+            x = tl.load(line + column, mask=column < columns, other=-float("inf")).to(tl.float32)
             gradient = tl.exp(x - log_total) * weight
-            gradient = tl.where(at == target, gradient - weight, gradient)
-            tl.store(line + at, gradient.to(logits.dtype.element_ty), mask=at < columns)
+            gradient = tl.where(column == target, gradient - weight, gradient)
+            tl.store(line + column, gradient.to(logits.dtype.element_ty), mask=column < columns)

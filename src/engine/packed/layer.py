@@ -1,4 +1,4 @@
-"""Linear modules that K runs adapt at once: one frozen product for all, one pair of batched products per bucket."""
+"""Adapt a linear module for K runs at once: one frozen product for all, one pair of batched products per bucket."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .terms import Term, terms_of
 
 @dataclass
 class StepContext:
-    """What changes from step to step and is the same for all layers; ``keys`` stays where it is."""
+    """The inputs of a step that all layers share; ``keys`` stays where it is."""
 
     runs: int
     keys: torch.Tensor  # [runs] of the dropout
@@ -28,7 +28,7 @@ class StepContext:
 
 
 class Slots(nn.Module):
-    """The adapters of one bucket in one decoder layer: a single trained tensor, cut into its pieces for each pass.
+    """Hold the adapters of one bucket in one decoder layer: a single trained tensor, cut into its pieces for each pass.
 
     The scale is multiplied in before rounding: by itself a factor such as 16/sqrt(8) is inexact in bf16.
     """
@@ -39,12 +39,12 @@ class Slots(nn.Module):
     vectors: dict[str, dict[str, torch.Tensor]]  # of each module the other parts by name, [runs, ...]
     shrunk: dict[int, tuple[torch.Tensor, torch.Tensor]]  # an input and its product with A of a group
 
-    def __init__(self, bucket: Bucket, at: int) -> None:
+    def __init__(self, bucket: Bucket, layer: int) -> None:
         super().__init__()
         self.first, self.runs, self.rank = bucket.first, bucket.runs, bucket.rank
-        self.register_buffer("still", bucket.values[at][:, : bucket.still], persistent=False)
-        self.trained = nn.Parameter(bucket.values[at][:, bucket.still :])
-        self.trained.grad = bucket.grads[at]  # gradients are summed where the optimizer reads them
+        self.register_buffer("still", bucket.values[layer][:, : bucket.still], persistent=False)
+        self.trained = nn.Parameter(bucket.values[layer][:, bucket.still :])
+        self.trained.grad = bucket.grads[layer]  # gradients are summed where the optimizer reads them
         kinds, device, dtype = bucket.blocks.kinds, bucket.values.device, bucket.values.dtype
         self.groups = {
             kind.name: (number, place) for number, group in enumerate(bucket.blocks.groups) for place, kind in enumerate(group)
@@ -92,7 +92,7 @@ class Slots(nn.Module):
                     self.vectors[module][part] = piece
 
     def _cut(self, stored: torch.Tensor, parts: Sequence[str]) -> Iterator[tuple[str, list[torch.Tensor]]]:
-        """The pieces of ``stored`` [runs, numbers], which holds ``parts`` one after another."""
+        """Cut ``stored`` [runs, numbers], which holds ``parts`` one after another, into the modules' pieces."""
         shapes = [shape for part in parts for shape in self.shapes[part]]
         pieces = iter(torch.split(stored, [math.prod(shape) for shape in shapes], dim=1) if shapes else ())
         for part in parts:
@@ -102,25 +102,25 @@ class Slots(nn.Module):
         self.A, self.B, self.vectors, self.shrunk = [], {}, {}, {}
 
     def shrink(self, name: str, x: torch.Tensor, x_KTi: torch.Tensor) -> torch.Tensor:
-        """``x A^T`` [runs, tokens, R] of a module. Modules that read the same ``x`` share one product."""
+        """Return ``x A^T`` [runs, tokens, R] of a module. Modules that read the same ``x`` share one product."""
         group, place = self.groups[name]
         if group not in self.shrunk or self.shrunk[group][0] is not x:
             self.shrunk[group] = (x, torch.bmm(x_KTi, self.A[group].transpose(1, 2)))
         return self.shrunk[group][1].narrow(2, place * self.rank, self.rank)
 
     def shrink_alone(self, name: str, x_KTi: torch.Tensor) -> torch.Tensor:
-        """The same for an ``x`` that only this module sees, as after dropout."""
+        """Return the same for an ``x`` that only this module sees, as after dropout."""
         group, place = self.groups[name]
         return torch.bmm(x_KTi, self.A[group].narrow(1, place * self.rank, self.rank).transpose(1, 2))
 
 
 class PackedBlock(nn.Module):
-    """Takes a decoder layer's place, and holds what its adapted modules share."""
+    """Take a decoder layer's place, and hold what its adapted modules share."""
 
-    def __init__(self, layer: nn.Module, buckets: Sequence[Bucket], at: int, dtype: torch.dtype) -> None:
+    def __init__(self, layer: nn.Module, buckets: Sequence[Bucket], index: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.layer = layer
-        self.slots = [Slots(bucket, at) for bucket in buckets]
+        self.slots = [Slots(bucket, index) for bucket in buckets]
         self.owned = nn.ModuleList(self.slots)
         self.joints = nn.ModuleList()
         self.dtype = dtype
@@ -141,7 +141,7 @@ class PackedBlock(nn.Module):
 
 
 class FrozenLinear(nn.Module):
-    """Takes the place of a quantised linear module without an adapter, so that it too multiplies each run as alone."""
+    """Take the place of a quantised linear module without an adapter, so that it too multiplies each run as alone."""
 
     def __init__(self, base_layer: Any, frozen: Frozen, context: StepContext) -> None:
         super().__init__()
@@ -158,12 +158,12 @@ class FrozenLinear(nn.Module):
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _adapt(self, x: torch.Tensor, x_KTi: torch.Tensor, y_KTo: torch.Tensor) -> torch.Tensor:
-        """What adapters make of ``y_KTo``, the frozen product of ``x``; ``x_KTi`` is the same ``x`` run by run."""
+        """Add the adapters to ``y_KTo``, the frozen product of ``x``; ``x_KTi`` is the same ``x`` run by run."""
         return y_KTo
 
 
 class PackedLinear(FrozenLinear):
-    """Takes a linear module's place: ``y + s B A x``, then the terms of its runs: for DoRA ``m / ||W + s B A||`` times that.
+    """Take a linear module's place: ``y + s B A x``, then the terms of its runs: for DoRA ``m / ||W + s B A||`` times that.
 
     Rows are run-major: x [runs * rows, positions, in]. LoRA: Hu et al. 2021, arXiv 2106.09685, equation 3. DoRA: Liu et
     al. 2024, arXiv 2402.09353, equation 5; dropout acts on the low-rank branch alone.
@@ -172,13 +172,13 @@ class PackedLinear(FrozenLinear):
     key: torch.Tensor
 
     def __init__(
-        self, base_layer: Any, frozen: Frozen, block: PackedBlock, kind: Kind, name: str, at: int, terms: Mapping[str, Term],
+        self, base_layer: Any, frozen: Frozen, block: PackedBlock, kind: Kind, name: str, layer: int, terms: Mapping[str, Term],
         buckets: Sequence[Bucket], context: StepContext,
     ) -> None:  # fmt: skip
         super().__init__(base_layer, frozen, context)
         self.shared = block.slots  # a plain list: the block owns them
         self.kind = kind.name
-        self.terms = [[(terms[term], terms[term].held(bucket, kind, at)) for term in terms_of(bucket)] for bucket in buckets]
+        self.terms = [[(terms[term], terms[term].held(bucket, kind, layer)) for term in terms_of(bucket)] for bucket in buckets]
         self.sizes = [bucket.runs for bucket in buckets]
         self.register_buffer("key", torch.tensor(layer_key(name), device=buckets[0].values.device), persistent=False)
 
@@ -195,8 +195,8 @@ class PackedLinear(FrozenLinear):
         self, x: torch.Tensor, x_KTi: torch.Tensor, y_KTo: torch.Tensor, slots: Slots, terms: Sequence[tuple[Term, torch.Tensor]]
     ) -> torch.Tensor:
         if slots.dropout and self.training:
-            mine, context = slice(slots.first, slots.first + slots.runs), self.context
-            dropped = drop(x_KTi, slots.p, context.keys[mine], self.key, context.rows[mine], context.positions[mine])
+            runs, context = slice(slots.first, slots.first + slots.runs), self.context
+            dropped = drop(x_KTi, slots.p, context.keys[runs], self.key, context.rows[runs], context.positions[runs])
             low_KTR = slots.shrink_alone(self.kind, dropped)
         else:
             low_KTR = slots.shrink(self.kind, x, x_KTi)

@@ -1,4 +1,4 @@
-"""What a pack must know of each of its runs, and the slot each one gets."""
+"""Reduce a run's config to the numbers that a pack needs, and give each run its slot."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def held_ranks(members: Sequence[Member], multiple: int) -> list[int]:
 
 
 def slot_order(members: Sequence[Member]) -> list[int]:
-    """Indices of ``members`` in the order of their slots: the runs of a bucket stand side by side."""
+    """Order the indices of ``members`` by their slots: the runs of a bucket stand side by side."""
     return sorted(range(len(members)), key=lambda index: (members[index].bucket, index))

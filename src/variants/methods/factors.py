@@ -22,7 +22,7 @@ def _b_moved(seen: Seen) -> Verdict:
 
 
 def _rates(seen: Seen) -> frozenset[float]:
-    """How many times as fast as A B learns; a set of one where all layers agree."""
+    """Divide B's learning rates by A's; one number where all layers agree."""
     a, b = (seen.parts.get(part.name, NOTHING).rates for part in (A, B))
     return frozenset(of_b / of_a for of_b in b for of_a in a)
 

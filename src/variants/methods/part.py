@@ -47,7 +47,7 @@ M = Part("m", "lora_magnitude_vector", lambda r, out, into: (out,), None, term="
 
 @dataclass(frozen=True)
 class PartSeen:
-    """What the live checks saw of one part of a run: its tensors, how many changed since the start, how many are fp32.
+    """One part of a run, as the live checks saw it: its tensors, how many changed since the start, how many are fp32.
 
     ``rates``: the learning rates over the run's own at which the optimizer updates it; empty where it does not.
     """
@@ -60,7 +60,7 @@ class PartSeen:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the live checks saw of one run: the factors that multiplied ``B A``, and its parts by name."""
+    """One run, as the live checks saw it: the factors that multiplied ``B A``, and its parts by name."""
 
     scales: frozenset[float]
     alpha: float

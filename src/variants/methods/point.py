@@ -48,31 +48,31 @@ Point = tuple[str, ...]
 
 
 def axes(variant: VariantConfig) -> Point:
-    """The coordinates of a variant, in the order of ``AXES``."""
+    """Return the coordinates of a variant, in the order of ``AXES``."""
     return tuple(getattr(variant, axis) for axis in AXES)
 
 
 def default(axis: str) -> str:
-    """LoRA's value of an axis."""
+    """Return LoRA's value of an axis."""
     return str(getattr(VariantConfig(), axis))
 
 
 def parts_of(variant: VariantConfig) -> tuple[Part, ...]:
-    """The tensors that each adapted layer has; none for a control."""
+    """List the tensors that each adapted layer has; none for a control."""
     if variant.trains != "adapter":
         return ()
     return FACTORS[variant.factors].parts + MAGNITUDES[variant.magnitude].parts
 
 
 def all_parts() -> dict[str, Part]:
-    """Every part that some variant has, by name."""
+    """Collect every part that some variant has, by name."""
     parts = [part for factors in FACTORS.values() for part in factors.parts]
     parts += [part for magnitude in MAGNITUDES.values() for part in magnitude.parts]
     return {part.name: part for part in parts}
 
 
 def proofs_of(variant: VariantConfig) -> dict[str, Proof]:
-    """What proves that an adapter of this variant was live, by the name of the check in a record."""
+    """Return the proofs that an adapter of this variant was live, by the name of the check in a record."""
     return {
         "effective_scale": SCALINGS[variant.scaling].proof,
         "adapter_moved": FACTORS[variant.factors].proof,
@@ -81,27 +81,27 @@ def proofs_of(variant: VariantConfig) -> dict[str, Proof]:
 
 
 def merged(variant: VariantConfig, weight: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The merged weight [out, in], fp32, from ``weight``, which holds ``s B A`` already, and the adapter's parts by name."""
+    """Finish the merged weight [out, in], fp32: ``weight`` holds ``s B A`` already; ``parts`` are the adapter's, by name."""
     return MAGNITUDES[variant.magnitude].merged(weight, parts)
 
 
 def peft_options(variant: VariantConfig) -> dict[str, bool]:
-    """The options of PEFT's LoraConfig that make this variant; a scaling rule that PEFT lacks has none."""
+    """Return the options of PEFT's LoraConfig that make this variant; a scaling rule that PEFT lacks has none."""
     return {**(SCALINGS[variant.scaling].peft or {}), **MAGNITUDES[variant.magnitude].peft}
 
 
 def tags_of(variant: VariantConfig) -> tuple[str, ...]:
-    """The hub's tags for such an adapter, beside ``lora``."""
+    """Return the hub's tags for such an adapter, beside ``lora``."""
     return MAGNITUDES[variant.magnitude].tags
 
 
 def warning_onto_original(variant: VariantConfig) -> str | None:
-    """What to know of an adapter that is merged onto other base weights than those it was trained over; None for nothing."""
+    """Warn of merging such an adapter onto other base weights than those it was trained over; None where there is no need."""
     return MAGNITUDES[variant.magnitude].onto_original
 
 
 def from_peft(settings: Mapping[str, Any]) -> VariantConfig:
-    """The variant of an adapter that was saved with these settings, over a bf16 base. How its factors trained is not told."""
+    """Tell the variant of an adapter saved with these settings, over a bf16 base. How its factors trained is not known."""
 
     def asked(options: Mapping[str, bool] | None) -> bool:
         return options is not None and all(bool(settings.get(name)) == value for name, value in options.items())
