@@ -17,11 +17,12 @@ from ...model.device import Numerics
 from ...variants import counts
 from ..protocol import Step
 from ..schedule import learning_rate
-from . import exchange, head, kernels, optimizer
+from . import exchange, head, kernels, masks, optimizer
+from .decode import GreedyDecoder
 from .dropout import step_keys
 from .feed import Feed, Inputs
 from .members import member, slot_order
-from .model import PackedModel, rows_apart
+from .model import PackedModel
 from .speed import Graphs, Speed, choose_speed
 
 BUFFERS = {"parameter": "values", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
@@ -61,9 +62,9 @@ class PackedEngine:
         self.softmax = kernels.softmax_losses if self.speed.kernels else head.softmax_losses
         self.update = kernels.adamw if self.speed.kernels else optimizer.update
         if self.speed.compile:
-            self.model.compile()
-        if self.speed.cuda_graph:
-            self.model.record_decoding()
+            self.model.backbone.compile()
+        if self.speed.cuda_graph:  # eagerly, a token costs the launches of a whole forward pass
+            self.model.greedy = GreedyDecoder(self.model.backbone, len(configs), recorded=True)
         self.graphs = Graphs(self._compute, enabled=self.speed.cuda_graph)
         self._host: dict[tuple[int, str], torch.Tensor] = {}
 
@@ -75,7 +76,7 @@ class PackedEngine:
         norms = torch.empty_like(losses)
         done = []
         for step in range(first, last):
-            inputs = self.feed.at(step)
+            inputs = self.feed.inputs(step)
             rates = [learning_rate(m.train, step, self.steps) for m in self.members]
             self._place(step, rates)
             self.graphs.run(inputs.shape, self._on_device(inputs))
@@ -121,17 +122,19 @@ class PackedEngine:
         weights: torch.Tensor,
     ) -> None:  # fmt: skip
         """Forward, backward and update of one optimizer step; leaves ``loss`` and ``norm``. Shapes as in ``Inputs``."""
-        model, context = self.model, self.model.context
+        model, backbone, context = self.model, self.model.backbone, self.model.context
         for bucket in model.buckets:
             bucket.grads.zero_()
         self.loss.zero_()
-        for at in range(len(ids)):
-            context.rows, context.positions = rows[at].view(model.runs, -1), positions[at].view(model.runs, -1)
-            mask = rows_apart(rows[at], model.dtype) if self.feed.shared else None
-            hidden = model.hidden(ids[at], positions[at], mask)
+        for micro in range(len(ids)):
+            context.rows, context.positions = rows[micro].view(model.runs, -1), positions[micro].view(model.runs, -1)
+            mask = masks.rows_apart(rows[micro], backbone.dtype) if self.feed.shared else None
+            hidden = backbone.hidden(ids[micro], positions[micro], mask)
             hidden_KTd = hidden.view(model.runs, -1, hidden.shape[-1])
-            chosen = hidden_KTd.gather(1, labelled[at][..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
-            losses = head.weighted_losses(chosen, model.head_weight, targets[at].flatten(), weights[at].flatten(), self.softmax)
+            chosen = hidden_KTd.gather(1, labelled[micro][..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
+            losses = head.weighted_losses(
+                chosen, backbone.head_weight, targets[micro].flatten(), weights[micro].flatten(), self.softmax, backbone.transform
+            )
             per_run = losses.view(model.runs, -1).sum(1)
             # The sum over runs of their means: each run's gradient is that of its own loss, whatever K is.
             per_run.sum().backward()  # type: ignore[no-untyped-call]

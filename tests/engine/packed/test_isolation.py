@@ -85,7 +85,7 @@ def test_padding_leaves_no_trace_in_int8(variant: str) -> None:
     for engine in engines:
         with torch.no_grad():
             engine.network.get_input_embeddings().weight[PAD, 4:] = 0  # what is left is large once normed
-    assert [bool((engine.feed.at(0).rows < 0).any()) for engine in engines] == [False, True]
+    assert [bool((engine.feed.inputs(0).rows < 0).any()) for engine in engines] == [False, True]
     (wanted,), (found,) = (trace(engine) for engine in engines)
     # A processor adds in another order in other shapes, and a number between two 8-bit steps may then go to either: up to
     # 8e-5 were seen. With padding's columns among the outliers it is 4e-3.
