@@ -93,7 +93,7 @@ class Norms:
         model, batch = self.model, self.batch
         ratios_KLM = torch.zeros(model.runs, len(self.layers), len(self.kinds), dtype=torch.float64)
         with model.evaluating(), self._watched(ratios_KLM):
-            model.hidden(batch.input_ids.repeat(model.runs, 1))
+            model.backbone.hidden(batch.input_ids.repeat(model.runs, 1))
         return self._means(ratios_KLM)
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""Engine ``peft``: PEFT's own modules, one run at a time. The reference that other engines must equal.
+"""Train by PEFT's own modules, one run at a time: engine ``peft``, the reference that the packed engine must equal.
 
-It also trains what has no adapter: full fine-tuning, and nothing at all.
+It also trains without an adapter: full fine-tuning, and the frozen base.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class PeftEngine:
         return [{"params": parameters, "rate": rate} for rate, parameters in groups.items()]
 
     def advance(self, first: int, last: int) -> list[Step]:
-        """Steps ``first`` to ``last``, 0-based and without ``last``."""
+        """Take the steps ``first`` to ``last``, 0-based and without ``last``."""
         return [self.step(step, self._micro_batches(step)) for step in range(first, last)]
 
     def _micro_batches(self, step: int) -> list[Batch]:
@@ -63,7 +63,7 @@ class PeftEngine:
         return [collate([self.items[row] for row in rows], self.pad, self.numerics.device) for rows in batches]
 
     def step(self, step: int, micro_batches: Sequence[Batch]) -> Step:
-        """One optimizer step, 0-based, over ``micro_batches``. An update that is not finite is not applied."""
+        """Take optimizer step ``step``, 0-based, over ``micro_batches``. An update that is not finite is not applied."""
         train = self.config.train
         self.network.train()
         torch.manual_seed(hash((self.config.seed, step)) & 0x7FFF_FFFF)  # dropout depends on the seed and the step alone
@@ -78,13 +78,13 @@ class PeftEngine:
         parameters = list(self.parameters.values())
         norm = nn.utils.clip_grad_norm_(parameters, train.clip or math.inf)
         lr = learning_rate(train, step, self.steps)
-        found = Step([total.item()], [norm.item()], [lr], [sum(batch.tokens for batch in micro_batches)])
-        if math.isfinite(found.loss[0]) and math.isfinite(found.grad_norm[0]):
+        result = Step([total.item()], [norm.item()], [lr], [sum(batch.tokens for batch in micro_batches)])
+        if math.isfinite(result.loss[0]) and math.isfinite(result.grad_norm[0]):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr * group["rate"]
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return found
+        return result
 
     def _transform_gradients(self) -> None:
         """Let a method that corrects its gradients do so, one module at a time."""
@@ -102,7 +102,7 @@ class PeftEngine:
                 transform(grads, {part: p.detach()[None, None] for part, p in parts.items()}, scales)
 
     def state(self, run: int = 0) -> dict[str, torch.Tensor]:
-        """Everything a checkpoint needs: trained tensors and the optimizer's moments, by parameter name."""
+        """Collect all that a checkpoint needs: trained tensors and the optimizer's moments, by parameter name."""
         return {f"parameter/{name}": p.detach() for name, p in self.parameters.items()} | peft_optimizer.state(
             self.optimizer, self.parameters
         )
@@ -114,11 +114,11 @@ class PeftEngine:
         peft_optimizer.load_state(self.optimizer, self.parameters, tensors)
 
     def trained(self, run: int = 0) -> dict[str, torch.Tensor]:
-        """What trains, by the names of the model's parameters."""
+        """Give the trained tensors by the names of the model's parameters."""
         return {name: p.detach() for name, p in self.parameters.items()}
 
     def scales(self, run: int = 0) -> set[float]:
-        """The factors that PEFT's layers multiply ``B A`` with."""
+        """Read the scales by which PEFT's layers multiply ``B A``."""
         from peft.tuners.lora import LoraLayer
 
         layers = [module for module in self.network.modules() if isinstance(module, LoraLayer)]
@@ -146,7 +146,7 @@ class PeftEngine:
         return [all(bool(torch.isfinite(p).all()) for p in self.parameters.values())]
 
     def finish(self) -> None:
-        """Nothing is held that only training needs."""
+        """Do nothing: no memory is held that only training needs."""
 
     def save_adapter(self, run: int, config: Config, folder: Path) -> None:
         self.network.save_pretrained(folder)

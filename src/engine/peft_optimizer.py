@@ -1,7 +1,7 @@
-"""AdamW as engine peft has it: torch's, or bitsandbytes' with moments in 8 bits, and what a checkpoint needs of either.
+"""Build AdamW for engine peft, torch's or bitsandbytes' with 8-bit moments, and save and load its state.
 
-The 8-bit ones quantise both moments block by block (Dettmers et al., arXiv 2110.02861); tensors of fewer than 4,096
-numbers keep theirs in fp32. The paged one may move them to the CPU's memory, where a GPU's is short: the same numbers.
+8-bit AdamW quantises both moments block by block (Dettmers et al., arXiv 2110.02861); tensors of fewer than 4,096
+numbers keep theirs in fp32. Paged AdamW moves them to the CPU's memory where the GPU's is short: the same numbers.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def build(train: TrainConfig, groups: Sequence[Any], device: torch.device) -> to
     # On a CPU there is nothing to page, and bitsandbytes says so for every command.
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
     kinds = {"adamw_bnb_8bit": bnb.optim.AdamW8bit, "paged_adamw_8bit": bnb.optim.PagedAdamW8bit}
-    found: torch.optim.Optimizer = kinds[train.optimizer](groups, **common)
-    return found
+    optimizer: torch.optim.Optimizer = kinds[train.optimizer](groups, **common)
+    return optimizer
 
 
 def state(optimizer: torch.optim.Optimizer, parameters: Named) -> dict[str, torch.Tensor]:
-    """The moments, step counts and, in 8 bits, code books and block scales: ``kind/parameter name`` -> tensor."""
+    """Collect moments, step counts and, in 8 bits, code books and block scales: ``kind/parameter name`` -> tensor."""
     return {
         f"{kind}/{name}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
         for name, parameter in parameters.items()
@@ -42,16 +42,16 @@ def state(optimizer: torch.optim.Optimizer, parameters: Named) -> dict[str, torc
 
 
 def load_state(optimizer: Any, parameters: Named, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what ``state`` gave; a parameter that had taken no step has none."""
+    """Resume from what ``state`` gave; a parameter that had taken no step has no entry."""
     eight_bits = not isinstance(optimizer, torch.optim.AdamW)
     names = {parameter: name for name, parameter in parameters.items()}
-    for at, group in enumerate(optimizer.param_groups):
-        for place, parameter in enumerate(group["params"]):
+    for group_index, group in enumerate(optimizer.param_groups):
+        for index, parameter in enumerate(group["params"]):
             saved = {kind: tensors[key] for kind in KINDS if (key := f"{kind}/{names[parameter]}") in tensors}
             if not saved:
                 continue
             if eight_bits:
-                _fill(optimizer, group, parameter, (at, place), saved)
+                _fill(optimizer, group, parameter, (group_index, index), saved)
             else:
                 # The fused optimizer keeps its step count on the device.
                 step = saved["step"].to(parameter.device) if parameter.device.type == "cuda" else saved["step"].clone()
@@ -64,7 +64,7 @@ KINDS = ("step", "exp_avg", "exp_avg_sq", "state1", "state2", "qmap1", "qmap2", 
 
 
 def _fill(optimizer: Any, group: Any, parameter: nn.Parameter, place: tuple[int, int], saved: Mapping[str, torch.Tensor]) -> None:
-    """Into buffers that bitsandbytes makes itself: those of the paged optimizer are no ordinary memory."""
+    """Copy into buffers that bitsandbytes makes itself: those of the paged optimizer are no ordinary memory."""
     optimizer.init_state(group, parameter, *place)
     buffers = optimizer.state[parameter]
     for kind, value in saved.items():

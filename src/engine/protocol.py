@@ -1,4 +1,4 @@
-"""What the loop, the scorer and the live checks ask of an engine."""
+"""The interface of an engine, as the loop, the scorer and the live checks use it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..model.device import Numerics
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step of all runs of a pack, a value for each run.
+    """The results of one optimizer step of a pack, a value for each run.
 
     ``loss`` is the mean log-loss per target token of the step's rows, before the update. ``tokens`` is without padding.
     """
@@ -33,31 +33,31 @@ class Engine(Protocol):
     network: Any
     numerics: Numerics
     steps: int
-    speed_layers: str  # which layers of speed are on
-    chunk: int  # steps that are best asked for at once
-    fills_device: bool  # whether its steps leave a GPU no gap that another process could use
+    speed_layers: str  # the layers of speed that are on
+    chunk: int  # steps that one call of ``advance`` should take
+    fills_device: bool  # its steps leave a GPU no gap that another process could use
 
     @property
     def scored(self) -> Scored:
         """The runs' models, for scoring."""
 
     def advance(self, first: int, last: int) -> list[Step]:
-        """Steps ``first`` to ``last``, 0-based and without ``last``. An update that is not finite is not applied."""
+        """Take the steps ``first`` to ``last``, 0-based and without ``last``. Updates that are not finite are not applied."""
 
     def finite(self) -> list[bool]:
-        """Whether each run's trained numbers are."""
+        """Tell for each run if all its trained numbers are finite."""
 
     def state(self, run: int) -> dict[str, torch.Tensor]:
-        """What a run's checkpoint needs: trained tensors and AdamW's moments."""
+        """Collect what a run's checkpoint needs: trained tensors and AdamW's moments."""
 
     def load_state(self, run: int, tensors: dict[str, torch.Tensor]) -> None:
-        """The inverse of ``state``. Raises KeyError or RuntimeError where the tensors are another run's."""
+        """Resume from what ``state`` gave. Raises KeyError or RuntimeError where the tensors are another run's."""
 
     def trained(self, run: int) -> dict[str, torch.Tensor]:
-        """What trains, where it trains, without padding, by PEFT's parameter names. A step may change it: clone to keep."""
+        """Give the trained tensors by PEFT's parameter names, without padding: views, which a step changes. Clone to keep."""
 
     def scales(self, run: int) -> set[float]:
-        """The factors that really multiply ``B A``."""
+        """Read the scales that really multiply ``B A``."""
 
     def rates_of_parts(self, run: int) -> dict[str, set[float]]:
         """The learning rates over the run's own that its trained parts are updated with, by the part's name."""
@@ -66,7 +66,7 @@ class Engine(Protocol):
         """A digest of each tensor of each run's adapter, trained or not, by the part's name, in the model's order."""
 
     def finish(self) -> None:
-        """Give back what only training needs."""
+        """Give back the memory that only training needs."""
 
     def save_adapter(self, run: int, config: Config, folder: Path) -> None:
         """Write a run's adapter in PEFT's format, by PEFT's own code."""

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as one pure function of the step, so that a resumed run needs no scheduler state."""
+"""Compute the learning rate as a pure function of the step, so that a resumed run needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from ..config.schema import TrainConfig
 
 
 def learning_rate(train: TrainConfig, step: int, steps: int) -> float:
-    """The learning rate at 0-based ``step`` of ``steps``."""
-    # transformers' warm-up starts at 0, so a run of one step must not consist of it, unless that is asked for.
+    """Compute the learning rate at 0-based ``step`` of ``steps``."""
+    # transformers' warm-up starts at 0, so a run of one step must not be all warm-up, unless warmup_steps asks for it.
     share = min(math.ceil(steps * train.warmup), steps - 1)
     warmup = share if train.warmup_steps is None else train.warmup_steps
     return train.lr * lr_factor(train.schedule, step, steps, warmup)
 
 
 def lr_factor(schedule: str, step: int, steps: int, warmup: int) -> float:
-    """Factor on the peak learning rate at 0-based ``step`` of ``steps``, of which ``warmup`` are the warm-up.
+    """Compute the factor on the peak learning rate at 0-based ``step`` of ``steps``, the first ``warmup`` of them warm-up.
 
-    Linear rise over the warm-up, then constant, linear to 0, or half a cosine to 0: the same curves as
-    ``transformers.get_scheduler`` gives under the names constant_with_warmup, linear, cosine.
+    It rises linearly over the warm-up; then it is constant, falls linearly to 0, or by half a cosine to 0. The curves are
+    those of ``transformers.get_scheduler`` under the names constant_with_warmup, linear, cosine.
     """
     if step < warmup:
         return step / max(1, warmup)

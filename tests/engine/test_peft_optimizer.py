@@ -1,4 +1,4 @@
-"""The optimizers of engine peft: 8-bit moments beside AdamW's own arithmetic, and checkpoints of them."""
+"""Compare 8-bit optimizers of engine peft with AdamW's own arithmetic, and resume them from checkpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parameters() -> dict[str, nn.Parameter]:
 
 
 def advance(trained: torch.optim.Optimizer, named: dict[str, nn.Parameter], first: int, last: int) -> None:
-    """Gradients that depend on the step alone."""
+    """Advance by gradients that depend on the step alone."""
     for step in range(first, last):
         generator = torch.Generator().manual_seed(step)
         for parameter in named.values():

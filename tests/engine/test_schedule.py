@@ -1,4 +1,4 @@
-"""The learning-rate curves are transformers' own."""
+"""Compare the learning-rate curves with transformers' own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dropout whose mask is a function of (the run's seed, step, layer, row, position, feature) and of nothing else.
+"""Drop activations by a mask that is a function of (the run's seed, step, layer, row, position, feature) and nothing else.
 
 So a run drops the same entries alone or in company, at any padding, in any slot, on any device, and after a resume.
 Torch's own dropout draws from one generator in the order of calls and cannot do this.
@@ -15,7 +15,7 @@ _WORD = 0xFFFF_FFFF
 
 
 def mix(x: torch.Tensor) -> torch.Tensor:
-    """A 32-bit hash, elementwise, of int64 tensors that hold 32-bit words.
+    """Hash int64 tensors that hold 32-bit words, elementwise, to 32 bits.
 
     Two rounds of xor-shift and multiply with the constants of C. Wellons' hash prospector (public domain); both are
     below 2^31, so no product leaves 63 bits.
@@ -28,19 +28,19 @@ def mix(x: torch.Tensor) -> torch.Tensor:
 
 
 def step_keys(seeds: Sequence[int], step: int) -> torch.Tensor:
-    """One key for each run, [runs], for a 0-based step."""
+    """Make a key for each run, [runs], for a 0-based step."""
     return mix(mix(torch.tensor(list(seeds))) ^ mix(torch.tensor(step + 1)))
 
 
 def layer_key(name: str) -> int:
-    """A layer's key: a function of its name, so that it does not depend on which other layers are adapted."""
+    """Hash a layer's name to its key, so that the key does not depend on which other layers are adapted."""
     return zlib.crc32(name.encode())
 
 
 def drop(
     x: torch.Tensor, p: torch.Tensor, keys: torch.Tensor, layer: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
-    """``x`` with a share ``p`` of its entries zeroed and the others divided by ``1 - p``.
+    """Zero a share ``p`` of the entries of ``x`` and divide the others by ``1 - p``.
 
     Shapes: x [runs, tokens, features], p [runs], keys [runs], layer [], rows and positions [runs, tokens]. A row's number
     counts all rows of the run's step, so that gradient accumulation does not change a mask.

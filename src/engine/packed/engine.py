@@ -17,12 +17,13 @@ from ...model.device import Numerics
 from ...variants import counts
 from ..protocol import Step
 from ..schedule import learning_rate
-from . import exchange, head, kernels, optimizer
+from . import exchange, head, kernels, masks, optimizer
 from .buffers import Bucket
+from .decode import GreedyDecoder
 from .dropout import step_keys
 from .feed import Feed, Inputs
 from .members import member, slot_order
-from .model import PackedModel, rows_apart
+from .model import PackedModel
 from .speed import Graphs, Speed, choose_speed
 
 BUFFERS = {"parameter": "values", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
@@ -63,9 +64,9 @@ class PackedEngine:
         self.softmax = kernels.softmax_losses if self.speed.kernels else head.softmax_losses
         self.update = kernels.adamw if self.speed.kernels else optimizer.update
         if self.speed.compile:
-            self.model.compile()
-        if self.speed.cuda_graph:
-            self.model.record_decoding()
+            self.model.backbone.compile()
+        if self.speed.cuda_graph:  # eagerly, a token costs the launches of a whole forward pass
+            self.model.greedy = GreedyDecoder(self.model.backbone, len(configs), recorded=True)
         self.graphs = Graphs(self._compute, enabled=self.speed.cuda_graph)
         self._host: dict[tuple[int, str], torch.Tensor] = {}
 
@@ -77,7 +78,7 @@ class PackedEngine:
         norms = torch.empty_like(losses)
         done = []
         for step in range(first, last):
-            inputs = self.feed.at(step)
+            inputs = self.feed.inputs(step)
             rates = [learning_rate(m.train, step, self.steps) for m in self.members]
             self._place(step, rates)
             self.graphs.run(inputs.shape, self._on_device(inputs))
@@ -100,7 +101,7 @@ class PackedEngine:
         return tokens * sum(each)
 
     def _place(self, step: int, rates: list[float]) -> None:
-        """What the step reads beside its rows, written where it reads it."""
+        """Write what the step reads beside its rows to where it reads it."""
         self.rates.copy_(self._sent(torch.tensor(rates, dtype=self.rates.dtype)))
         t = step + 1
         corrections = [1 - optimizer.BETA1**t, math.sqrt(1 - optimizer.BETA2**t)]
@@ -109,8 +110,8 @@ class PackedEngine:
 
     def _on_device(self, inputs: Inputs) -> tuple[torch.Tensor, ...]:
         weights = inputs.weights.to(self.loss.dtype)
-        found = (inputs.ids, inputs.rows, inputs.positions, inputs.labelled, inputs.targets, weights)
-        return tuple(self._sent(tensor) for tensor in found)
+        tensors = (inputs.ids, inputs.rows, inputs.positions, inputs.labelled, inputs.targets, weights)
+        return tuple(self._sent(tensor) for tensor in tensors)
 
     def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
         """On the device, from pinned memory: a copy from other memory would wait for the steps before it."""
@@ -123,17 +124,19 @@ class PackedEngine:
         weights: torch.Tensor,
     ) -> None:  # fmt: skip
         """Forward, backward and update of one optimizer step; leaves ``loss`` and ``norm``. Shapes as in ``Inputs``."""
-        model, context = self.model, self.model.context
+        model, backbone, context = self.model, self.model.backbone, self.model.context
         for bucket in model.buckets:
             bucket.grads.zero_()
         self.loss.zero_()
-        for at in range(len(ids)):
-            context.rows, context.positions = rows[at].view(model.runs, -1), positions[at].view(model.runs, -1)
-            mask = rows_apart(rows[at], model.dtype) if self.feed.shared else None
-            hidden = model.hidden(ids[at], positions[at], mask)
+        for micro in range(len(ids)):
+            context.rows, context.positions = rows[micro].view(model.runs, -1), positions[micro].view(model.runs, -1)
+            mask = masks.rows_apart(rows[micro], backbone.dtype) if self.feed.shared else None
+            hidden = backbone.hidden(ids[micro], positions[micro], mask)
             hidden_KTd = hidden.view(model.runs, -1, hidden.shape[-1])
-            chosen = hidden_KTd.gather(1, labelled[at][..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
-            losses = head.weighted_losses(chosen, model.head_weight, targets[at].flatten(), weights[at].flatten(), self.softmax)
+            chosen = hidden_KTd.gather(1, labelled[micro][..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
+            losses = head.weighted_losses(
+                chosen, backbone.head_weight, targets[micro].flatten(), weights[micro].flatten(), self.softmax, backbone.transform
+            )
             per_run = losses.view(model.runs, -1).sum(1)
             # The sum over runs of their means: each run's gradient is that of its own loss, whatever K is.
             per_run.sum().backward()  # type: ignore[no-untyped-call]
@@ -170,7 +173,7 @@ class PackedEngine:
         self.model.refresh()
 
     def state(self, run: int) -> dict[str, torch.Tensor]:
-        """What a run's checkpoint needs, on the CPU: trained tensors and AdamW's moments, by PEFT's parameter names."""
+        """Copy what a run's checkpoint needs to the CPU: trained tensors and AdamW's moments, by PEFT's parameter names."""
         return {
             f"{kind}/{name}": tensor
             for kind, buffer in BUFFERS.items()
@@ -191,17 +194,17 @@ class PackedEngine:
         for kind, buffer in BUFFERS.items():
             place = getattr(bucket, buffer)[:, row]
             host = place.cpu()
-            for name, at, module in self.model.blocks.modules:
+            for name, layer, module in self.model.blocks.modules:
                 for part in bucket.parts:
                     if part.trained:
                         stored = tensors[f"{kind}/{exchange.parameter_name(name, part)}"]
-                        bucket.of_run(host, row, at, module, part.name).copy_(stored)
+                        bucket.of_run(host, row, layer, module, part.name).copy_(stored)
             place.copy_(host)
         self.model.refresh()
         self._host.clear()
 
     def trained(self, run: int) -> dict[str, torch.Tensor]:
-        """What trains of a run's adapter, fp32, by PEFT's names: views of its slot, as a pack's adapters may be gigabytes."""
+        """Name what trains of a run's adapter, fp32, as PEFT does: views of its slot, as a pack's adapters may be gigabytes."""
         bucket, row = self.model.bucket_of(run)
         return exchange.named(self.model, run, bucket.values[:, row])
 
@@ -211,7 +214,7 @@ class PackedEngine:
         return {float(bucket.scale[row])}
 
     def rates_of_parts(self, run: int) -> dict[str, set[float]]:
-        """The learning rates over the run's own that its trained parts are updated with, by the part's name."""
+        """Return the learning rates over the run's own that its trained parts are updated with, by the part's name."""
         bucket, row = self.model.bucket_of(run)
         stretches = self.stretches[self.model.buckets.index(bucket)]
         rates, end = {}, 0
@@ -223,15 +226,15 @@ class PackedEngine:
         return rates
 
     def digests(self) -> list[dict[str, list[int]]]:
-        """A sum over the bits of each tensor of each run's adapter, by the part's name, in the model's order of modules."""
-        found: list[dict[str, list[int]]] = []
+        """Sum the bits of each tensor of each run's adapter, by the part's name, in the model's order of modules."""
+        digests: list[dict[str, list[int]]] = []
         for bucket in self.model.buckets:
             parts = {part.name: self._digest(bucket, part.name) for part in bucket.parts}
-            found += [{name: rows[run] for name, rows in parts.items()} for run in range(bucket.runs)]
-        return found
+            digests += [{name: rows[run] for name, rows in parts.items()} for run in range(bucket.runs)]
+        return digests
 
     def _digest(self, bucket: Bucket, part: str) -> list[list[int]]:
-        """[runs, modules]; the device is waited for once."""
+        """Sum the bits of one part, [runs, modules]; the device is waited for once."""
         words = torch.int32 if bucket.values.element_size() == 4 else torch.int64
         sums = [
             bucket.all_layers(bucket.values, kind, part).view(words).flatten(2).sum(2, dtype=torch.int64)
@@ -241,8 +244,8 @@ class PackedEngine:
         return rows
 
     def finite(self) -> list[bool]:
-        found: list[bool] = torch.cat([torch.isfinite(b.values).all(dim=2).all(dim=0) for b in self.model.buckets]).tolist()
-        return found
+        finite: list[bool] = torch.cat([torch.isfinite(b.values).all(dim=2).all(dim=0) for b in self.model.buckets]).tolist()
+        return finite
 
     def finish(self) -> None:
         self.graphs.release()

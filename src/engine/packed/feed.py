@@ -1,7 +1,7 @@
-"""The rows of a pack's steps as tensors: token ids, where each token stands, and which carry how much of the loss.
+"""Turn the rows of a pack's steps into tensors: token ids, places of tokens, labels and their weights in the loss.
 
-Rows of uneven length are put end to end into sequences (first-fit decreasing, each run's rows by themselves), where
-that saves padding; a mask then keeps each row to itself. What is computed for a row does not depend on where it stands.
+Rows of uneven length share sequences (packed by first-fit decreasing, each run's rows by themselves) where that saves
+padding; a mask then keeps each row to itself. The results of a row do not depend on its place.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ...data.batches import Item, micro_batches
 from ...data.layout import MULTIPLE, choose, share, up
 from .members import Member
 
-SURVEYED = 128  # steps that are looked at to choose a layout
+SURVEYED = 128  # steps whose rows choose the layout
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """One optimizer step: M micro-batches, K runs, n sequences of W tokens for each run, L labelled tokens at most.
+    """The tensors of one optimizer step: M micro-batches, K runs, n sequences of W tokens a run, L labelled tokens at most.
 
     ``labelled`` index the ``n * W`` tokens of a run; ``targets`` are the tokens after them. Entries beyond a run's
     labelled tokens have weight 0. The weights of a run's step sum to 1.
@@ -38,12 +38,12 @@ class Inputs:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """What differs between two steps of a pack: sequences, their width, labelled tokens."""
+        """(sequences, tokens of each, labelled tokens): all that may differ between two steps of a pack."""
         return self.ids.shape[1], self.ids.shape[2], self.labelled.shape[2]
 
 
 class Feed:
-    """Where ``static``, steps come in very few shapes, because each shape is compiled and captured once."""
+    """Makes the inputs of each step. Where ``static``, in very few shapes, because each shape is compiled and captured once."""
 
     def __init__(self, items: Sequence[Item], pad: int, members: Sequence[Member], steps: int, static: bool) -> None:
         self.items = items
@@ -62,11 +62,12 @@ class Feed:
         self.labelled = up(max(counts), 32)
 
     def _rows(self, step: int) -> list[list[int]]:
-        """The rows of each micro-batch of each order of data: [micro-batches * orders], rows."""
+        """List the rows of each micro-batch of each order of data: [micro-batches * orders], rows."""
         orders = [micro_batches(step, self.members[0].train, len(self.items), seed) for seed in self.orders]
         return [rows for of_orders in zip(*orders, strict=True) for rows in of_orders]
 
-    def at(self, step: int) -> Inputs:
+    def inputs(self, step: int) -> Inputs:
+        """Build the inputs of a 0-based step."""
         batches = self._rows(step)
         layouts = [self._layout([len(self.items[row]) for row in rows]) for rows in batches]
         sequences, width = self._size(layouts, batches)
@@ -77,21 +78,21 @@ class Feed:
         ids, rows, positions = np.full(shape, self.pad), np.full(shape, -1), np.zeros(shape, dtype=np.int64)
         carrying = np.zeros((len(batches), labelled), dtype=np.int64)
         targets, counts = np.zeros_like(carrying), np.zeros(len(batches), dtype=np.int64)
-        for at, (batch, layout) in enumerate(zip(batches, layouts, strict=True)):
-            first_row = at // len(self.orders) * self.size
+        for index, (batch, layout) in enumerate(zip(batches, layouts, strict=True)):
+            first_row = index // len(self.orders) * self.size
             for sequence, members in enumerate(layout):
                 start = 0
                 for place in members:
                     item, tokens = self.items[batch[place]], self.ids[batch[place]]
                     end = start + len(tokens)
-                    ids[at, sequence, start:end] = tokens
-                    rows[at, sequence, start:end] = first_row + place
-                    positions[at, sequence, start:end] = np.arange(len(tokens))
-                    count, more = int(counts[at]), len(item.target)
+                    ids[index, sequence, start:end] = tokens
+                    rows[index, sequence, start:end] = first_row + place
+                    positions[index, sequence, start:end] = np.arange(len(tokens))
+                    count, more = int(counts[index]), len(item.target)
                     before = sequence * width + end - more - 1  # the token that predicts the first target
-                    carrying[at, count : count + more] = np.arange(before, before + more)
-                    targets[at, count : count + more] = tokens[-more:]
-                    counts[at] += more
+                    carrying[index, count : count + more] = np.arange(before, before + more)
+                    targets[index, count : count + more] = tokens[-more:]
+                    counts[index] += more
                     start = end
         return self._spread(ids, rows, positions, carrying, targets, counts)
 
@@ -101,7 +102,7 @@ class Feed:
         return [[place] for place in range(len(lengths))]
 
     def _size(self, layouts: list[list[list[int]]], batches: list[list[int]]) -> tuple[int, int]:
-        """(sequences, width): where shapes are static, the chosen ones unless a batch needs more."""
+        """Choose (sequences, width): where shapes are static, the layout's unless a batch needs more."""
         needed = max(len(layout) for layout in layouts)
         used = max(
             sum(len(self.items[batch[place]]) for place in members)
@@ -113,7 +114,7 @@ class Feed:
         return needed, used
 
     def _spread(self, *of_orders: np.ndarray[Any, np.dtype[np.int64]]) -> Inputs:
-        """From the orders of data to the runs."""
+        """Give each run the arrays of its order of data, and weigh its labelled tokens."""
         ids, rows, positions, carrying, targets, counts = (
             torch.from_numpy(array).unflatten(0, (self.micro_batches, len(self.orders)))[:, self.of_run] for array in of_orders
         )

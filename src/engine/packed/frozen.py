@@ -1,4 +1,4 @@
-"""The frozen product ``x W^T`` of an adapted layer, for every base precision, and the weight it multiplies with."""
+"""Multiply by the frozen weight of an adapted layer, ``x W^T``, in every base precision."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ AT_ONCE = 2**26  # inputs that evaluation rounds at once: about 1 GB of copies
 
 
 class Frozen(nn.Module):
-    """``forward(x, rows, read)``: x [runs, tokens, in] to [runs, tokens, out], without the layer's bias.
+    """A product with a frozen weight. ``forward(x, rows, read)``: x [runs, tokens, in] to [runs, tokens, out], without bias.
 
-    ``rows`` [runs, tokens] is negative where a token is padding; only LLM.int8() asks. None: no token is. ``read`` is
-    what the module was called on: modules called on one and the same tensor may share a product.
+    ``rows`` [runs, tokens] is negative at padding, None where there is none; only LLM.int8() uses it. ``read`` is the
+    tensor that the module was called on: modules called on the same tensor may share a product.
     """
 
     def forward(self, x: torch.Tensor, rows: torch.Tensor | None, read: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
 
     def dense(self) -> torch.Tensor:
-        """The weight [out, in] in the format of the products."""
+        """Give the weight [out, in] in the format of the products."""
         raise NotImplementedError
 
 
@@ -49,7 +49,7 @@ class Plain(Frozen):
 
 
 class Joint(nn.Module):
-    """The weights of modules that read one input, one under the other: a single product serves all of them."""
+    """The stacked weights of modules that read the same input: a single product serves all of them."""
 
     weight: torch.Tensor
 
@@ -82,7 +82,7 @@ class Part(Frozen):
 
 
 def join(products: Sequence[Plain]) -> list[Part]:
-    """The same products as parts of one. The weights are copied; whoever holds the old ones should take the new."""
+    """Stack the weights of ``products`` and give each as a part. The weights are copied: release the old ones."""
     joint = Joint(products)
     outs = [len(product.weight) for product in products]
     return [Part(joint, start, out) for start, out in zip(accumulate(outs, initial=0), outs, strict=False)]
@@ -119,15 +119,15 @@ class FourBit(Frozen):
         return self.packed, self.absmax, self.code, self.absmax2, self.code2, self.offset
 
     def forward(self, x: torch.Tensor, rows: torch.Tensor | None, read: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = four_bit_product(x, *self._state(), self.size[0], self.fused, self.quant_type)
-        return found
+        y: torch.Tensor = four_bit_product(x, *self._state(), self.size[0], self.fused, self.quant_type)
+        return y
 
     def dense(self) -> torch.Tensor:
         return _dense(self._state(), *self.size, self.dtype, self.fused, self.quant_type)
 
 
 class Int8(Frozen):
-    """LLM.int8(): all runs in the same products, each with the outlier columns that it has alone."""
+    """LLM.int8(): all runs share the products, each with the outlier columns that it has alone."""
 
     weight: torch.Tensor
     absmax: torch.Tensor
@@ -141,8 +141,8 @@ class Int8(Frozen):
 
     def forward(self, x: torch.Tensor, rows: torch.Tensor | None, read: torch.Tensor) -> torch.Tensor:
         if self.training and not self.rounds(x):
-            found: torch.Tensor = int8.dense_product(x, self.weight, self.absmax)
-            return found
+            y: torch.Tensor = int8.dense_product(x, self.weight, self.absmax)
+            return y
         # Rounding takes copies in 32 bits. Training counts on them; evaluation, of many more tokens, takes some runs at a time.
         at_once = len(x) if torch.is_grad_enabled() else max(1, AT_ONCE // x[0].numel())
         real = [None] * len(x) if rows is None else (rows >= 0).split(at_once)
@@ -154,7 +154,7 @@ class Int8(Frozen):
 
     @staticmethod
     def rounds(x: torch.Tensor) -> bool:
-        """Whether training rounds its inputs to 8 bits here: bitsandbytes has products of 8 bits on GPUs only."""
+        """Tell if training rounds its inputs to 8 bits: bitsandbytes has products of 8 bits on GPUs only."""
         return x.device.type != "cpu"
 
     def dense(self) -> torch.Tensor:
@@ -162,7 +162,7 @@ class Int8(Frozen):
 
 
 def frozen(layer: Any, dtype: torch.dtype, hold: bool, fused: bool) -> Frozen:
-    """The product of a base layer, which has been quantised or not.
+    """Choose the product for a base layer, quantised or not.
 
     Raises:
         ConfigError: a layer of a kind that does not pack.
@@ -233,8 +233,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    found = four_bit_product_backward(grad.contiguous(), *ctx.saved_tensors, ctx.in_features, ctx.fused, ctx.quant_type)
-    return found, *[None] * 9
+    grad_x = four_bit_product_backward(grad.contiguous(), *ctx.saved_tensors, ctx.in_features, ctx.fused, ctx.quant_type)
+    return grad_x, *[None] * 9
 
 
 four_bit_product.register_autograd(_backward, setup_context=_save)

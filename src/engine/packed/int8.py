@@ -1,8 +1,8 @@
-"""LLM.int8() for K runs at once, each with its own outlier columns (Dettmers et al. 2022, arXiv 2208.07339, section 3.2).
+"""Multiply by an LLM.int8() weight for K runs at once, each with its own outlier columns.
 
-bitsandbytes picks the columns that hold outliers, which waits for the device and leaves a product of another size each
-time. Here those columns stay in place, zero in the 8-bit factor and alone in a 16-bit one: the same sums in fixed shapes,
-so that runs share the products and a step can be compiled and recorded.
+Source: Dettmers et al. 2022, arXiv 2208.07339, section 3.2. bitsandbytes gathers the outlier columns, which waits for the
+device and makes a product of another size each time. Here they stay in place, zero in the 8-bit factor and alone in a
+16-bit one: the same sums in fixed shapes, so that runs share the products and a step can be compiled and recorded.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import torch.nn.functional as F
 
 @torch.no_grad()
 def split(x: torch.Tensor, real: torch.Tensor | None, threshold: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(8-bit factor [runs, tokens, in], its absmax fp32 [runs, tokens], what stays in the format of x [runs, tokens, in]).
+    """Split ``x`` into its 8-bit part and its outlier columns.
 
-    ``real`` [runs, tokens] is false where a token is padding, which makes no column an outlier; None: all are. A column
-    is one for a run if any of its tokens reaches ``threshold`` in it.
+    Returns the 8-bit factor [runs, tokens, in], its absmax fp32 [runs, tokens], and the outlier columns in the format of
+    x [runs, tokens, in], zero elsewhere. A column is an outlier of a run if any of the run's tokens reaches ``threshold``
+    in it. ``real`` [runs, tokens] is false at padding, which makes no column an outlier; None: there is no padding.
     """
     halves = x.half()  # what bitsandbytes compares and rounds
     large = halves.abs() >= threshold
@@ -33,7 +34,7 @@ def split(x: torch.Tensor, real: torch.Tensor | None, threshold: float) -> tuple
 
 
 def dense(weight: torch.Tensor, absmax: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The dequantised weight [out, in]."""
+    """Dequantise the weight [out, in]."""
     return (weight.float() * (absmax / 127)[:, None]).to(dtype)
 
 
@@ -42,7 +43,7 @@ def dense(weight: torch.Tensor, absmax: torch.Tensor, dtype: torch.dtype) -> tor
 def product(
     x: torch.Tensor, rounded: torch.Tensor, scales: torch.Tensor, kept: torch.Tensor, weight: torch.Tensor, absmax: torch.Tensor
 ) -> torch.Tensor:
-    """``x W^T`` from what ``split`` made of x; x itself only takes the gradient, which is that of the dense product."""
+    """Compute ``x W^T`` from the parts of ``split``; x itself only takes the gradient, which is that of the dense product."""
     import bitsandbytes  # noqa: F401  # registers the operator
 
     scaled_mm = torch.ops.bitsandbytes.int8_scaled_mm.default
@@ -58,7 +59,7 @@ def _(x, rounded, scales, kept, weight, absmax):  # type: ignore[no-untyped-def]
 
 @torch.library.custom_op("lora_assay::int8_dense_product", mutates_args=())
 def dense_product(x: torch.Tensor, weight: torch.Tensor, absmax: torch.Tensor) -> torch.Tensor:
-    """``x W^T`` with the dequantised weight: how bitsandbytes trains where it has no 8-bit products, on a CPU."""
+    """Compute ``x W^T`` with the dequantised weight, as bitsandbytes trains where it has no 8-bit products, on a CPU."""
     return F.linear(x, dense(weight, absmax, x.dtype))
 
 

@@ -1,4 +1,4 @@
-"""The layers of speed: which are on, and one CUDA graph over a whole optimizer step."""
+"""Choose the layers of speed, and record a whole optimizer step as one CUDA graph."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from ...files.errors import ConfigError
 from ...model.device import Numerics
 from . import kernels
 
-# Compiling takes 4 to 8 s where the compiler's processes are up, and takes a third to a half off each step on an H100; less work
-# than this is done before that pays (benchmarks/LOG.md, seventh session).
+# Compiling costs 4 to 8 s once the compiler's processes are up, and saves a third to a half of each step on an H100. Less
+# work than this ends before that pays (benchmarks/LOG.md, seventh session).
 COMPILED_FROM = 1.2e15  # FLOPs of the whole training
-EAGER_STEPS = 2  # real steps before a shape is captured: they compile, tune and allocate
+EAGER_STEPS = 2  # real steps before a shape is recorded: they compile, tune and allocate
 
 
 @dataclass(frozen=True)
 class Speed:
+    """The layers of speed that are on."""
+
     compile: bool
     cuda_graph: bool
     kernels: bool
@@ -29,7 +31,7 @@ class Speed:
 
 
 def choose_speed(config: Config, numerics: Numerics, work: float) -> Speed:
-    """What ``pack.*`` asks for, and where it is silent, all that works here and pays; ``work`` is the training's FLOPs.
+    """Turn on what ``pack.*`` asks for and, where it is silent, all that works here and pays; ``work`` is in FLOPs.
 
     Raises:
         ConfigError: something was asked for that cannot work here.
@@ -45,7 +47,7 @@ def choose_speed(config: Config, numerics: Numerics, work: float) -> Speed:
 
 
 def prepare_to_compile(config: Config, numerics: Numerics) -> None:
-    """Where compiling is possible, start the compiler's processes: they take as long to come up as a model to load."""
+    """Start the compiler's processes where compiling is possible: they take as long to come up as a model to load."""
     if numerics.device.type != "cuda" or config.pack.compile is False:
         return
     from torch._inductor.async_compile import AsyncCompile
@@ -80,7 +82,7 @@ class Graphs:
         graph.replay()
 
     def _aside(self, inputs: tuple[torch.Tensor, ...]) -> None:
-        """A real step on the stream that recording will use, so that lazily made handles exist by then."""
+        """Run a real step on the stream that recording will use, so that lazily made handles exist by then."""
         assert self.stream is not None
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
@@ -93,12 +95,13 @@ class Graphs:
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
         pool = next((g.pool() for g, _ in self.recorded.values()), None)
-        # Other threads of the process may use the device meanwhile: what they do is none of this recording.
+        # Other threads of the process may use the device meanwhile; their work stays out of the recording.
         with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
             self.function(*held)
         self.recorded[shape] = (graph, held)
 
     def release(self) -> None:
+        """Drop all recordings and give back their memory."""
         self.recorded.clear()
         self.seen.clear()
         if self.enabled:

@@ -1,4 +1,4 @@
-"""Decoding in place: the tokens of transformers' ``generate``, also where only what a CUDA graph would keep is repeated."""
+"""Compare decoding in place with transformers' ``generate``, also when only the operators of a CUDA graph are repeated."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from src.data.batches import Item
-from src.engine.packed.decode import LOOK, SLOTS, GreedyDecoder, prompt_mask
+from src.engine.packed.decode import LOOK, SLOTS, GreedyDecoder
 from src.engine.packed.engine import PackedEngine
+from src.engine.packed.masks import prompts
 from src.measure.scorer import Scorer
 from tests.engine.packed.conftest import EOS, PAD, config_of, moved, pack_of, rows
 
@@ -24,7 +25,7 @@ NO_TOKEN = 1000  # beyond the tiny model's vocabulary: nothing ends
 
 
 def trained_pack(variants: Sequence[str], *overrides: str) -> PackedEngine:
-    configs = [config_of(name, f"seed={at}", f"lora.r={3 + 2 * at}", *overrides) for at, name in enumerate(variants)]
+    configs = [config_of(name, f"seed={index}", f"lora.r={3 + 2 * index}", *overrides) for index, name in enumerate(variants)]
     pack = pack_of(configs)
     for run in range(len(configs)):
         pack.load_state(run, moved(pack.state(run), seed=run))
@@ -43,14 +44,14 @@ def answers(pack: PackedEngine, size: int, new: int, eos: int = EOS, items: Sequ
 
 def in_place(pack: PackedEngine) -> GreedyDecoder:
     """Let the pack decode by its own code, eagerly."""
-    pack.model.greedy = GreedyDecoder(pack.model, recorded=False)
+    pack.model.greedy = GreedyDecoder(pack.model.backbone, pack.model.runs, recorded=False)
     return pack.model.greedy
 
 
-def token_within(found: list[list[list[int]]]) -> int:
-    """A token that ends many of these answers in their middle, but not all."""
-    within = Counter(token for one_run in found for answer in one_run for token in set(answer[1:-1]))
-    total = sum(map(len, found))
+def token_within(results: list[list[list[int]]]) -> int:
+    """Choose a token that ends many of these answers in their middle, but not all."""
+    within = Counter(token for one_run in results for answer in one_run for token in set(answer[1:-1]))
+    total = sum(map(len, results))
     return next(token for token, count in within.most_common() if count < total)
 
 
@@ -90,11 +91,11 @@ def test_a_row_that_ended_holds_padding() -> None:
             pack.model.greedy = None
             wanted = pack.model.generate(ids, mask, max_new_tokens=40, pad_token_id=PAD, eos_token_id=eos)
             in_place(pack)
-            found = pack.model.generate(ids, mask, max_new_tokens=40, pad_token_id=PAD, eos_token_id=eos)
+            tokens = pack.model.generate(ids, mask, max_new_tokens=40, pad_token_id=PAD, eos_token_id=eos)
             made = wanted.shape[2]
-            assert found.shape == (3, 2, min(40, -(-made // LOOK) * LOOK))
-            assert torch.equal(found[..., :made], wanted)
-            assert bool((found[..., made:] == PAD).all())
+            assert tokens.shape == (3, 2, min(40, -(-made // LOOK) * LOOK))
+            assert torch.equal(tokens[..., :made], wanted)
+            assert bool((tokens[..., made:] == PAD).all())
 
 
 def test_decoding_stops_once_all_rows_have_ended() -> None:
@@ -104,18 +105,19 @@ def test_decoding_stops_once_all_rows_have_ended() -> None:
     with pack.model.evaluating():
         free = pack.model.generate(ids, mask, max_new_tokens=30, pad_token_id=PAD, eos_token_id=NO_TOKEN)
         first = int(free[0, 0, 0])
-        found = pack.model.generate(ids, mask, max_new_tokens=30, pad_token_id=PAD, eos_token_id=first)
+        tokens = pack.model.generate(ids, mask, max_new_tokens=30, pad_token_id=PAD, eos_token_id=first)
     assert free.shape == (1, 1, 30)
-    assert found.tolist() == [[[first] + [PAD] * (LOOK - 1)]]
+    assert tokens.tolist() == [[[first] + [PAD] * (LOOK - 1)]]
 
 
 def test_an_evaluation_that_fails_gives_back_what_it_held() -> None:
-    greedy = in_place(trained_pack(["lora"]))
+    pack = trained_pack(["lora"])
+    greedy = in_place(pack)
     ids, mask = left_padded([ITEMS[0].prompt])
-    with pytest.raises(MemoryError), greedy.model.evaluating():
+    with pytest.raises(MemoryError), pack.model.evaluating():
         greedy.generate(ids, mask, 2, PAD, EOS)
         raise MemoryError
-    assert greedy.held is None and greedy.model.network.training
+    assert greedy.held is None and pack.model.network.training
 
 
 class Replayed(TorchDispatchMode):
@@ -177,9 +179,10 @@ def test_a_recorded_step_serves_all_tokens_of_all_batches_that_fit(variants: lis
 
 def test_what_is_held_never_shrinks() -> None:
     """A batch with more rows but fewer tokens than the one before would otherwise be followed by one that does not fit."""
-    greedy = in_place(trained_pack(["lora"]))
+    pack = trained_pack(["lora"])
+    greedy = in_place(pack)
     shapes = []
-    with greedy.model.evaluating():
+    with pack.model.evaluating():
         for count, length, new in ((2, 40, 4), (3, 5, 4), (1, 60, 4), (1, 61, 4), (3, 70, 4)):
             ids, mask = left_padded([[7] * length] * count)
             assert greedy.generate(ids, mask, new, PAD, EOS).shape == (1, count, new)
@@ -189,9 +192,10 @@ def test_what_is_held_never_shrinks() -> None:
 
 
 def test_numbers_that_are_not_finite_do_not_outlive_their_batch() -> None:
-    greedy = in_place(trained_pack(["lora", "dora"]))
+    pack = trained_pack(["lora", "dora"])
+    greedy = in_place(pack)
     ids, mask = left_padded([item.prompt for item in ITEMS[:4]])
-    with greedy.model.evaluating():
+    with pack.model.evaluating():
         wanted = greedy.generate(ids, mask, 6, PAD, EOS)
         assert greedy.held is not None
         greedy.held.cache.keys.fill_(torch.nan)
@@ -202,13 +206,13 @@ def test_numbers_that_are_not_finite_do_not_outlive_their_batch() -> None:
 def test_what_exceeds_the_sliding_window_is_left_to_transformers() -> None:
     """Transformers lets the first tokens of such a sequence go, and the buffers here would not."""
     pack = trained_pack(["lora"], MISTRAL)
-    pack.model.decoder.config.sliding_window = 16
+    pack.model.backbone.config.sliding_window = 16
     greedy = in_place(pack)
     with pack.model.evaluating():
         for length, own in ((4, True), (5, False)):
             ids, mask = left_padded([list(range(50, 50 + length))])
-            found = pack.model.generate(ids, mask, max_new_tokens=12, pad_token_id=PAD, eos_token_id=NO_TOKEN)
-            assert found.shape == (1, 1, 12)
+            tokens = pack.model.generate(ids, mask, max_new_tokens=12, pad_token_id=PAD, eos_token_id=NO_TOKEN)
+            assert tokens.shape == (1, 1, 12)
             assert (greedy.held is not None) == own
             greedy.release()
 
@@ -219,7 +223,7 @@ def test_the_mask_of_two_prompts() -> None:
         [[1, 0, 0], [1, 1, 0], [1, 1, 1]],
         [[1, 0, 0], [0, 1, 0], [0, 0, 1]],  # padding sees itself alone, and nobody sees it
     ]
-    mask = prompt_mask(real, torch.bfloat16)
+    mask = prompts(real, torch.bfloat16)
     assert mask.dtype == torch.bfloat16
     assert torch.equal(mask[:, 0] == 0, torch.tensor(seen).bool())
     assert bool((mask[:, 0][~torch.tensor(seen).bool()] == -torch.inf).all())

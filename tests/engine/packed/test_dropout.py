@@ -1,4 +1,4 @@
-"""The dropout mask: what it depends on, what it does not, and that it is random enough."""
+"""Check the dropout mask: its dependence on each key, its independence of the rest, its randomness."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIGMAS = 5.0  # a true test fails once in 1.7 million
 
 
 def grid(rows: range, positions: int, runs: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """The numbers of the rows and places in them of each token, both [runs, tokens]."""
+    """Number the row of each token and its place in it, both [runs, tokens]."""
     row, position = torch.tensor(rows).repeat_interleave(positions), torch.arange(positions).repeat(len(rows))
     return row.expand(runs, -1), position.expand(runs, -1)
 
@@ -24,11 +24,11 @@ def kept(
     seeds: list[int], step: int = 0, layer: str = "model.layers.0.self_attn.q_proj", p: float = 0.5, rows: range = range(ROWS),
     positions: int = POSITIONS, features: int = FEATURES,
 ) -> torch.Tensor:  # fmt: skip
-    """Which entries of [runs, rows, positions, features] survive."""
-    at = grid(rows, positions, len(seeds))
+    """Mark the entries of [runs, rows, positions, features] that survive."""
+    places = grid(rows, positions, len(seeds))
     x = torch.ones(len(seeds), len(rows) * positions, features)
-    found = drop(x, torch.full((len(seeds),), p), step_keys(seeds, step), torch.tensor(layer_key(layer)), *at)
-    return found.view(len(seeds), len(rows), positions, features) != 0
+    y = drop(x, torch.full((len(seeds),), p), step_keys(seeds, step), torch.tensor(layer_key(layer)), *places)
+    return y.view(len(seeds), len(rows), positions, features) != 0
 
 
 def correlation(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -57,11 +57,11 @@ def test_a_mask_follows_its_tokens_wherever_they_stand() -> None:
 @pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
 def test_the_rate_is_p_and_the_rest_is_scaled(p: float) -> None:
     x = torch.randn(2, ROWS * POSITIONS, FEATURES, generator=torch.Generator().manual_seed(1)).abs() + 0.1
-    found = drop(x, torch.tensor([p, 0.0]), step_keys([3, 3], 4), torch.tensor(9), *grid(range(ROWS), POSITIONS, 2))
-    dropped = found[0] == 0
+    y = drop(x, torch.tensor([p, 0.0]), step_keys([3, 3], 4), torch.tensor(9), *grid(range(ROWS), POSITIONS, 2))
+    dropped = y[0] == 0
     assert abs(float(dropped.double().mean()) - p) <= SIGMAS * math.sqrt(p * (1 - p) / dropped.numel())
-    torch.testing.assert_close(found[0][~dropped], x[0][~dropped] / (1 - p), rtol=1e-6, atol=0)
-    assert torch.equal(found[1], x[1])
+    torch.testing.assert_close(y[0][~dropped], x[0][~dropped] / (1 - p), rtol=1e-6, atol=0)
+    assert torch.equal(y[1], x[1])
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3], ids=["rows", "positions", "features"])
@@ -86,15 +86,15 @@ def test_masks_are_independent(p: float) -> None:
         "module": kept([0], layer="model.layers.0.self_attn.k_proj", p=p)[0],
         **{f"dimension {dim}": mask.roll(1, dim) for dim in range(3)},
     }
-    found = {name: correlation(mask, other) * math.sqrt(mask.numel()) for name, other in others.items()}
-    assert {name: value for name, value in found.items() if abs(value) > SIGMAS} == {}
+    correlations = {name: correlation(mask, other) * math.sqrt(mask.numel()) for name, other in others.items()}
+    assert {name: value for name, value in correlations.items() if abs(value) > SIGMAS} == {}
 
 
 def test_the_mean_over_masks_is_the_input() -> None:
     count = 4000
     x = torch.linspace(-2, 2, 24).view(1, 3, 8).expand(count, -1, -1)
-    found = drop(x, torch.full((count,), 0.3), step_keys(list(range(count)), 2), torch.tensor(1), *grid(range(1), 3, count))
-    error = (found.mean(0) - x[0]).abs()
+    y = drop(x, torch.full((count,), 0.3), step_keys(list(range(count)), 2), torch.tensor(1), *grid(range(1), 3, count))
+    error = (y.mean(0) - x[0]).abs()
     assert (error <= SIGMAS * x[0].abs() * math.sqrt(0.3 / 0.7 / count) + 1e-6).all() and error.max() > 0
 
 
@@ -135,5 +135,5 @@ def test_no_dropout_in_evaluation() -> None:
     pack.load_state(1, {name: tensor.clone() for name, tensor in state.items()})
     ids = torch.arange(3, 23)[None].repeat(2, 1)
     with pack.model.evaluating():
-        first, second = pack.model.hidden(ids)
+        first, second = pack.model.backbone.hidden(ids)
     assert torch.equal(first, second)

@@ -1,4 +1,4 @@
-"""Losses and continuations of a pack's runs: those of each run alone, and stock PEFT's."""
+"""Compare losses and continuations of a pack's runs with those of each run alone and with stock PEFT's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ NEW_TOKENS = 8
 
 
 def configs_of(variants: list[str]) -> list[Config]:
-    return [config_of(name, f"seed={at}", f"lora.r={3 + 2 * at}", "lora.dropout=0.3") for at, name in enumerate(variants)]
+    return [
+        config_of(name, f"seed={index}", f"lora.r={3 + 2 * index}", "lora.dropout=0.3") for index, name in enumerate(variants)
+    ]
 
 
 def random_pack(configs: list[Config], seeds: list[int]) -> PackedEngine:

@@ -1,4 +1,4 @@
-"""What a step's tensors hold: every row once, each token's place, its target and its weight."""
+"""Check a step's tensors: every row once, each token's place, its target and its weight."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 
 from src.data.batches import IGNORE, Item, collate, rows_at
 from src.engine.packed.feed import Feed, Inputs, share
+from src.engine.packed.masks import rows_apart
 from src.engine.packed.members import Member, member
-from src.engine.packed.model import rows_apart
 from tests.engine.packed.conftest import CPU, PAD, config_of, rows
 
 STEPS = 12
@@ -30,23 +30,23 @@ def feed_of(items: list[Item], static: bool, *seeds: int) -> Feed:
 
 
 def unpacked(inputs: Inputs, micro: int, run: int, runs: int) -> dict[int, list[tuple[int, int, int | None, float]]]:
-    """The rows of a run in a micro-batch: (place in the row, token, target, weight) of each token, in order."""
+    """Read back the rows of a run in a micro-batch: (place in the row, token, target, weight) of each token, in order."""
     ids, of_row, positions = (t[micro].view(runs, -1)[run].tolist() for t in (inputs.ids, inputs.rows, inputs.positions))
     carried = {
-        at: (target, weight)
-        for at, target, weight in zip(
+        index: (target, weight)
+        for index, target, weight in zip(
             *(t[micro, run].tolist() for t in (inputs.labelled, inputs.targets, inputs.weights)), strict=True
         )
         if weight > 0
     }
-    found: dict[int, list[tuple[int, int, int | None, float]]] = {}
-    for at, (token, row, position) in enumerate(zip(ids, of_row, positions, strict=True)):
+    tokens_of_row: dict[int, list[tuple[int, int, int | None, float]]] = {}
+    for index, (token, row, position) in enumerate(zip(ids, of_row, positions, strict=True)):
         if row >= 0:
-            found.setdefault(row, []).append((position, token, *carried.pop(at, (None, 0.0))))
+            tokens_of_row.setdefault(row, []).append((position, token, *carried.pop(index, (None, 0.0))))
         else:
             assert token == PAD
     assert not carried  # padding carries no loss
-    return found
+    return tokens_of_row
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -56,15 +56,15 @@ def test_a_step_holds_the_rows_of_its_runs(layout: str, static: bool) -> None:
     items, seeds = LAYOUTS[layout], (0, 3, 0)
     feed = feed_of(items, static, *seeds)
     for step in range(STEPS):
-        inputs = feed.at(step)
+        inputs = feed.inputs(step)
         for run, seed in enumerate(seeds):
             order = rows_at(step * SIZE * ACCUM, SIZE * ACCUM, len(items), seed)
             whole = collate([items[row] for row in order], PAD, CPU)
             assert inputs.tokens[run] == whole.tokens
             for micro in range(ACCUM):
-                found = unpacked(inputs, micro, run, len(seeds))
-                assert sorted(found) == list(range(micro * SIZE, (micro + 1) * SIZE))
-                for row, tokens in found.items():
+                tokens_of_row = unpacked(inputs, micro, run, len(seeds))
+                assert sorted(tokens_of_row) == list(range(micro * SIZE, (micro + 1) * SIZE))
+                for row, tokens in tokens_of_row.items():
                     length = len(items[order[row]])
                     assert [place for place, *_ in tokens] == list(range(length))
                     assert [token for _, token, *_ in tokens] == whole.input_ids[row, :length].tolist()
@@ -78,18 +78,18 @@ def test_rows_share_sequences_where_that_saves_padding() -> None:
     """One row for each sequence, rows of 2 to 46 tokens would take four times 48."""
     shared, apart = feed_of(LAYOUTS["uneven"], True, 0), feed_of(LAYOUTS["even"], True, 0)
     assert shared.shared and not apart.shared
-    assert max(shared.at(step).ids[0].numel() for step in range(STEPS)) <= 0.85 * SIZE * 48
-    assert apart.at(0).ids[0].shape == (SIZE, 32)
+    assert max(shared.inputs(step).ids[0].numel() for step in range(STEPS)) <= 0.85 * SIZE * 48
+    assert apart.inputs(0).ids[0].shape == (SIZE, 32)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_static_steps_have_few_shapes(layout: str) -> None:
     """The rows of the first steps choose the shape; over 200 steps, nine in ten have it."""
     feed = feed_of(LAYOUTS[layout], True, 0, 1, 2)
-    shapes = [feed.at(step).shape for step in range(200)]
+    shapes = [feed.inputs(step).shape for step in range(200)]
     assert max(shapes.count(shape) for shape in set(shapes)) >= 180
     assert len(set(shapes)) <= 4
-    assert feed.at(0).ids.shape[2] % 16 == 0 and feed.at(0).labelled.shape[2] % 32 == 0
+    assert feed.inputs(0).ids.shape[2] % 16 == 0 and feed.inputs(0).labelled.shape[2] % 32 == 0
 
 
 def test_a_batch_that_needs_more_room_than_was_foreseen_gets_it() -> None:
@@ -97,11 +97,11 @@ def test_a_batch_that_needs_more_room_than_was_foreseen_gets_it() -> None:
     items = [*rows(30, (2, 6), (1, 3)), *rows(1, (60, 60), (70, 70), seed=1)]
     late = next(seed for seed in range(100) if 30 in rows_at(24, 8, 31, seed))
     feed = Feed(items, PAD, members(late), 3, static=True)
-    usual, needed = feed.at(0), feed.at(3)
+    usual, needed = feed.inputs(0), feed.inputs(3)
     assert usual.labelled.shape[2] == 32 and needed.labelled.shape[2] == 96
     assert needed.ids.shape[2] > usual.ids.shape[2] and needed.ids.shape[2] % 16 == 0
-    found = {row: tokens for micro in range(ACCUM) for row, tokens in unpacked(needed, micro, 0, 1).items()}
-    longest = max(found.values(), key=len)
+    tokens_of_row = {row: tokens for micro in range(ACCUM) for row, tokens in unpacked(needed, micro, 0, 1).items()}
+    longest = max(tokens_of_row.values(), key=len)
     assert [token for _, token, *_ in longest] == items[30].prompt + items[30].target
     assert sum(target is not None for *_, target, _ in longest) == 71
     assert float(needed.weights.sum()) == pytest.approx(1, abs=1e-12)

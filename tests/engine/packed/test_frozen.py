@@ -1,4 +1,4 @@
-"""The product over a 4-bit base: what bitsandbytes dequantises, and FP4's table by hand."""
+"""Compare the product over a 4-bit base with bitsandbytes' dequantised weight, and FP4's table with one by hand."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_fp4_by_hand() -> None:
     weight = torch.stack([row, row * 5])
     torch.testing.assert_close(FourBit(layer_of(weight, "fp4", False), torch.float32, False).dense(), weight, rtol=2e-7, atol=0)
     weight[:, 1], weight[:, 2] = weight[:, 7] * 5.2 / 12, weight[:, 7] * 0.9 / 12  # to 6 and to 1/16: from 1.03 it would be 2
-    found = FourBit(layer_of(weight, "fp4", False), torch.float32, False).dense()
-    torch.testing.assert_close(found[:, 1:3], weight[:, 7:8] * torch.tensor([[6, 1 / 16]]) / 12, rtol=2e-7, atol=0)
+    dense = FourBit(layer_of(weight, "fp4", False), torch.float32, False).dense()
+    torch.testing.assert_close(dense[:, 1:3], weight[:, 7:8] * torch.tensor([[6, 1 / 16]]) / 12, rtol=2e-7, atol=0)
 
 
 @pytest.mark.parametrize("precision", ["nf4", "fp4"])

@@ -1,6 +1,8 @@
-"""The loss over labelled tokens against ``F.cross_entropy``."""
+"""Compare the loss over labelled tokens with ``F.cross_entropy``."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -31,12 +33,38 @@ def test_values_and_gradients(chunk: int, monkeypatch: pytest.MonkeyPatch) -> No
     """Also where the losses are weighted again on their way to the sum, as a sum over runs may do."""
     monkeypatch.setattr(head, "CHUNK", chunk)
     hidden, weight, targets, weights = inputs(torch.float64)
-    found, wanted = head.weighted_losses(hidden, weight, targets, weights), reference(hidden, weight, targets, weights)
-    torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-14)
+    losses, wanted = head.weighted_losses(hidden, weight, targets, weights), reference(hidden, weight, targets, weights)
+    torch.testing.assert_close(losses, wanted, rtol=1e-13, atol=1e-14)
     outer = torch.linspace(-1, 2, ROWS, dtype=torch.float64)
-    (mine,), (theirs,) = (torch.autograd.grad(losses @ outer, hidden) for losses in (found, wanted))
-    torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
-    assert not mine[[2, 7]].any() and mine[[0, 1]].all()
+    (gradient,), (expected,) = (torch.autograd.grad(part @ outer, hidden) for part in (losses, wanted))
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
+    assert not gradient[[2, 7]].any() and gradient[[0, 1]].all()
+
+
+def softmax_in_place(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As a kernel does it: the gradient takes the logits' place, unseen by autograd."""
+    losses, gradient = head.softmax_losses(logits, targets, weights)
+    logits.data.copy_(gradient)
+    return losses, logits
+
+
+@pytest.mark.parametrize("softmax", [head.softmax_losses, softmax_in_place])
+@pytest.mark.parametrize("chunk", [3, 4096])
+@pytest.mark.parametrize(
+    "transform",
+    [lambda z: z / 4, lambda z: 2 * torch.tanh(z / 2), torch.tanh, lambda z: z],
+    ids=["scale", "soft cap", "ends in tanh", "bare"],
+)
+def test_a_head_that_changes_its_products(transform: Any, chunk: int, softmax: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against autograd; ``tanh`` keeps its result for its gradient, so that nothing may take its place."""
+    monkeypatch.setattr(head, "CHUNK", chunk)
+    hidden, weight, targets, weights = inputs(torch.float64)
+    losses = head.weighted_losses(hidden, weight, targets, weights, softmax, transform)
+    wanted = weights * F.cross_entropy(transform(hidden @ weight.t()), targets, reduction="none")
+    torch.testing.assert_close(losses, wanted, rtol=1e-13, atol=1e-14)
+    outer = torch.linspace(-1, 2, ROWS, dtype=torch.float64)
+    (gradient,), (expected,) = (torch.autograd.grad(part @ outer, hidden) for part in (losses, wanted))
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_the_gradient_numerically() -> None:
@@ -46,10 +74,10 @@ def test_the_gradient_numerically() -> None:
 
 def test_16_bit_logits_are_widened_before_the_softmax() -> None:
     hidden, weight, targets, weights = inputs(torch.bfloat16)
-    found = head.weighted_losses(hidden, weight, targets, weights)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), reference(hidden, weight, targets, weights), rtol=1e-6, atol=1e-7)
-    (gradient,) = torch.autograd.grad(found.sum(), hidden)
+    losses = head.weighted_losses(hidden, weight, targets, weights)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses.double(), reference(hidden, weight, targets, weights), rtol=1e-6, atol=1e-7)
+    (gradient,) = torch.autograd.grad(losses.sum(), hidden)
     exact = hidden.detach().double().requires_grad_()
     (wanted,) = torch.autograd.grad(reference(exact, weight.double(), targets, weights).sum(), exact)
     assert gradient.dtype == torch.bfloat16
@@ -59,9 +87,9 @@ def test_16_bit_logits_are_widened_before_the_softmax() -> None:
 def test_logits_far_apart_overflow_nothing() -> None:
     hidden = torch.tensor([[300.0], [-300.0]], requires_grad=True)
     weight = torch.tensor([[1.0], [0.0], [-1.0]])
-    found = head.weighted_losses(hidden, weight, torch.tensor([0, 0]), torch.ones(2))
-    (gradient,) = torch.autograd.grad(found.sum(), hidden)
-    assert found.tolist() == [0, 600] and gradient.tolist() == [[0], [-2]]
+    losses = head.weighted_losses(hidden, weight, torch.tensor([0, 0]), torch.ones(2))
+    (gradient,) = torch.autograd.grad(losses.sum(), hidden)
+    assert losses.tolist() == [0, 600] and gradient.tolist() == [[0], [-2]]
 
 
 def test_a_row_that_is_not_finite_keeps_to_itself() -> None:
@@ -69,15 +97,15 @@ def test_a_row_that_is_not_finite_keeps_to_itself() -> None:
     spoilt = hidden.detach().clone()
     spoilt[4] = torch.nan
     spoilt.requires_grad_()
-    wanted, found = (head.weighted_losses(h, weight, targets, weights) for h in (hidden, spoilt))
+    wanted, losses = (head.weighted_losses(h, weight, targets, weights) for h in (hidden, spoilt))
     others = [row for row in range(ROWS) if row != 4]
-    (mine,), (theirs,) = torch.autograd.grad(found.sum(), spoilt), torch.autograd.grad(wanted.sum(), hidden)
-    assert found[4].isnan() and mine[4].isnan().all()
-    assert torch.equal(found[others], wanted[others]) and torch.equal(mine[others], theirs[others])
+    (gradient,), (expected,) = torch.autograd.grad(losses.sum(), spoilt), torch.autograd.grad(wanted.sum(), hidden)
+    assert losses[4].isnan() and gradient[4].isnan().all()
+    assert torch.equal(losses[others], wanted[others]) and torch.equal(gradient[others], expected[others])
 
 
 def test_losses_of_an_evaluation() -> None:
     hidden, weight, targets, _ = inputs(torch.float32)
-    found = head.losses(hidden.detach(), weight, targets)
-    torch.testing.assert_close(found.double(), reference(hidden, weight, targets, torch.ones(ROWS)), rtol=1e-6, atol=1e-7)
-    assert head.losses(hidden[:0].detach(), weight, targets[:0]).shape == (0,)
+    losses = head.losses(hidden.detach(), lambda rows: rows @ weight.t(), targets)
+    torch.testing.assert_close(losses.double(), reference(hidden, weight, targets, torch.ones(ROWS)), rtol=1e-6, atol=1e-7)
+    assert head.losses(hidden[:0].detach(), lambda rows: rows @ weight.t(), targets[:0]).shape == (0,)

@@ -1,4 +1,4 @@
-"""LLM.int8() for several runs at once against bitsandbytes' own product of one run's real tokens at a time."""
+"""Compare LLM.int8() for several runs at once with bitsandbytes' own product of each run's real tokens."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def layer_of(generator: torch.Generator) -> bnb.nn.Linear8bitLt:
 
 
 def alone(layer: bnb.nn.Linear8bitLt, x: torch.Tensor) -> torch.Tensor:
-    """bitsandbytes' LLM.int8() of one run, as it is on a GPU."""
+    """Run bitsandbytes' LLM.int8() for one run, as it is on a GPU."""
     if layer.weight.CB is not None:
         layer.init_8bit_state()
-    found: torch.Tensor = MatMul8bitLt.apply(x, layer.weight, None, None, layer.state)
-    return found
+    y: torch.Tensor = MatMul8bitLt.apply(x, layer.weight, None, None, layer.state)
+    return y
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -48,13 +48,13 @@ def test_each_run_is_multiplied_as_alone(dtype: torch.dtype) -> None:
             theirs = torch.cat([x[run, :4], x[run, 5:]]).requires_grad_()  # bitsandbytes divides by the absmax of zeros
         wanted = alone(layer, theirs)
         wanted.backward(grad[run] if run < 2 else torch.cat([grad[run, :4], grad[run, 5:]]))  # type: ignore[no-untyped-call]
-        found, gradient = y[run].detach(), ours.grad[run]  # type: ignore[index]
+        result, gradient = y[run].detach(), ours.grad[run]  # type: ignore[index]
         if run == 2:
-            assert not found[4].any()
-            found, gradient = (torch.cat([t[:4], t[5:]]) for t in (found, gradient))
+            assert not result[4].any()
+            result, gradient = (torch.cat([t[:4], t[5:]]) for t in (result, gradient))
         assert theirs.grad is not None
         tolerance = 1e-5 if dtype == torch.float32 else 1e-2
-        torch.testing.assert_close(found, wanted.detach(), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(result, wanted.detach(), rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(gradient, theirs.grad, rtol=tolerance, atol=tolerance)
 
 
@@ -106,9 +106,9 @@ def test_a_run_that_is_not_finite_says_so_and_leaves_its_neighbours_alone() -> N
     x = torch.randn(RUNS, TOKENS, IN, generator=generator)
     wanted = packed(x, None, x)
     x[1, 4, 4], x[2, 0, 0] = torch.nan, torch.inf
-    found = packed(x, None, x)
-    assert torch.equal(found[0], wanted[0])
-    assert not found[1, 4].isfinite().any() and not found[2, 0].isfinite().any()
+    y = packed(x, None, x)
+    assert torch.equal(y[0], wanted[0])
+    assert not y[1, 4].isfinite().any() and not y[2, 0].isfinite().any()
 
 
 def test_where_bitsandbytes_has_no_8_bit_products_training_is_dense_as_its() -> None:

@@ -89,7 +89,7 @@ def test_padding_leaves_no_trace_in_int8(variant: str) -> None:
     plain, spiky = build(configs), build(configs)
     with torch.no_grad():
         spiky.network.get_input_embeddings().weight[PAD, 4:] = 0  # what is left is large once normed
-    assert all((engine.feed.at(0).rows < 0).any() for engine in (plain, spiky))
+    assert all((engine.feed.inputs(0).rows < 0).any() for engine in (plain, spiky))
     (wanted,), (found,) = trace(plain), trace(spiky)
     assert found.losses.isfinite().all() and found.losses[0] != found.losses[-1]
     assert found.same_bits(wanted)

@@ -255,7 +255,7 @@ def test_one_graph_decodes_several_batches(variants: list[str], numerics: Numeri
     engine.finish()
     model, by_graph = engine.model, engine.model.greedy
     assert by_graph is not None
-    reference = None if numerics is FP32 else GreedyDecoder(model, recorded=False)
+    reference = None if numerics is FP32 else GreedyDecoder(model.backbone, model.runs, recorded=False)
     batches = [left_padded([item.prompt for item in part]) for part in (ITEMS[:9], ITEMS[9:18], ITEMS[18:23])]
 
     def answers(greedy: GreedyDecoder | None, eos: int) -> list[list[list[int]]]:
