@@ -43,7 +43,7 @@ time.sleep(60)
 WITH_STAND_IN = """
 import sys
 sys.path.insert(0, {code!r})
-from src import cli
+from src.command import cli
 from src.train import __main__, child
 child.WORKER = [sys.executable, "worker.py"]
 cli.run(__main__.main)

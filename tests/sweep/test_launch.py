@@ -99,7 +99,7 @@ for folder in taken[play.get("end_first", 0) :]:
 COMMAND = """
 import sys
 sys.path.insert(0, {code!r})
-from src import cli
+from src.command import cli
 from src.cli import compose
 from src.records import run_id
 from src.train import child

@@ -173,7 +173,7 @@ BOMBS: dict[str, tuple[list[str], str]] = {
 }  # fmt: skip
 TRY = """
 import contextlib, io, json, sys, time
-from src import cli
+from src.command import cli
 from src.train import __main__ as training
 tries = {}
 for name, arguments in json.load(open("bombs.json")).items():
