@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..command import admission, cli
 from ..command.messages import suggest
-from ..command.words import Key, positive, read, run_id, switch
+from ..command.words import Key, positive, read, switch
 from ..compare.frame import Gathered, gather, known_sweeps, run_ids
 from ..compare.pair import compare_pair
 from ..files.durable import Damaged, write_atomically
@@ -60,10 +60,10 @@ def _seeds(value: str) -> tuple[int, ...]:
 
 
 def _pair(value: str) -> tuple[str, str]:
-    first, comma, second = value.partition(",")
-    if not comma or first == second:
+    ids = value.split(",")
+    if len(ids) != 2 or not all(re.fullmatch(r"[0-9a-f]{10}", run) for run in ids) or ids[0] == ids[1]:
         raise ValueError("the ids of two runs")
-    return run_id(first), run_id(second)
+    return ids[0], ids[1]
 
 
 KEYS = {
