@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
-FOLDERS = ("config", "data", "files", "model", "record")  # of src, with all below them
+FOLDERS = ("config", "data", "files", "model", "record", "sweep", "train")  # of src, with all below them
 OPENING = re.compile(r"(?:What|How|Which|Whose|Whether|Who|Where|When)\b")
 RIDDLES = {"found", "at", "one", "mine", "its", "said", "alike"}
 

@@ -1,4 +1,4 @@
-"""What this machine has, asked without torch: its GPU, its free memory, and how often the kernel killed for memory."""
+"""Ask the machine what it has, without torch: its GPU, its free memory, and how often the kernel killed for memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run computes."""
+    """The device that a run computes on."""
 
     gpu: str | None  # its name
     total: int | None  # bytes of the GPU, or those that the system says it can still give; None if unknown
