@@ -1,4 +1,4 @@
-"""``python -m experiments.magnitude_direction.measure [key=value ...]``: train, and read dM and dD at the checkpoints.
+"""Train, and read dM and dD at the checkpoints: ``python -m experiments.magnitude_direction.measure [key=value ...]``.
 
     model=smollm2_135m  tiny | smollm2_135m
     variants=lora,dora,full
@@ -48,13 +48,13 @@ VARIANTS = ("lora", "dora", "full")
 
 
 def list_of(read: words.Read) -> words.Read:
-    """A reader of values that are separated by commas, none of them twice where they are whole numbers."""
+    """Make a reader of values that are separated by commas, none of them twice where they are whole numbers."""
 
     def check(value: str) -> list[Any]:
-        found = [read(part) for part in value.split(",")]
-        if all(isinstance(one, int | str) for one in found) and len(set(found)) < len(found):
+        parts = [read(part) for part in value.split(",")]
+        if all(isinstance(part, int | str) for part in parts) and len(set(parts)) < len(parts):
             raise ValueError("different values")
-        return found
+        return parts
 
     return check
 
@@ -83,16 +83,16 @@ DEFAULTS: dict[str, Any] = {
 
 
 def plan_of(asked: dict[str, Any]) -> Plan:
-    """Where weights are read. Raises ConfigError where ``at`` and ``steps`` do not agree."""
+    """Plan after which steps weights are read. Raises ConfigError where ``at`` and ``steps`` do not agree."""
     steps = asked["steps"]
-    at = sorted(asked["at"]) if "at" in asked else sorted({max(2, round(share * steps)) for share in SHARES})
-    if at[-1] != steps:
-        raise ConfigError(f"at: the last checkpoint is {at[-1]}, and has to be the last step, {steps}")
-    return Plan(asked["out"], tuple(at))
+    read_after = sorted(asked["at"]) if "at" in asked else sorted({max(2, round(share * steps)) for share in SHARES})
+    if read_after[-1] != steps:
+        raise ConfigError(f"at: the last checkpoint is {read_after[-1]}, and has to be the last step, {steps}")
+    return Plan(asked["out"], tuple(read_after))
 
 
 def configs_of(asked: dict[str, Any]) -> tuple[list[Config], list[Config]]:
-    """(the runs with an adapter, the runs of full). Raises ConfigError, in one line."""
+    """Make the configs of (the runs with an adapter, the runs of full). Raises ConfigError, in one line."""
     common = [
         f"model={asked['model']}", "dataset=cldr_names", "tracking=disabled", "forgetting.tokens=0",
         f"train.steps={asked['steps']}", f"train.batch_size={asked['batch']}", f"eval.val_examples={asked['val']}",
@@ -115,21 +115,21 @@ def configs_of(asked: dict[str, Any]) -> tuple[list[Config], list[Config]]:
 
 
 def measure(asked: dict[str, Any]) -> dict[str, Any]:
-    """Train everything; the seconds and the memory of each part, and what failed."""
+    """Train everything; gives the seconds and the memory of each part, and what failed."""
     plan, (adapters, full) = plan_of(asked), configs_of(asked)
     models.refuse_impossible((adapters or full)[0].model)
     if asked["model"] == "smollm2_135m":
         models.location((adapters or full)[0].model)  # converted once, before processes want it side by side
-    found: dict[str, Any] = {"failed": []}
+    parts: dict[str, Any] = {"failed": []}
     if adapters:
         # By itself: a GPU gives each process that uses it an equal share of its time, and those of full use little of theirs.
-        found |= _attempt("pack", lambda: train_pack(plan, adapters), found["failed"])
+        parts |= _attempt("pack", lambda: train_pack(plan, adapters), parts["failed"])
     processes = min(asked["full_processes"], len(full))
     if not processes:
         for config in full:
             reset_peak(device.choose(config).device)
-            found |= _attempt(f"full seed {config.seed}", partial(train_full, plan, config), found["failed"])
-        return found
+            parts |= _attempt(f"full seed {config.seed}", partial(train_full, plan, config), parts["failed"])
+        return parts
     # The runs of full are bound by the launches of their many small kernels, so they share a GPU well among themselves.
     threads = max(1, (os.cpu_count() or 1) // processes)
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=quiet_libraries) as pool:
@@ -138,16 +138,16 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
         }
         try:
             for name, future in futures.items():
-                found |= _attempt(name, future.result, found["failed"])
+                parts |= _attempt(name, future.result, parts["failed"])
         except BaseException:  # a signal: what is measured is written, and the pool would wait for the rest
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
-    return found
+    return parts
 
 
 def _attempt(name: str, train: Callable[[], dict[str, Any]], failed: list[str]) -> dict[str, Any]:
-    """What ``train`` returns, by ``name``; a failure goes to ``failed`` and leaves the others alone."""
+    """Call ``train``; gives what it returns, by ``name``. A failure goes to ``failed`` and leaves the others alone."""
     try:
         return {name: train()}
     except Exception as error:
@@ -157,7 +157,7 @@ def _attempt(name: str, train: Callable[[], dict[str, Any]], failed: list[str]) 
 
 
 def _compress(path: Path) -> None:
-    """``path``.gz in its place, the same bytes for the same rows."""
+    """Put ``path``.gz in its place, the same bytes for the same rows."""
     with open(path, "rb") as plain, open(f"{path}.gz", "wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as packed:
         shutil.copyfileobj(plain, packed)
     path.unlink()
@@ -183,13 +183,13 @@ def main(arguments: Sequence[str]) -> int:
     about["at"] = list(plan.read_steps)
     # Written before, so that what a killed run leaves behind says where it is from; then again, with the seconds.
     write_atomically(plan.folder / "provenance.json", dump_json(about))
-    found = measure(asked)
-    about |= found | {"seconds": round(time.perf_counter() - started, 1)}
+    parts = measure(asked)
+    about |= parts | {"seconds": round(time.perf_counter() - started, 1)}
     write_atomically(plan.folder / "provenance.json", dump_json(about))
     if (plan.folder / RESULTS).exists():
         _compress(plan.folder / RESULTS)
     print(f"{about['seconds']} s; {plan.folder}", flush=True)
-    return 1 if found["failed"] else 0
+    return 1 if parts["failed"] else 0
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ BASE = 2 * 98_624 + HEAD
 
 
 def lora(r: int) -> int:
-    """What a run adds: 18 bytes a trained number; bf16 of what a layer keeps for the backward pass."""
+    """Count what a run adds: 18 bytes a trained number; bf16 of what a layer keeps for the backward pass."""
     return 18 * r * 2 * 1024 + TOKENS * 2 * 2 * ((4 * 64 + 2 * 64 + 2 * 32 + 3 * 128) + 7 * r)
 
 

@@ -332,7 +332,7 @@ def test_a_worker_that_says_nothing_is_stopped_with_its_children(capfd: pytest.C
 
 
 def is_alive(process: int) -> bool:
-    """Whether it runs; what nobody has waited for yet is a zombie and does not."""
+    """Tell whether it runs; what nobody has waited for yet is a zombie and does not."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

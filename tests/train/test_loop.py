@@ -73,7 +73,7 @@ class Played:
 
 @dataclass
 class Told:
-    """What the hooks were told, in order; ``events`` has validations and checkpoints with the number of calls before."""
+    """All that the hooks were told, in order; ``events`` has validations and checkpoints with the number of calls before."""
 
     engine: Played
     checkpoint_seconds: float = 0.0
