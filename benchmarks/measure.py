@@ -29,15 +29,15 @@ def matmul_peak(size: int = 8192, repeats: int = 20) -> float:
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     for _ in range(3):
         a @ b
-    synchronise()
+    synchronize()
     started = time.perf_counter()
     for _ in range(repeats):
         a @ b
-    synchronise()
+    synchronize()
     return 2 * size**3 * repeats / (time.perf_counter() - started)
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -46,10 +46,10 @@ def median_seconds(step: Callable[[], Any], repeats: int) -> tuple[float, float]
     """Time ``step``: (median, spread as half the distance of the quartiles) of its seconds, each waited for."""
     seconds = []
     for _ in range(repeats):
-        synchronise()
+        synchronize()
         started = time.perf_counter()
         step()
-        synchronise()
+        synchronize()
         seconds.append(time.perf_counter() - started)
     low, middle, high = statistics.quantiles(seconds, n=4) if repeats > 1 else [seconds[0]] * 3
     return middle, (high - low) / 2

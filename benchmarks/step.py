@@ -1,6 +1,6 @@
 """Time one optimizer step, PEFT beside ours, solo and packed: ``python -m benchmarks.step [CASE ...]``.
 
-Every token but a row's first is labelled, so the head works on all of them: the worst case for us, the usual one in
+Every token but a row's first is labeled, so the head works on all of them: the worst case for us, the usual one in
 published figures. A run's rows are as long as the case says, without padding. Cases: python -m benchmarks.step --help
 """
 
@@ -103,12 +103,12 @@ def measured(case: Case, peak: float, repeats: int = 5) -> dict[str, Any]:
     try:
         engine = build(case, configs)
         building = _gib("max_memory_allocated")
-        measure.free_unused()  # placing a quantised base needs room of its own, which is not training's
+        measure.free_unused()  # placing a quantized base needs room of its own, which is not training's
         held = _gib("memory_allocated")
         built = time.perf_counter()
         warming = max(case.steps, EAGER_STEPS + 1)  # a graph is recorded in the step after the eager ones
         engine.advance(0, warming)
-        measure.synchronise()
+        measure.synchronize()
         warm = time.perf_counter()
         starts = iter(range(warming, 1000, case.steps))
         seconds, spread = measure.median_seconds(lambda: engine.advance(first := next(starts), first + case.steps), repeats)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from src.data.batches import tokenise
+from src.data.batches import tokenize
 from src.data.datasets import Example
 from src.model import embedded
 
@@ -31,7 +31,7 @@ def test_the_embedded_model_is_converted_once_and_right() -> None:
     assert len(tokenizer("12", add_special_tokens=False).input_ids) == 2
     assert "quantization_config" not in config
     chat = Example("1", [{"role": "user", "content": "Hi"}], "Hello", "1")
-    (item,) = tokenise([chat], tokenizer, 64, False)
+    (item,) = tokenize([chat], tokenizer, 64, False)
     assert tokenizer.decode(item.prompt).endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert tokenizer.decode(item.target) == "Hello<|im_end|>"
     tensors = load_file(folder / "model.safetensors")

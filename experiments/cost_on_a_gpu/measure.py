@@ -1,6 +1,6 @@
 """``python -m experiments.cost_on_a_gpu.measure [out=FOLDER] [seconds=N] [cases=NAME,...]``: time steps of ours and PEFT.
 
-Random weights of the real shapes, every token labelled, r=16 on all linear layers. ``seconds`` (default 540) is the budget:
+Random weights of the real shapes, every token labeled, r=16 on all linear layers. ``seconds`` (default 540) is the budget:
 no case starts after it. A case that ``results.csv`` has from the same kind of machine is not measured again. Without a CUDA
 GPU only ``cases=tiny`` runs, and into another folder.
 """

@@ -115,7 +115,7 @@ def _bars(axes: Axes, frame: pd.DataFrame, column: str) -> None:
                 text, value = (note if note and len(note) <= 24 else "failed" if note else "not measured"), 0
             else:
                 text = f"{value:,.0f}" if column == "tokens/s" else f"{value:.1f}"
-            axes.barh(y, value, 0.36, color=style(variant).colour, alpha=solid, lw=0)
+            axes.barh(y, value, 0.36, color=style(variant).color, alpha=solid, lw=0)
             axes.annotate(text, (value, y), (3, 0), textcoords="offset points", va="center", fontsize=8.5, color="#333333")
     axes.set_yticks(range(len(variants)), [VARIANTS.get(variant, variant) for variant in variants])
     axes.set_ylim(len(variants) - 0.45, -0.55)

@@ -286,10 +286,10 @@ def _differences(axes: Axes, runs: pd.DataFrame) -> None:
         differences = contrasts(runs, rates, seeds)
         for index, form in ((index, form) for index, form in enumerate(forms) if form in differences):
             test, _ = differences[form]
-            (colour, marker), y = style(LOOKS_LIKE[form]), len(forms) - index + shift
-            axes.errorbar(test.mean, y, xerr=[[test.mean - test.low], [test.high - test.mean]], fmt=marker, color=colour, ms=6,
-                          mfc="white" if hollow else colour, capsize=2)  # fmt: skip
-    axes.axvline(0, color=style(LOOKS_LIKE[REFERENCE]).colour, lw=1.2)
+            (color, marker), y = style(LOOKS_LIKE[form]), len(forms) - index + shift
+            axes.errorbar(test.mean, y, xerr=[[test.mean - test.low], [test.high - test.mean]], fmt=marker, color=color, ms=6,
+                          mfc="white" if hollow else color, capsize=2)  # fmt: skip
+    axes.axvline(0, color=style(LOOKS_LIKE[REFERENCE]).color, lw=1.2)
     axes.set_xscale("symlog", linthresh=0.02)
     axes.set_xlim(-3, 3)
     axes.set_xticks(ticks := [-1, -0.1, -0.01, 0, 0.01, 0.1, 1], [f"{tick:g}" for tick in ticks])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # one sign, two exponent and one mantissa bit (OCP Microscaling, section 5.3.3)
-SCALE, DOUBLE = 32 / 64, 8 / 64 + 32 / (64 * 256)  # bits a weight of fp32 scales, and of quantised ones (2305.14314, section 3)
+SCALE, DOUBLE = 32 / 64, 8 / 64 + 32 / (64 * 256)  # bits a weight of fp32 scales, and of quantized ones (2305.14314, section 3)
 
 
 @dataclass(frozen=True)

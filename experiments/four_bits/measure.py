@@ -1,7 +1,7 @@
 """``python -m experiments.four_bits.measure PART [key=value ...]``: measure the losses and the savings of four bits.
 
-errors     quantisation error of every format, on Gaussian weights and on the embedded base's    errors.csv
-bits       bytes that the product's quantised layers hold                                        bits.csv
+errors     quantization error of every format, on Gaussian weights and on the embedded base's    errors.csv
+bits       bytes that the product's quantized layers hold                                        bits.csv
 memory     memory and time of a training step on the shapes of Llama 8B and 70B; needs a GPU     memory.csv
 training   the finished runs of the sweep (README.md has its commands), one row each             training.csv
 

@@ -248,10 +248,10 @@ def draw_training(frame: pd.DataFrame) -> Figure:
     names = [name for name in ORDER if (trained["label"] == name).any()]
     for index, name in enumerate(names):
         means = trained[trained["label"] == name].groupby("lr")["test/loss"].apply(mean_interval)
-        centre = [interval.mean for interval in means]
+        center = [interval.mean for interval in means]
         reach = [interval.mean - interval.low for interval in means]
         beside = 1.05 ** (index - (len(names) - 1) / 2)
-        left.errorbar(means.index * beside, centre, yerr=reach, capsize=2, **_look(name))
+        left.errorbar(means.index * beside, center, yerr=reach, capsize=2, **_look(name))
     left.set_xscale("log")
     left.xaxis.set_major_locator(FixedLocator(sorted(trained["lr"].unique())))
     left.xaxis.set_minor_locator(NullLocator())
@@ -289,10 +289,10 @@ def draw_training(frame: pd.DataFrame) -> Figure:
 def _look(name: str) -> dict[str, Any]:
     """Look up the plot style of a precision, as arguments of ``plot``."""
     kind, _, double = name.partition(", ")
-    colour, marker = STYLE_OF[kind]
+    color, marker = STYLE_OF[kind]
     single = kind in ("nf4", "fp4") and not double
     dashed = {"ls": (0, (4, 2)), "mfc": "white"} if single else {}
-    return {"color": colour, "marker": marker, "mec": colour, "ms": 5.5, "lw": 1.4} | dashed
+    return {"color": color, "marker": marker, "mec": color, "ms": 5.5, "lw": 1.4} | dashed
 
 
 def _interval(interval: Interval, digits: int) -> str:

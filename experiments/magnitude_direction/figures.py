@@ -45,11 +45,11 @@ def directions(arms: Mapping[Any, Any], label: Callable[[Any], str], module: str
             other.sharey(below[0])
         spans = [dD_all[dD_all > 0] for data in arms.values() if (dD_all := data.select("dD", data.papers, module)).any()]
         for (arm, data), top, low in zip(arms.items(), above, below, strict=True):
-            colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(data.papers)))
-            for step, colour in zip(data.papers, colours, strict=True):
+            colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(data.papers)))
+            for step, color in zip(data.papers, colors, strict=True):
                 dD, dM, relative = (data.select(name, [step], module).ravel() for name in ("dD", "dM", "relative_dM"))
-                top.scatter(dD, dM, s=7, color=colour, alpha=0.6, linewidths=0, label=f"step {step}")
-                low.scatter(dD, relative, s=7, color=colour, alpha=0.6, linewidths=0)
+                top.scatter(dD, dM, s=7, color=color, alpha=0.6, linewidths=0, label=f"step {step}")
+                low.scatter(dD, relative, s=7, color=color, alpha=0.6, linewidths=0)
             if spans:
                 ends = np.geomspace(min(each.min() for each in spans), max(each.max() for each in spans))
                 low.plot(ends, random_direction(ends, data.d_in[module]), color="#666666", lw=1.2, label="random update")
@@ -57,7 +57,7 @@ def directions(arms: Mapping[Any, Any], label: Callable[[Any], str], module: str
             for scale in (top.xaxis, top.yaxis):
                 scale.set_major_locator(ticker.MaxNLocator(4))
                 scale.set_major_formatter(lambda value, _: f"{1000 * value:g}")
-            top.set_title(label(arm), color=style(arm[0]).colour, fontweight="bold")
+            top.set_title(label(arm), color=style(arm[0]).color, fontweight="bold")
             top.set_xlabel("dD (thousandths)")
             low.set_xlabel("dD")
             low.label_outer()
@@ -114,13 +114,13 @@ def pooling(
 
 def _look(arm: Any, ranks: Sequence[int]) -> dict[str, Any]:
     """Look up a variant's color and marker; the lowest of its ranks is hollow."""
-    colour, marker = style(arm[0])
+    color, marker = style(arm[0])
     hollow = len(ranks) > 1 and arm[1] == ranks[0]
     return {
-        "color": colour,
+        "color": color,
         "marker": marker,
-        "mec": colour,
-        "mfc": "white" if hollow else colour,
+        "mec": color,
+        "mfc": "white" if hollow else color,
         "ms": 8 if marker == "*" else 6,
         "ls": "",
     }

@@ -191,7 +191,7 @@ def main(words: Sequence[str] | None = None) -> int:
         _train_all(study, words, runs, waiting, folder / "provenance.json")
     except KeyboardInterrupt:
         print(f"interrupted; what was measured stays in {folder / 'results.csv'}", file=sys.stderr)
-        return cli.SIGNALLED + signal.SIGINT
+        return cli.SIGNALED + signal.SIGINT
     return 0
 
 

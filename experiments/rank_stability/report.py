@@ -270,8 +270,8 @@ def _panel(axes: Axes, study: Study, point: Point) -> None:
             bars = np.nan_to_num([[v.mean - v.low for v in averages.values()], [v.high - v.mean for v in averages.values()]])
             rule = f"{NAMES[variant]}, {rule}"
             label = rule if study.forms == ["fixed"] else f"{rule}, {'one rate' if form == 'fixed' else 'its best rate'}"
-            colour, marker = style(variant)
-            look: dict[str, Any] = {"color": colour, "marker": marker, "ms": 5, "lw": 1.4, "capsize": 2} | FORMS[form]
+            color, marker = style(variant)
+            look: dict[str, Any] = {"color": color, "marker": marker, "ms": 5, "lw": 1.4, "capsize": 2} | FORMS[form]
             beside = 1.0 if form == "fixed" else 1.12  # so that its bars can be seen
             axes.errorbar([r * beside for r in ranks], means, bars, label=label, **look)
             if form == "fixed" and point == Point("grad_B", 0):

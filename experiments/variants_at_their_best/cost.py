@@ -2,7 +2,7 @@
 
 Measured: the seconds in training steps of each pack, its first step and compilation too; validation, loading and testing are
 not in them. Extrapolated: for each (variant, r) its runs' training tokens / the tokens/s of PEFT's timed steps of
-``peft.csv``; so PEFT's start-up, first steps, evaluation and testing count as nothing, which is in its favour.
+``peft.csv``; so PEFT's start-up, first steps, evaluation and testing count as nothing, which is in its favor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from experiments.markdown import table
 from experiments.variants_at_their_best.questions import Study, name, named
 from experiments.variants_at_their_best.results import CONTROLS
 from src.compare.columns import rate
-from src.compare.notes import named as labelled
+from src.compare.notes import named as labeled
 from src.files.errors import ConfigError
 from src.files.text import few
 
@@ -44,7 +44,7 @@ def load(folder: Path) -> Peft | None:
         raise ConfigError(f"{path}: a row with a tokens_per_second that is not above 0")
     if (twice := timed.duplicated(["variant", "r"])).any():
         row = timed[twice].iloc[0]
-        raise ConfigError(f"{path}: {labelled(row['variant'], row['r'])} is there more than once")
+        raise ConfigError(f"{path}: {labeled(row['variant'], row['r'])} is there more than once")
     try:
         machine = json.loads((folder / MACHINE).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -16,7 +16,7 @@ from src.compare.statistics import Interval, mean_interval
 from src.compare.styles import line, style
 from src.files.text import few
 
-GREY, BAND = "#555555", "#EFEFEF"
+GRAY, BAND = "#555555", "#EFEFEF"
 FAR = 1.0  # a control higher above the variants than this many times their span is named at the edge, not drawn
 RING: dict[str, Any] = {"ls": "", "marker": "o", "mfc": "none", "mew": 1.3}
 DOTTED = (0, (1, 1.2))  # full fine-tuning's line
@@ -45,7 +45,7 @@ def at_their_best(study: Study) -> Figure:
         if (losses := study.losses((name, None))) and (y := _control(axes, name, mean_interval(losses), shown)) is not None:
             labels.append((name, study.ranks[-1] if study.ranks else 0, y))
     _rank_axis(axes, study)
-    _labelled(axes, study, labels)
+    _labeled(axes, study, labels)
     axes.set_ylabel("test loss (nats per target token)")
     key = f"Filled: differs from {NAMES[REFERENCE]} at that rank (paired by seed, exact sign-flip p < 0.05 after Holm)."
     _titled(axes, "Test loss by rank, each variant at its own best learning rate", _subtitle(study, shown), key)
@@ -55,8 +55,8 @@ def at_their_best(study: Study) -> Figure:
 def _titled(axes: Axes, title: str, below: str, key: str) -> None:
     """Add a title, a line below it and the key under the plot, all aligned with the plot's left edge."""
     axes.set_title(title, loc="left", fontsize=13, pad=26)
-    axes.annotate(below, (0, 1), (0, 9), xycoords="axes fraction", textcoords="offset points", fontsize=9.5, color=GREY)
-    axes.annotate(key, (0, 0), (0, -38), xycoords="axes fraction", textcoords="offset points", va="top", fontsize=8.5, color=GREY)
+    axes.annotate(below, (0, 1), (0, 9), xycoords="axes fraction", textcoords="offset points", fontsize=9.5, color=GRAY)
+    axes.annotate(key, (0, 0), (0, -38), xycoords="axes fraction", textcoords="offset points", va="top", fontsize=8.5, color=GRAY)
 
 
 def _subtitle(study: Study, shown: Sequence[Interval]) -> str:
@@ -70,16 +70,16 @@ def _subtitle(study: Study, shown: Sequence[Interval]) -> str:
 def _control(axes: Axes, name: str, level: Interval, shown: Sequence[Interval]) -> float | None:
     """Draw a control as a line with its interval and return its mean; None where it is far above and is named at the edge."""
     ends = [end for each in shown for end in (each.low, each.high, each.mean) if end == end]
-    colour = style(name).colour
+    color = style(name).color
     if ends and level.mean - max(ends) > FAR * max(max(ends) - min(ends), 0.05):
         axes.margins(y=0.1)  # room for it
         below = -2 - 13 * len(axes.texts)  # below the other control, if that is far above too
         axes.annotate(f"\u2191 {NAMES[name]}: {level.mean:.2f}", (0, 1), (4, below), xycoords="axes fraction",
-                      textcoords="offset points", va="top", fontsize=9.5, color=GREY)  # fmt: skip
+                      textcoords="offset points", va="top", fontsize=9.5, color=GRAY)  # fmt: skip
         return None
-    axes.axhline(level.mean, color=colour, ls=DOTTED, lw=1.8, zorder=1.5)
+    axes.axhline(level.mean, color=color, ls=DOTTED, lw=1.8, zorder=1.5)
     if level.n > 1:
-        axes.axhspan(level.low, level.high, color=colour, alpha=0.08, lw=0, zorder=1)
+        axes.axhspan(level.low, level.high, color=color, alpha=0.08, lw=0, zorder=1)
     return level.mean
 
 
@@ -89,7 +89,7 @@ def to_lora(study: Study) -> Figure:
     axes = figure.subplots()
     others = [variant for variant in study.variants if variant != REFERENCE]
     axes.axhspan(-MARGIN, MARGIN, color=BAND, lw=0, zorder=0)
-    axes.axhline(0, color=style(REFERENCE).colour, lw=1.6, zorder=1.5)
+    axes.axhline(0, color=style(REFERENCE).color, lw=1.6, zorder=1.5)
     contrasts = {
         study.cell(contrast.row): contrast for r in study.ranks for contrast in study.of_variants(r).contrasts if contrast.test.n
     }
@@ -104,7 +104,7 @@ def to_lora(study: Study) -> Figure:
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -1.6 * MARGIN), max(high, 1.6 * MARGIN))
     _rank_axis(axes, study)
-    _labelled(axes, study, labels)
+    _labeled(axes, study, labels)
     axes.set_ylabel("nats per target token")
     seeds = max((contrast.test.n for contrast in contrasts.values()), default=0)
     below = f"mean and 95% interval of the differences of {seeds} seeds; below 0: better than {NAMES[REFERENCE]}"
@@ -115,15 +115,15 @@ def to_lora(study: Study) -> Figure:
 
 def _series(axes: Axes, variant: str, x: Sequence[float], values: Sequence[Interval], hollow: Sequence[bool]) -> None:
     """Draw means joined by a line, and their intervals; ``hollow`` points are only outlined."""
-    colour, marker = style(variant)
+    color, marker = style(variant)
     means = np.array([value.mean for value in values])
     low, high = (np.array([value.mean if np.isnan(end) else end for value, end in zip(values, ends, strict=True)])
                  for ends in ([value.low for value in values], [value.high for value in values]))  # fmt: skip
-    axes.errorbar(x, means, yerr=[means - low, high - means], fmt="none", ecolor=colour, elinewidth=1.3, capsize=3, zorder=2)
+    axes.errorbar(x, means, yerr=[means - low, high - means], fmt="none", ecolor=color, elinewidth=1.3, capsize=3, zorder=2)
     axes.plot(x, means, zorder=3, **line(variant) | {"marker": ""})
     for place, mean, open_ in zip(x, means, hollow, strict=True):
-        face, edge = ("white", colour) if open_ else (colour, "white")
-        axes.plot(place, mean, marker=marker, ms=8, color=colour, mfc=face, mec=edge, mew=1.5 if open_ else 0.8, zorder=4)
+        face, edge = ("white", color) if open_ else (color, "white")
+        axes.plot(place, mean, marker=marker, ms=8, color=color, mfc=face, mec=edge, mew=1.5 if open_ else 0.8, zorder=4)
 
 
 def _beside(variant: str, variants: Sequence[str], ranks: Sequence[int]) -> list[float]:
@@ -143,20 +143,20 @@ def _rank_axis(axes: Axes, study: Study) -> None:
     axes.set_xlabel("rank r (variants side by side)")
 
 
-def _labelled(axes: Axes, study: Study, ends: Sequence[tuple[str, int, float]]) -> None:
+def _labeled(axes: Axes, study: Study, ends: Sequence[tuple[str, int, float]]) -> None:
     """Write each name in its color where its line ends: (name, rank, y). Names that would overlap are moved apart."""
     last = study.ranks[-1] if study.ranks else 0
     for variant, r, y in ends:
         if r < last:
             x = _beside(variant, study.variants, [r])[0]
-            axes.annotate(NAMES[variant], (x, y), (9, 0), textcoords="offset points", va="center", color=style(variant).colour)
+            axes.annotate(NAMES[variant], (x, y), (9, 0), textcoords="offset points", va="center", color=style(variant).color)
     ordered = sorted(((variant, y) for variant, r, y in ends if r == last), key=lambda end: end[1])
     low, high = axes.get_ylim()
     places = apart([value for _, value in ordered], 0.06 * (high - low))
     for (variant, mean), y in zip(ordered, places, strict=True):
         text = f"{NAMES[variant]}\n{mean:.3f}" if variant == "full" else NAMES[variant]
         axes.annotate(text, (1, y), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
-                      fontsize=10.5, color=style(variant).colour, annotation_clip=False)  # fmt: skip
+                      fontsize=10.5, color=style(variant).color, annotation_clip=False)  # fmt: skip
 
 
 def apart(values: Sequence[float], gap: float) -> list[float]:
@@ -200,7 +200,7 @@ def rates(study: Study) -> Figure:
             if (variant, r) in study.rows:
                 _rate_line(axes, study, (variant, r), top, above)
         if full is not None:
-            axes.axhline(full, color=style("full").colour, ls=DOTTED, lw=1.5, zorder=1.5)
+            axes.axhline(full, color=style("full").color, ls=DOTTED, lw=1.5, zorder=1.5)
         axes.set_title(f"r = {r}", loc="left")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(ticks))
@@ -213,10 +213,10 @@ def rates(study: Study) -> Figure:
     figure.supylabel(f"validation loss (nats per target token), {seeds} tuning seeds", fontsize=9.5)
     entries = [Line2D([], [], label=NAMES[v], **line(v)) for v in study.variants]
     if full is not None:
-        entries.append(Line2D([], [], color=style("full").colour, ls=DOTTED, lw=1.5, label=f"{NAMES['full']}, {full:.3f}"))
-    entries.append(Line2D([], [], color=GREY, ms=10, label="best rate", **RING))
+        entries.append(Line2D([], [], color=style("full").color, ls=DOTTED, lw=1.5, label=f"{NAMES['full']}, {full:.3f}"))
+    entries.append(Line2D([], [], color=GRAY, ms=10, label="best rate", **RING))
     if (tried["not_ok"] > 0).any():
-        entries.append(Line2D([], [], color=GREY, ms=6, label="a tuning seed diverged", **CROSS))
+        entries.append(Line2D([], [], color=GRAY, ms=6, label="a tuning seed diverged", **CROSS))
     if (known > top).any():
         entries.append(Line2D([], [], ls="", label="\u2191 a loss above the panel"))
     figure.legend(handles=entries, loc="outside upper center", ncols=-(-len(entries) // 2) if len(entries) > 6 else len(entries))
@@ -233,7 +233,7 @@ def _best(study: Study, cell: Cell) -> float | None:
 
 def _rate_line(axes: Axes, study: Study, cell: Cell, top: float, above: dict[float, int]) -> None:
     """Draw the mean at each rate that could be chosen; a line that rises above ``top`` leaves the panel."""
-    colour, condition, runs = style(cell[0]).colour, study.condition(cell), study.of(cell)
+    color, condition, runs = style(cell[0]).color, study.condition(cell), study.of(cell)
     seeds = [seed for seed, _ in study.result.selection.split.tuning]
     index = study.variants.index(cell[0])
     beside, size = 1.06 ** (index - (len(study.variants) - 1) / 2), 9 + 3 * index  # rings of one rate do not hide each other
@@ -242,11 +242,11 @@ def _rate_line(axes: Axes, study: Study, cell: Cell, top: float, above: dict[flo
         x = [rate * beside for rate in means]
         axes.plot(x, list(means.values()), zorder=3, **line(cell[0]))
     if (best := _best(study, cell)) is not None:
-        axes.plot(condition.chosen * beside, best, color=colour, ms=size, zorder=4, **RING)  # type: ignore[operator]
+        axes.plot(condition.chosen * beside, best, color=color, ms=size, zorder=4, **RING)  # type: ignore[operator]
     lost = runs[runs["seed"].isin(seeds) & ~runs["status"].isin(["ok", "missing"])]["learning_rate"].unique()
-    axes.plot(lost * beside, [top] * len(lost), color=colour, ms=6, zorder=4, **CROSS)
+    axes.plot(lost * beside, [top] * len(lost), color=color, ms=6, zorder=4, **CROSS)
     for rate, mean in means.items():
         if mean > top:
             axes.annotate(f"\u2191 {mean:.2f}", (rate, 1), (0, 2 + 11 * above.get(rate, 0)), xycoords=("data", "axes fraction"),
-                          textcoords="offset points", ha="center", fontsize=8.5, color=colour)  # fmt: skip
+                          textcoords="offset points", ha="center", fontsize=8.5, color=color)  # fmt: skip
             above[rate] = above.get(rate, 0) + 1

@@ -37,10 +37,10 @@ def sample(config: Config) -> dict[str, Any]:
     """Measure seconds and tokens, prompts included, of ``TIMED`` steps of this run on its device."""
     engine = session.open([config], steps=WARM_UP + TIMED).engine
     engine.advance(0, WARM_UP)
-    measure.synchronise()
+    measure.synchronize()
     started = time.perf_counter()
     steps = engine.advance(WARM_UP, WARM_UP + TIMED)
-    measure.synchronise()
+    measure.synchronize()
     seconds, tokens = time.perf_counter() - started, sum(step.tokens[0] for step in steps)
     peak, _ = device.peak_memory(engine.numerics.device)
     return {

@@ -26,7 +26,7 @@ from ..model import embedded, models
 from ..model.models import NO_CODE
 from ..record.records import RESULT, RUNS, RunFolder
 from ..variants.methods.point import from_peft
-from ..variants.methods.precision import QUANTISED
+from ..variants.methods.precision import QUANTIZED
 from . import serving
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ USAGE = """\
   precision=NAME   with adapter=: the precision of the base, bf16 (default), fp32, int8, nf4 or fp4
   device=NAME      auto (default), cpu or cuda
 """
-# Initialisers that only say where A and B started. Others (PiSSA, OLoRA, LoftQ, CorDA) change the base's weights as well.
+# Initializers that only say where A and B started. Others (PiSSA, OLoRA, LoftQ, CorDA) change the base's weights as well.
 HARMLESS = (True, False, None, "gaussian", "orthogonal")
 # What PEFT's config can ask for besides the parts of our variants: neither its loading nor its merging is checked here.
 BEYOND = ("modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices", "target_parameters", "use_qalora",
@@ -66,12 +66,12 @@ class Source:
     settings: dict[str, Any]  # of adapter_config.json; empty without an adapter
 
     @property
-    def quantised(self) -> bool:
-        return self.config.variant.base_precision in QUANTISED
+    def quantized(self) -> bool:
+        return self.config.variant.base_precision in QUANTIZED
 
     @property
     def advice(self) -> list[str]:
-        return serving.advice(self.settings, self.quantised) if self.settings else []
+        return serving.advice(self.settings, self.quantized) if self.settings else []
 
 
 @dataclass

@@ -19,7 +19,7 @@ from ..files.text import clean
 from ..measure import metrics
 from ..model import models
 from ..variants.methods.point import peft_options, tags_of
-from ..variants.methods.precision import FOUR_BIT, QUANTISED
+from ..variants.methods.precision import FOUR_BIT, QUANTIZED
 from . import serving
 
 CARD, SETTINGS = "README.md", "adapter_config.json"
@@ -87,7 +87,7 @@ def card(config: Config, result: Mapping[str, Any], n: Mapping[str, int] | None 
         f"```\npython -m src.eval score run={result['run_id']}\npython -m src.eval generate run={result['run_id']} \"a prompt\"\n"
         f"python -m src.eval merge run={result['run_id']} out=merged{_onto(config)}\n```",
         "## Serve",
-        "\n".join(f"- {line}" for line in serving.advice(settings, variant.base_precision in QUANTISED)),
+        "\n".join(f"- {line}" for line in serving.advice(settings, variant.base_precision in QUANTIZED)),
     ]  # fmt: skip
     return redact("\n\n".join(parts) + "\n")
 
@@ -111,7 +111,7 @@ def shown_base(config: Config) -> str:
 def loading(config: Config, base: str | None = None) -> str:
     """Return Python code that opens base and adapter with transformers and PEFT alone."""
     precision, options, imports = config.variant.base_precision, "", "AutoModelForCausalLM, AutoTokenizer"
-    if precision in QUANTISED:
+    if precision in QUANTIZED:
         imports += ", BitsAndBytesConfig"
         inner = "load_in_8bit=True"
         if precision in FOUR_BIT:
@@ -136,7 +136,7 @@ def loading(config: Config, base: str | None = None) -> str:
 
 
 def _onto(config: Config) -> str:
-    return " onto=dequantised" if config.variant.base_precision in QUANTISED else ""
+    return " onto=dequantised" if config.variant.base_precision in QUANTIZED else ""
 
 
 def _status(result: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ def merged_weight(weight: torch.Tensor, parts: Mapping[str, torch.Tensor], scale
 def merge(adapted: Any, plain: Any, variant: VariantConfig, dequantised: bool) -> None:
     """Fold the adapter of ``adapted``, PEFT's model, into ``plain``, its base in 16 bits or more, which becomes fp32.
 
-    ``dequantised``: every layer that is quantised in ``adapted`` first takes its dequantised weights, adapted or not.
+    ``dequantised``: every layer that is quantized in ``adapted`` first takes its dequantized weights, adapted or not.
 
     Raises:
         ConfigError: the adapter changes something else, such as embeddings or the output head.

@@ -83,13 +83,13 @@ def generate(
     import torch
     from transformers import GenerationConfig
 
-    from ..data.batches import tokenise
+    from ..data.batches import tokenize
 
     opened = adapted.open_source(source)
     tokenizer, network = opened.tokenizer, opened.network
     room = int(getattr(network.config, "max_position_embeddings", None) or 2**20) - max_new_tokens
     examples = [datasets.Example(str(index), prompt, "", str(index)) for index, prompt in enumerate(prompts)]
-    items = tokenise(examples, tokenizer, max(room, 2), chat)
+    items = tokenize(examples, tokenizer, max(room, 2), chat)
     if room < 2 or any(item.cut for item in items):
         raise ConfigError(
             f"max_new_tokens={max_new_tokens}: with a prompt that is more than the {room + max_new_tokens} positions of the model"

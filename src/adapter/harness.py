@@ -95,7 +95,7 @@ def evaluate(source: Source, values: dict[str, Any]) -> dict[str, Any]:
 def model_arguments(source: Source) -> tuple[dict[str, Any], str]:
     """Return (``model_args`` of the harness's model ``hf``, its device).
 
-    A 16-bit base goes by name, and its adapter by the harness's own ``peft=``. A quantised base goes as a model: since version 5
+    A 16-bit base goes by name, and its adapter by the harness's own ``peft=``. A quantized base goes as a model: since version 5
     transformers takes no ``load_in_4bit``, which the harness would pass on.
     """
     from ..model import device
@@ -104,7 +104,7 @@ def model_arguments(source: Source) -> tuple[dict[str, Any], str]:
     if model.weights == "random":
         raise ConfigError(f"{source.name}: the harness reads a model's folder or hub id, and random weights have none")
     numerics = device.choose(config)
-    if source.quantised:
+    if source.quantized:
         opened = adapted.open_source(source)
         return {"pretrained": opened.network, "tokenizer": opened.tokenizer}, str(numerics.device)
     base = models.location(model)

@@ -28,16 +28,16 @@ def time_once(solo: Solo, ids: torch.Tensor, new_tokens: int) -> tuple[float, fl
     """Return (seconds of the prompt, seconds per token after the first), greedy, with a key-value cache."""
     place = solo.numerics.device
     with _as_served(solo):
-        device.synchronise(place)
+        device.synchronize(place)
         started = time.perf_counter()
         output = solo.model(input_ids=ids, use_cache=True)
         token = output.logits[:, -1:].argmax(-1)
-        device.synchronise(place)
+        device.synchronize(place)
         prompt_read = time.perf_counter()
         for _ in range(new_tokens):
             output = solo.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
             token = output.logits[:, -1:].argmax(-1)
-        device.synchronise(place)
+        device.synchronize(place)
         return prompt_read - started, (time.perf_counter() - prompt_read) / new_tokens
 
 

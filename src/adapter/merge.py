@@ -15,7 +15,7 @@ from ..files.terminal import quiet_libraries
 from ..model import models
 from ..model.models import NO_CODE
 from ..variants.methods.point import warning_onto_original
-from ..variants.methods.precision import QUANTISED
+from ..variants.methods.precision import QUANTIZED
 from . import adapted, serving
 from .adapted import Source
 
@@ -28,8 +28,8 @@ reads them back, compares them with the unmerged adapter, prints the table and w
 
 {adapted.USAGE}\
   out=DIR          the folder to write the model to; it must not exist
-  onto=NAME        needed for a quantised base, where no merge is exact: original (the 16-bit base) or dequantised (the weights
-                   that the quantised base multiplies with)
+  onto=NAME        needed for a quantized base, where no merge is exact: original (the 16-bit base) or dequantized (the weights
+                   that the quantized base multiplies with)
   dtype=NAME       the format of the saved weights: bf16 (default) or fp32
   examples=N       measure fidelity on N examples of the run's test split, or of held-out prose with adapter= (default: 64)
   control=BOOL     merge once more in fp32 throughout, to tell rounding from the rest (default: up to 1e9 parameters)
@@ -45,9 +45,9 @@ KEYS = adapted.KEYS | {
 }
 SMALL = 10**9  # parameters up to which the control is made unasked: it holds two models in fp32
 REPORT = "merge.json"
-REQUANTISED = (
-    "a merge is not requantised: rounded to 4 or 8 bits again, W + s B A loses much of what training added;"
-    " serve the adapter over the quantised base, or choose original or dequantised"
+REQUANTIZED = (
+    "a merge is not requantized: rounded to 4 or 8 bits again, W + s B A loses much of what training added;"
+    " serve the adapter over the quantized base, or choose original or dequantised"
 )
 INT8 = "LLM.int8() also rounds its inputs to 8 bits, which no merged weight reproduces"
 
@@ -72,7 +72,7 @@ def run(arguments: list[str]) -> None:
 
 
 def choose_base(source: Source, onto: str | None) -> str:
-    """Name the weights the adapter is added to: ``base``, or of a quantised base ``original`` or ``dequantised``.
+    """Name the weights the adapter is added to: ``base``, or of a quantized base ``original`` or ``dequantised``.
 
     Raises:
         ConfigError: there is no adapter, or ``onto`` is needed, superfluous or unknown.
@@ -83,17 +83,17 @@ def choose_base(source: Source, onto: str | None) -> str:
         hint = f"; {model} is a model already" if model else ""
         raise ConfigError(f"{source.name}: variant={source.config.variant.name} has no adapter to merge{hint}")
     if onto is not None and onto not in ("original", "dequantised"):
-        why = REQUANTISED if onto in ("quantised", "requantised", *QUANTISED) else "choose one of original, dequantised"
+        why = REQUANTIZED if onto in ("quantised", "requantised", *QUANTIZED) else "choose one of original, dequantised"
         raise ConfigError(f"onto={onto}: {why}")
-    if not source.quantised:
+    if not source.quantized:
         if onto is not None:
-            raise ConfigError(f"onto={onto}: the base is {precision}, not quantised, so there is one merge; leave onto= out")
+            raise ConfigError(f"onto={onto}: the base is {precision}, not quantized, so there is one merge; leave onto= out")
         return "base"
     if onto is None:
         raise ConfigError(
             f"onto: the adapter was trained over {precision} weights, from which no merge is exact; choose onto=dequantised (what"
             " it was trained over, in 16 bits: the answers of training) or onto=original (the 16-bit base: without the errors of"
-            " quantising, which the adapter has learned to make up for)"
+            " quantizing, which the adapter has learned to make up for)"
         )
     return onto
 
@@ -126,7 +126,7 @@ def merge(
         items = prose.windows(text, opened.tokenizer, source.config.forgetting.tokens, prose.WINDOW)[: values.get("examples", 64)]
     else:
         dataset = source.config.dataset
-        items = batches.tokenise(examples, opened.tokenizer, dataset.max_length, dataset.chat_template)
+        items = batches.tokenize(examples, opened.tokenizer, dataset.max_length, dataset.chat_template)
     plain, _, numerics = adapted.load_base(source)
     parameters = sum(p.numel() for p in plain.parameters())
     fold.merge(opened.network, plain, source.config.variant, onto == "dequantised")
@@ -228,7 +228,7 @@ def show(report: dict[str, Any]) -> None:
     print("\n".join([*lines, "", *(f"- {note}" for note in report["notes"])]).rstrip())
 
 
-ONTO = {"base": "its base", "original": "the 16-bit base", "dequantised": "the dequantised base"}
+ONTO = {"base": "its base", "original": "the 16-bit base", "dequantised": "the dequantized base"}
 ROWS = (
     ("logit gap, largest", "logit_max", "{:.3g}"),
     ("logit gap, mean absolute", "logit_mean", "{:.3g}"),

@@ -117,7 +117,7 @@ def score(
 
     opened = adapted.open_source(source)
     tokenizer, dataset = opened.tokenizer, config.dataset
-    items = batches.tokenise(examples, tokenizer, dataset.max_length, dataset.chat_template)
+    items = batches.tokenize(examples, tokenizer, dataset.max_length, dataset.chat_template)
     scorer = Scorer(Solo(opened.network, opened.numerics), evaluation.batch_size, tokenizer.pad_token_id)
     with opened.network.disable_adapter() if base and source.adapter else nullcontext():
         (outcome,) = measure(scorer, tokenizer, items, dataset, labels, evaluation, lambda what, total: lambda rows: None)

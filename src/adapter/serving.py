@@ -44,8 +44,8 @@ def refusals(adapter_config: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
-def advice(adapter_config: Mapping[str, Any], quantised: bool = False) -> list[str]:
-    """Say how to serve an adapter, in lines. ``quantised``: it was trained over a 4-bit or 8-bit base."""
+def advice(adapter_config: Mapping[str, Any], quantized: bool = False) -> list[str]:
+    """Say how to serve an adapter, in lines. ``quantized``: it was trained over a 4-bit or 8-bit base."""
     if reasons := refusals(adapter_config):
         return [f"vLLM refuses this adapter ({' '.join(reasons)}): {MERGE_FIRST}."]
     rank = largest_rank(adapter_config)
@@ -54,6 +54,6 @@ def advice(adapter_config: Mapping[str, Any], quantised: bool = False) -> list[s
     lines = [f"vLLM loads this adapter as it is: vllm serve BASE --enable-lora{flag} --lora-modules NAME=FOLDER"]
     if adapter_config.get("use_rslora"):
         lines.append("It is an rsLoRA: a server that ignores use_rslora scales it by alpha/r, which is another model.")
-    if quantised:
-        lines.append("It was trained over a quantised base: over 16-bit weights its answers differ; merge measures by how much.")
+    if quantized:
+        lines.append("It was trained over a quantized base: over 16-bit weights its answers differ; merge measures by how much.")
     return lines

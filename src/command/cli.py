@@ -30,7 +30,7 @@ from . import admission, bounds
 from .messages import join_lines, one_line, raised_by_libraries
 
 FAILED, BAD_INPUT = 1, 2
-SIGNALLED = 128  # plus the signal's number: the exit code of what a signal stopped
+SIGNALED = 128  # plus the signal's number: the exit code of what a signal stopped
 LONGEST = 500  # characters of a message; of a longer one the two ends are shown
 RESUMES = "; the same command goes on from here"
 GOES_ON = f"; what is done stays, and{RESUMES[1:]}"
@@ -115,7 +115,7 @@ def refuse_malformed(arguments: list[str]) -> None:
         admission.refuse_override(override)
 
 
-class Signalled(KeyboardInterrupt):
+class Signaled(KeyboardInterrupt):
     """A signal by which schedulers and terminals ask a command to stop; it stops as on Ctrl-C."""
 
     def __init__(self, number: int) -> None:
@@ -123,7 +123,7 @@ class Signalled(KeyboardInterrupt):
 
 
 def _on_signal(number: int, frame: object) -> NoReturn:
-    raise Signalled(number)
+    raise Signaled(number)
 
 
 def run(command: Callable[[], int | None], resumes: bool = True) -> NoReturn:
@@ -154,7 +154,7 @@ def run(command: Callable[[], int | None], resumes: bool = True) -> NoReturn:
         code = BAD_INPUT if raised_by_libraries(error) else FAILED
     except KeyboardInterrupt as error:
         print(f"interrupted{RESUMES * resumes}", file=sys.stderr)
-        code = SIGNALLED + (error.number if isinstance(error, Signalled) else signal.SIGINT)
+        code = SIGNALED + (error.number if isinstance(error, Signaled) else signal.SIGINT)
     except Exception as error:
         if raised_by_libraries(error):
             say(error)

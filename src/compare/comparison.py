@@ -1,7 +1,7 @@
 """Group like runs into the rows of a table. Pure functions of frames: nothing is read or written here.
 
 Runs are of one group when every field of their identity but the two seeds agrees, and so do the kind of device, the engine
-that really ran, and whether a dequantised base was held. Only runs of one group are averaged, and only those that ended
+that really ran, and whether a dequantized base was held. Only runs of one group are averaged, and only those that ended
 well; the others keep their place in the table. The size of a pack does not part runs: it changes no result.
 """
 

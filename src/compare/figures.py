@@ -1,6 +1,6 @@
 """Draw the figures of a comparison, as PNG and as SVG that is the same for the same records.
 
-Only finished runs are drawn; a line under each figure counts the others. A colour and a marker stand for one variant
+Only finished runs are drawn; a line under each figure counts the others. A color and a marker stand for one variant
 in every figure. Drawn with matplotlib's Agg through its object interface, so no display and no global state is touched.
 """
 
@@ -103,7 +103,7 @@ def quality_vs_rank(comparison: Comparison) -> Figure:
     ticks = sorted({int(rank) for line in lines for rank in ranks[line.rows]})
     if ticks:
         axes.set_xscale("log", base=2)
-        # Neighbours in rank are an octave apart or more; the lines stand side by side around each, to be told apart.
+        # Neighbors in rank are an octave apart or more; the lines stand side by side around each, to be told apart.
         room = 0.75 if len(ticks) < 3 else 0.5
         octaves = float(np.log2(ticks[-1] / ticks[0])) + 2 * room
         step = (0.025 if len(ticks) > 1 else 0.05) * octaves

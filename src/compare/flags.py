@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ..files.text import counted
-from ..variants.methods.precision import QUANTISED
+from ..variants.methods.precision import QUANTIZED
 from .comparison import Comparison
 from .contrasts import View
 from .frame import MISSING
@@ -101,7 +101,7 @@ def _runs(all_runs: pd.DataFrame, runs: pd.DataFrame) -> list[Flag]:
         words = ", ".join(f"{count} {status}" for status, count in bad.items())
         raised.append(Flag("runs that did not finish", f"{words} of {len(all_runs)} runs"))
     precision, note = runs["base_precision"].iloc[0], runs["model_note"].dropna()
-    if precision in QUANTISED and len(note) and re.search(r"\b\d-bit\b|quanti", note.iloc[0]):
+    if precision in QUANTIZED and len(note) and re.search(r"\b\d-bit\b|quanti", note.iloc[0]):
         raised.append(Flag("base already quantised", "base already quantised"))
     if (runs["dirty"].where(runs["status"] != MISSING) == True).any():  # noqa: E712 - a column of objects
         raised.append(Flag("dirty commit", "dirty commit"))

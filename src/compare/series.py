@@ -29,7 +29,7 @@ class Series:
 
     @property
     def color(self) -> str:
-        return style(self.variant).colour
+        return style(self.variant).color
 
     @property
     def marker(self) -> str:

@@ -154,7 +154,7 @@ def smallest_p(n: int) -> float:
 
 
 def holm(p_values: npt.ArrayLike) -> FloatArray:
-    """Adjust p-values [m] for their number (Holm 1979). NaN stays NaN and does not count towards the family."""
+    """Adjust p-values [m] for their number (Holm 1979). NaN stays NaN and does not count toward the family."""
     p = np.asarray(p_values, np.float64)
     adjusted, tested = np.full_like(p, np.nan), ~np.isnan(p)
     if tested.any():
@@ -225,9 +225,9 @@ def item_standard_error(differences: npt.ArrayLike, clusters: npt.ArrayLike | No
     n, of_I = len(x), _codes(clusters, len(x))
     if len(np.unique(of_I)) < 2:
         return np.nan
-    centred = x - x.mean()
-    squares = float(centred @ centred)
-    sums_C = np.bincount(of_I, centred)
+    centered = x - x.mean()
+    squares = float(centered @ centered)
+    sums_C = np.bincount(of_I, centered)
     return float(np.sqrt(squares / (n * (n - 1)) + (float(sums_C @ sums_C) - squares) / n**2))
 
 

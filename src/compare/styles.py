@@ -1,7 +1,7 @@
 """Give each variant one color and one marker for every figure: the product's, the page's and the experiments'.
 
-Okabe and Ito's palette for the variants met most often, Tol's "muted" for the rest. Markers tell them apart as well, in grey
-or to eyes that see few colours.
+Okabe and Ito's palette for the variants met most often, Tol's "muted" for the rest. Markers tell them apart as well, in gray
+or to eyes that see few colors.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 
 class Style(NamedTuple):
-    colour: str
+    color: str
     marker: str  # matplotlib's letter
 
 
@@ -25,7 +25,7 @@ OTHER = Style("#8C6D46", "d")  # a variant that has none of its own
 
 # Lines that lie on each other: LoRA's is wide and pale, so that it shows under DoRA's dashes.
 LINES: dict[str, dict[str, Any]] = {
-    "lora": {"color": (STYLES["lora"].colour, 0.5), "lw": 3.4},
+    "lora": {"color": (STYLES["lora"].color, 0.5), "lw": 3.4},
     "dora": {"ls": (0, (5, 2)), "lw": 1.4},
 }
 
@@ -42,6 +42,6 @@ def style(variant: str) -> Style:
 
 def line(variant: str) -> dict[str, Any]:
     """Return the style of a variant's line in the studies, as arguments of ``plot``."""
-    colour, marker = style(variant)
-    usual = {"color": colour, "lw": 1.6, "marker": marker, "ms": 6, "mfc": colour, "mec": colour}
+    color, marker = style(variant)
+    usual = {"color": color, "lw": 1.6, "marker": marker, "ms": 6, "mfc": color, "mec": color}
     return usual | LINES.get(variant, {})

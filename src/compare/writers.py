@@ -123,7 +123,7 @@ def _flag_notes(comparison: Comparison) -> list[str]:
 
 
 def _tex_row(parts: list[str]) -> str:
-    # TeX gives up on a line that is wider than six metres.
+    # TeX gives up on a line that is wider than six meters.
     return " & ".join(ABSENT if part == ABSENT else tex(part[:LONGEST_CELL]) for part in parts) + r" \\"
 
 

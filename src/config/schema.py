@@ -44,7 +44,7 @@ class ModelConfig:
     path: str | None = None
     shape: Shape | None = None
     note: str | None = None  # what a reader of a table must know about these weights
-    hold_dequantised: bool = False  # nf4, fp4: keep the dequantised weights too: same numbers, less time, more memory
+    hold_dequantised: bool = False  # nf4, fp4: keep the dequantized weights too: same numbers, less time, more memory
 
 
 @dataclass
@@ -53,7 +53,7 @@ class LoraSettings:
     alpha: float = 16.0
     dropout: float = 0.0
     target_modules: Any = ALL_LINEAR  # all-linear, or a list of module names
-    init: str = "kaiming"  # initialiser of A: kaiming (PEFT's default) | gaussian; B starts at zero
+    init: str = "kaiming"  # initializer of A: kaiming (PEFT's default) | gaussian; B starts at zero
 
 
 @dataclass

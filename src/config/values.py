@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..files import credentials
 from ..files.errors import ConfigError
 from ..variants.methods.point import ADAPTERS, AXES, default
-from ..variants.methods.precision import QUANTISED
+from ..variants.methods.precision import QUANTIZED
 from .schema import ALL_LINEAR, Config, DatasetConfig, Shape, is_packed, variant_name
 
 BYT5_TOKENS = 384  # of the byte tokenizer that comes with random weights
@@ -167,7 +167,7 @@ def check(config: Config) -> None:
         _check_shape(config.model.shape, config.model.weights)
     if config.variant.trains != "adapter" and any(getattr(config.variant, axis) != default(axis) for axis in ADAPTERS):
         raise ConfigError(f"variant.trains={config.variant.trains}: has no adapter, so leave {', '.join(ADAPTERS)} as they are")
-    if config.variant.trains == "all" and config.variant.base_precision in QUANTISED:
+    if config.variant.trains == "all" and config.variant.base_precision in QUANTIZED:
         raise ConfigError(
             f"variant.base_precision={config.variant.base_precision}: variant=full trains all weights, which needs bf16 or fp32"
         )

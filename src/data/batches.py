@@ -56,7 +56,7 @@ class Batch:
         return int((self.labels != IGNORE).sum())
 
 
-def tokenise(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int, chat_template: bool) -> list[Item]:
+def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int, chat_template: bool) -> list[Item]:
     """Tokenize each example to at most ``max_length`` ids, prompt and target together; a long prompt is cut on the left.
 
     At least one prompt token stays, so that each target token has a token before it; a target that is too long by

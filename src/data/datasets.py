@@ -15,7 +15,7 @@ from ..config.schema import DatasetConfig
 from ..files.errors import ConfigError
 from . import inputs, rows
 from .cldr_names import cldr_rows
-from .formats import FORMATS, POOLED, Messages, normalised
+from .formats import FORMATS, POOLED, Messages, normalized
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _question(dataset: DatasetConfig, example: Example) -> str:
     prompt = example.prompt
     if dataset.format != "pairs":
         return example.group
-    return normalised(prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False))
+    return normalized(prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False))
 
 
 def _split(

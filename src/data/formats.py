@@ -37,7 +37,7 @@ class ParsedRow:
     choices: tuple[str, ...] = ()
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """Remove differences in letter case and white space from a text."""
     return " ".join(text.casefold().split())
 
@@ -47,7 +47,7 @@ def wording(text: str) -> str:
 
     Not for questions that differ by a sign alone, such as ``3+4`` and ``3-4``.
     """
-    return "".join(filter(str.isalnum, text.casefold())) or normalised(text)
+    return "".join(filter(str.isalnum, text.casefold())) or normalized(text)
 
 
 def pairs(row: Any, where: str) -> ParsedRow:
@@ -56,12 +56,12 @@ def pairs(row: Any, where: str) -> ParsedRow:
         raise ConfigError(f"{where}: needs an object such as {{'prompt': ..., 'completion': ...}}")
     if "messages" in row:
         prompt, target = _chat(row["messages"], where)
-        return ParsedRow(prompt, target, normalised(json.dumps(prompt, ensure_ascii=False)))
+        return ParsedRow(prompt, target, normalized(json.dumps(prompt, ensure_ascii=False)))
     for asked, answered in PAIRS:
         if isinstance(row.get(asked), str) and isinstance(row.get(answered), str):
             if not row[answered].strip():
                 raise ConfigError(f"{where}: the target '{answered}' is empty")
-            return ParsedRow(row[asked], row[answered], normalised(row[asked]))
+            return ParsedRow(row[asked], row[answered], normalized(row[asked]))
     if "context" in row or "prompt" in row:
         raise ConfigError(f"{where}: no target; needs 'target' beside 'context', 'completion' beside 'prompt', each a text")
     raise ConfigError(f"{where}: needs the keys 'context' and 'target', 'prompt' and 'completion', or 'messages'")
@@ -82,7 +82,7 @@ def gsm8k(row: Any, where: str) -> ParsedRow:
     question, answer = _texts(row, where, "question", "answer")
     if not re.search(r"####\s*\S", answer):
         raise ConfigError(f"{where}: 'answer' needs '####' and a number at its end")
-    return ParsedRow(f"Question: {question}\nAnswer:\n", answer, normalised(question))
+    return ParsedRow(f"Question: {question}\nAnswer:\n", answer, normalized(question))
 
 
 def commonsense(row: Any, where: str) -> ParsedRow:
@@ -138,7 +138,7 @@ def e2e(row: Any, where: str) -> ParsedRow:
     """Parse a meaning representation and a text that expresses it (arXiv 1706.09254); held-out rows are pooled."""
     hub = isinstance(row, dict) and "meaning_representation" in row
     mr, ref = _texts(row, where, *(("meaning_representation", "human_reference") if hub else ("mr", "ref")))
-    return ParsedRow(f"Data: {mr}\nText:\n", ref, normalised(mr))
+    return ParsedRow(f"Data: {mr}\nText:\n", ref, normalized(mr))
 
 
 FORMATS: dict[str, Callable[[Any, str], ParsedRow]] = {

@@ -1,6 +1,6 @@
 """Build AdamW for engine peft, torch's or bitsandbytes' with 8-bit moments, and save and load its state.
 
-8-bit AdamW quantises both moments block by block (Dettmers et al., arXiv 2110.02861); tensors of fewer than 4,096
+8-bit AdamW quantizes both moments block by block (Dettmers et al., arXiv 2110.02861); tensors of fewer than 4,096
 numbers keep theirs in fp32. Paged AdamW moves them to the CPU's memory where the GPU's is short: the same numbers.
 """
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from ..config.schema import DatasetConfig
 from ..data.datasets import Example
-from ..data.formats import normalised
+from ..data.formats import normalized
 from ..files.errors import ConfigError
 from .metrics import ANY, LIKELIEST, Reading, scores
 
@@ -169,7 +169,7 @@ def _plain(text: str) -> str:
 
 def _bare(text: str) -> str:
     """Strip white space and quotes around a text, and closing punctuation inside or outside of these."""
-    return normalised(text).strip(QUOTES + " ").rstrip(CLOSING + " ").strip(QUOTES + " ")
+    return normalized(text).strip(QUOTES + " ").rstrip(CLOSING + " ").strip(QUOTES + " ")
 
 
 def final_number(text: str) -> float | None:

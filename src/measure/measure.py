@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config.schema import DatasetConfig, EvalConfig
-from ..data.batches import Item, tokenise
+from ..data.batches import Item, tokenize
 from ..data.datasets import Example
 from . import answers
 from .scorer import Advance, Scorer, per_token
@@ -58,7 +58,7 @@ def _choose(
     """Choose for each model the likeliest choice of each example, by the summed log-loss of its text after the same prompt."""
     examples = [item.example for item in items]
     options = [replace(example, target=choice) for example in examples for choice in example.choices]
-    tokens = _with_equal_prompts(tokenise(options, tokenizer, dataset.max_length, dataset.chat_template), examples)
+    tokens = _with_equal_prompts(tokenize(options, tokenizer, dataset.max_length, dataset.chat_template), examples)
     for model, losses in zip(measured, scorer.losses(tokens, progress("scoring the choices", len(options))), strict=True):
         chosen = answers.chosen([loss.nats for loss in losses], examples)
         judged = answers.judge_chosen(chosen, examples)

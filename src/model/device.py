@@ -98,6 +98,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return False
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -129,10 +129,10 @@ class _Loop:
 
     def _advance(self, start: int, end: int) -> tuple[list[Step], float]:
         """Take steps; gives them, and the seconds that they took on the device."""
-        device.synchronise(self.engine.numerics.device)
+        device.synchronize(self.engine.numerics.device)
         started = time.perf_counter()
         steps = self.engine.advance(start, end)
-        device.synchronise(self.engine.numerics.device)
+        device.synchronize(self.engine.numerics.device)
         return steps, time.perf_counter() - started
 
     def _checkpoint_is_due(self) -> bool:

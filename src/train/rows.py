@@ -50,7 +50,7 @@ def read(config: Config, tokenizer: Any) -> Rows:
         "test": splits.test[: config.eval.test_examples],
     }
     items = {
-        name: batches.tokenise(examples, tokenizer, dataset.max_length, dataset.chat_template)
+        name: batches.tokenize(examples, tokenizer, dataset.max_length, dataset.chat_template)
         for name, examples in chosen.items()
     }
     windows, about = _read_prose(config, tokenizer)

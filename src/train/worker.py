@@ -95,7 +95,7 @@ def main() -> NoReturn:
         arguments = parser.parse_args(_preload(int(sys.argv[2])) if standby else None)
         code = run(arguments.paths, Events(arguments.events), arguments.halved_from, stop)
     except KeyboardInterrupt:
-        code = cli.SIGNALLED + (stop.asked or signal.SIGINT)  # the parent got a signal too, and says so once
+        code = cli.SIGNALED + (stop.asked or signal.SIGINT)  # the parent got a signal too, and says so once
     finally:
         mirror.close()
     # Python takes seconds to take torch's modules apart, and a signal leaves ten in all. What has to be done at the exit

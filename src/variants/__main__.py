@@ -41,8 +41,8 @@ examples: python -m src.variants model=llama_3_1_70b variant=lora lora.r=4 lora.
 # Label, precision, double_quant: each choice of variant.base_precision.
 BASES = (
     *(("bf16", "bf16", True), ("fp32", "fp32", True), ("int8", "int8", True)),
-    *(("nf4", "nf4", False), ("nf4 + double quantisation", "nf4", True)),
-    *(("fp4", "fp4", False), ("fp4 + double quantisation", "fp4", True)),
+    *(("nf4", "nf4", False), ("nf4 + double quantization", "nf4", True)),
+    *(("fp4", "fp4", False), ("fp4 + double quantization", "fp4", True)),
 )
 MATCH = "match="  # the one key that is not Hydra's
 KEYS = {"match": Key(str, "lora:16")}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-INITIALISERS: dict[str, bool | str] = {"kaiming": True, "gaussian": "gaussian"}
+INITIALIZERS: dict[str, bool | str] = {"kaiming": True, "gaussian": "gaussian"}
 
 
 def lora_config(variant: VariantConfig, lora: LoraSettings) -> LoraConfig:
@@ -32,14 +32,14 @@ def lora_config(variant: VariantConfig, lora: LoraSettings) -> LoraConfig:
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT says int and accepts any number
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
-        init_lora_weights=INITIALISERS[lora.init],  # type: ignore[arg-type]
+        init_lora_weights=INITIALIZERS[lora.init],  # type: ignore[arg-type]
         task_type="CAUSAL_LM",
         **peft_options(variant),  # type: ignore[arg-type]
     )
 
 
 def attach(model: PreTrainedModel, variant: VariantConfig, lora: LoraSettings, seed: int) -> PeftModel:
-    """PEFT's model with a fresh adapter, initialised by PEFT under ``seed``. Adapter weights are fp32; parts that do not train
+    """PEFT's model with a fresh adapter, initialized by PEFT under ``seed``. Adapter weights are fp32; parts that do not train
     ask for no gradient."""
     adapted = attach_as(model, lora_config(variant, lora), seed)
     still = tuple(part.parameter for part in parts_of(variant) if not part.trained)
@@ -65,9 +65,9 @@ def attach_as(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftMode
 
 
 def _keep_int8_scales(model: nn.Module) -> None:
-    """Let PEFT's DoRA dequantise int8 layers on a CPU more than once.
+    """Let PEFT's DoRA dequantize int8 layers on a CPU more than once.
 
-    PEFT moves the dequantised weight with ``.to("cpu")``, upon which bitsandbytes drops the row scales of a layer that is
+    PEFT moves the dequantized weight with ``.to("cpu")``, upon which bitsandbytes drops the row scales of a layer that is
     on the CPU already; the second forward then fails. Clearing the half-moved copy makes the layer use its own state.
     """
     import bitsandbytes as bnb
@@ -83,7 +83,7 @@ def _keep_int8_scales(model: nn.Module) -> None:
 
 
 def linears_of(model: PreTrainedModel) -> list[Linear]:
-    """The loaded model's adaptable layers, in the terms of the closed formulas. Call it before quantising."""
+    """The loaded model's adaptable layers, in the terms of the closed formulas. Call it before quantizing."""
     kinds = Counter(
         (name.rpartition(".")[2], layer.out_features, layer.in_features, layer.bias is not None)
         for name, layer in linear_layers(model)

@@ -15,7 +15,7 @@ from ..config.schema import ALL_LINEAR, LoraSettings, Shape
 from ..files.errors import ConfigError
 from .methods.part import LOW_RANK, Part
 from .methods.point import VariantConfig, parts_of
-from .methods.precision import FOUR_BIT, QUANTISED
+from .methods.precision import FOUR_BIT, QUANTIZED
 
 # Which of the linear layers carry a bias, per family (transformers' modeling files). Llama's optional
 # attention_bias and mlp_bias are off in every published Llama and not part of Shape.
@@ -31,7 +31,7 @@ BLOCK, SCALE_BLOCK = 64, 256  # bitsandbytes' block sizes, as QLoRA's (arXiv 230
 WEIGHT_BYTES, COPY_BYTES = 4, 2  # an adapter's number in fp32, and the bf16 copy that a pack multiplies with
 STATE_BYTES = WEIGHT_BYTES + 4 + 8  # with its gradient and AdamW's two moments
 PACKED_STATE_BYTES = STATE_BYTES + COPY_BYTES
-HEAD_ROWS = 4096  # labelled tokens whose logits a pack holds at a time
+HEAD_ROWS = 4096  # labeled tokens whose logits a pack holds at a time
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,9 @@ def base_bytes(shape: Shape, precision: str, double_quant: bool = True) -> int:
     norms and biases stay 16-bit (src/variants/quantization.py). Without the 4-bit formats' lookup tables, 1 kB per layer."""
     if precision == "fp32":
         return 4 * total_parameters(shape)
-    quantised = linears(shape) if precision in QUANTISED else []
-    weights = sum(linear.count * linear.weights for linear in quantised)
-    stored = sum(linear.count * linear_bytes(linear, precision, double_quant) for linear in quantised)
+    quantized = linears(shape) if precision in QUANTIZED else []
+    weights = sum(linear.count * linear.weights for linear in quantized)
+    stored = sum(linear.count * linear_bytes(linear, precision, double_quant) for linear in quantized)
     return 2 * (total_parameters(shape) - weights) + stored
 
 
@@ -162,7 +162,7 @@ def linear_bytes(linear: Linear, precision: str, double_quant: bool = True) -> i
 
     int8 (LLM.int8(), arXiv 2208.07339, section 3.1): one byte per weight and one fp32 scale per output row.
     nf4 and fp4 (QLoRA, arXiv 2305.14314, section 3): half a byte per weight and one scale per block of 64: fp32, or with
-    double quantisation one byte, an fp32 scale per 256 of those, and their fp32 mean. 0.5625 and 0.5159 bytes.
+    double quantization one byte, an fp32 scale per 256 of those, and their fp32 mean. 0.5625 and 0.5159 bytes.
     """
     if precision == "int8":
         return linear.weights + 4 * linear.out_features
@@ -204,7 +204,7 @@ def pack_bytes(
 
     The base stands there once, with ``hold_dequantised`` and the bf16 copy of its linear layers. Each run brings its
     own states, with a bf16 copy of what trains, and its own activations, as in ``training_bytes`` but in fp32 over a
-    base of fp32. Logits are those of ``HEAD_ROWS`` labelled tokens, in bf16 and fp32. Leaves out what
+    base of fp32. Logits are those of ``HEAD_ROWS`` labeled tokens, in bf16 and fp32. Leaves out what
     ``training_bytes`` leaves out.
     """
     shared, _ = members[0]
@@ -244,7 +244,7 @@ def flops_per_token(shape: Shape, variant: VariantConfig, lora: LoraSettings, ta
     With N the weights of the linear layers and the head: 2N forward; backward 2N through a frozen base (no dW) and 4N
     if all trains. Causal attention: 2 length q L forward, with q the width of all heads; 2.5 times that backward, as a
     fused kernel recomputes it. LoRA: 2r (in + out) forward and twice that backward. Leaves out norms, activation
-    functions, dequantisation, and DoRA's row norms, which are work per step and not per token.
+    functions, dequantization, and DoRA's row norms, which are work per step and not per token.
     """
     weights = sum(linear.count * linear.weights for linear in linears(shape)) + shape.vocab_size * shape.hidden_size
     attention = 2 * length * _attention_widths(shape)[0] * shape.num_hidden_layers

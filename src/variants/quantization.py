@@ -1,6 +1,6 @@
 """The precision axis: a frozen base in 4-bit NF4 or FP4 (QLoRA, arXiv 2305.14314) or LLM.int8() (arXiv 2208.07339).
 
-The layers are bitsandbytes'. Every linear layer of the decoder is quantised; embeddings, norms and the output head stay
+The layers are bitsandbytes'. Every linear layer of the decoder is quantized; embeddings, norms and the output head stay
 as they are, for all variants alike.
 """
 
@@ -24,7 +24,7 @@ BITS = {"nf4": 4, "int8": 8, "fp4": 4}
 
 
 def quantised_layers(model: nn.Module) -> dict[str, int]:
-    """Count the layers that really are in each quantised format, by precision."""
+    """Count the layers that really are in each quantized format, by precision."""
     counts = dict.fromkeys(BITS, 0)
     bnb = sys.modules.get("bitsandbytes")
     if bnb is None:  # a 16-bit base is counted without it: what was never imported has made no layer
@@ -40,7 +40,7 @@ def quantised_layers(model: nn.Module) -> dict[str, int]:
 def place(model: PreTrainedModel, variant: VariantConfig, device: torch.device, compute: torch.dtype | None) -> PreTrainedModel:
     """Move the base to ``device``, each linear layer in the variant's precision.
 
-    Layer by layer, so that a quantised base never stands on the device in 16 bits as a whole.
+    Layer by layer, so that a quantized base never stands on the device in 16 bits as a whole.
 
     Raises:
         ConfigError: bitsandbytes cannot do this on this device; one line.
@@ -51,27 +51,27 @@ def place(model: PreTrainedModel, variant: VariantConfig, device: torch.device, 
         for name in [name for name, layer in linear_layers(model) if type(layer) is nn.Linear]:
             parent, _, leaf = name.rpartition(".")
             owner = model.get_submodule(parent)
-            setattr(owner, leaf, _quantise(getattr(owner, leaf), variant, device, compute or torch.float32))
-        # PEFT picks its layer classes by these flags; transformers sets them when it quantises while loading.
+            setattr(owner, leaf, _quantize(getattr(owner, leaf), variant, device, compute or torch.float32))
+        # PEFT picks its layer classes by these flags; transformers sets them when it quantizes while loading.
         setattr(model, f"is_loaded_in_{BITS[variant.base_precision]}bit", True)
     model.to(device)
     return model
 
 
 def placing(variant: VariantConfig, device: torch.device, compute: torch.dtype | None) -> Callable[[nn.Linear], nn.Module] | None:
-    """Return the function that ``models.load`` applies to a linear layer once it is drawn; None where nothing is quantised."""
+    """Return the function that ``models.load`` applies to a linear layer once it is drawn; None where nothing is quantized."""
     if variant.base_precision not in BITS:
         return None
-    return lambda linear: _quantise(linear, variant, device, compute or torch.float32)
+    return lambda linear: _quantize(linear, variant, device, compute or torch.float32)
 
 
 def linear_layers(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
-    """The layers that a quantised base quantises and that all-linear adapts: every linear layer but the output head."""
+    """The layers that a quantized base quantizes and that all-linear adapts: every linear layer but the output head."""
     head = model.get_output_embeddings()
     return [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
 
 
-def _quantise(linear: nn.Linear, variant: VariantConfig, device: torch.device, compute: torch.dtype) -> nn.Module:
+def _quantize(linear: nn.Linear, variant: VariantConfig, device: torch.device, compute: torch.dtype) -> nn.Module:
     import bitsandbytes as bnb
 
     shape, bias = (linear.in_features, linear.out_features), linear.bias is not None
@@ -87,11 +87,11 @@ def _quantise(linear: nn.Linear, variant: VariantConfig, device: torch.device, c
             module=layer,
         )
         # On a CPU, bitsandbytes repacks a 4-bit weight in place at its first evaluation. In bitsandbytes 0.50 no gradient
-        # passes a repacked layer, and PEFT's DoRA dequantises it wrongly, so training after a validation would be wrong.
+        # passes a repacked layer, and PEFT's DoRA dequantizes it wrongly, so training after a validation would be wrong.
         layer.support_avx512bf16_for_cpu = False
     else:
         layer = bnb.nn.Linear8bitLt(*shape, bias, has_fp16_weights=False, threshold=6.0, device="meta")
-        # bitsandbytes quantises to int8 when a weight leaves the CPU, so one that is on the GPU already has to come back.
+        # bitsandbytes quantizes to int8 when a weight leaves the CPU, so one that is on the GPU already has to come back.
         layer.weight = bnb.nn.Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
     if bias:
         layer.bias = nn.Parameter(linear.bias.data, requires_grad=False)
@@ -100,9 +100,9 @@ def _quantise(linear: nn.Linear, variant: VariantConfig, device: torch.device, c
 
 
 def _probe(variant: VariantConfig, device: torch.device, compute: torch.dtype) -> None:
-    """Quantise, multiply and differentiate one small layer, so that a device that cannot says so before training."""
+    """Quantize, multiply and differentiate one small layer, so that a device that cannot says so before training."""
     try:
-        layer = _quantise(nn.Linear(64, 64, bias=False, dtype=compute), variant, device, compute)
+        layer = _quantize(nn.Linear(64, 64, bias=False, dtype=compute), variant, device, compute)
         x = torch.ones(2, 64, device=device, dtype=compute, requires_grad=True)
         layer(x).sum().backward()
     except (RuntimeError, NotImplementedError, ImportError, ValueError, AttributeError) as error:

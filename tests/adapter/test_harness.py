@@ -70,7 +70,7 @@ def test_base_and_adapter_go_by_name(run: Run, asked: list[dict[str, Any]], caps
 
 
 @pytest.mark.usefixtures("base")
-def test_a_quantised_base_goes_as_a_model_and_full_as_its_folder(run: Run, asked: list[dict[str, Any]]) -> None:
+def test_a_quantized_base_goes_as_a_model_and_full_as_its_folder(run: Run, asked: list[dict[str, Any]]) -> None:
     from src.variants.quantization import quantised_layers
 
     record, _ = run(*QUICK, "variant=qlora")

@@ -58,8 +58,8 @@ def by_peft(record: RunFolder) -> Any:
 def test_a_merge_is_pefts_own_rounded_once(run: Run, variant: str) -> None:
     record, result = run(*QUICK, f"variant={variant}")
     assert result["engine"] == "packed"
-    quantised = result["base_precision"] in ("nf4", "int8")
-    report = merge(f"run={record.run_id}", "out=merged", "latency=false", *(["onto=dequantised"] if quantised else []))
+    quantized = result["base_precision"] in ("nf4", "int8")
+    report = merge(f"run={record.run_id}", "out=merged", "latency=false", *(["onto=dequantised"] if quantized else []))
     stock, info = AutoModelForCausalLM.from_pretrained("merged", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and stock.dtype == torch.bfloat16
     state, wanted = stock.state_dict(), by_peft(record).state_dict()
@@ -87,7 +87,7 @@ def test_fp32_and_the_tokenizer(run: Run) -> None:
     assert stock.config.use_cache and stock.generation_config.eos_token_id == 1
 
 
-def test_only_adapted_layers_change_but_all_quantised_ones_are_dequantised(run: Run) -> None:
+def test_only_adapted_layers_change_but_all_quantized_ones_are_dequantized(run: Run) -> None:
     record, _ = run(*QUICK, "variant=qdora", "lora.target_modules=[q_proj,v_proj]")
     merged = {}
     for onto in ("original", "dequantised"):
@@ -105,15 +105,15 @@ def test_only_adapted_layers_change_but_all_quantised_ones_are_dequantised(run: 
 
 
 def test_what_cannot_be_merged_is_refused_and_leaves_nothing(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (quantised, _), (plain, _), (frozen, _) = (run(*QUICK, f"variant={name}") for name in ("qlora", "lora", "frozen"))
+    (quantized, _), (plain, _), (frozen, _) = (run(*QUICK, f"variant={name}") for name in ("qlora", "lora", "frozen"))
     (folder / "there").mkdir()
     before = sorted(path.name for path in folder.iterdir())
     capsys.readouterr()
     for record, words, says in (
-        (quantised, ["out=m"], "trained over nf4 weights, from which no merge is exact; choose onto=dequantised"),
-        (quantised, ["out=m", "onto=nf4"], "onto=nf4: a merge is not requantised"),
-        (quantised, ["out=m", "onto=orginal"], "choose one of original, dequantised"),
-        (plain, ["out=m", "onto=original"], "not quantised, so there is one merge"),
+        (quantized, ["out=m"], "trained over nf4 weights, from which no merge is exact; choose onto=dequantised"),
+        (quantized, ["out=m", "onto=nf4"], "onto=nf4: a merge is not requantized"),
+        (quantized, ["out=m", "onto=orginal"], "choose one of original, dequantised"),
+        (plain, ["out=m", "onto=original"], "not quantized, so there is one merge"),
         (plain, ["out=there"], "out=there: is there already"),
         (frozen, ["out=m"], "variant=frozen has no adapter to merge"),
     ):
@@ -138,14 +138,14 @@ def test_a_merge_that_fails_halfway_leaves_nothing(run: Run, folder: Path, monke
 
 def test_the_gap_of_models_that_are_far_apart(run: Run) -> None:
     """Against the definitions, token by token."""
-    from src.data.batches import collate, tokenise
+    from src.data.batches import collate, tokenize
     from src.data.datasets import Example
 
     record, _ = run(*QUICK)
     source = find({"run": record.run_id})
     opened = adapted.open_source(source, exact=True)
     plain, tokenizer, numerics = adapted.load_base(source, exact=True)
-    items = tokenise([Example(str(n), f"The number after {n} is ", f"{n * 77}", str(n)) for n in range(5)], tokenizer, 64, False)
+    items = tokenize([Example(str(n), f"The number after {n} is ", f"{n * 77}", str(n)) for n in range(5)], tokenizer, 64, False)
     measured = gap(Solo(opened.network, numerics), Solo(plain, numerics), items, tokenizer.pad_token_id)
     apart, kl, losses, changed = [], [], [], []
     for item in items:

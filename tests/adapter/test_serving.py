@@ -47,4 +47,4 @@ def test_the_rank_that_the_server_must_be_told(r: int, flag: int | None) -> None
 
 def test_what_a_server_may_get_wrong_is_said() -> None:
     assert "alpha/r" in " ".join(advice(PLAIN | {"use_rslora": True}))
-    assert "trained over a quantised base" in " ".join(advice(PLAIN, quantised=True))
+    assert "trained over a quantized base" in " ".join(advice(PLAIN, quantized=True))

@@ -12,7 +12,7 @@ from tests.compare.synthetic import DORA, FROZEN, QLORA, RSLORA, assayed, flagge
 
 RATES = {3e-4: 2.2, 1e-3: 2.0, 3e-3: 2.1}
 EDGE = {3e-4: 2.2, 1e-3: 2.1, 3e-3: 2.0}
-QUANTISED = "its weights were 4-bit (Q4_1) before and were dequantised to bf16"
+QUANTIZED = "its weights were 4-bit (Q4_1) before and were dequantised to bf16"
 
 
 def both(**options) -> None:
@@ -25,8 +25,8 @@ def scale() -> None:
     both(variant=RSLORA)
 
 
-def quantised() -> None:
-    both(variant=QLORA, model_note=QUANTISED)
+def quantized() -> None:
+    both(variant=QLORA, model_note=QUANTIZED)
 
 
 # Of each flag a sweep in which the row of the other variant has it, and no other, and what it says.
@@ -40,7 +40,7 @@ CASES: dict[str, tuple[Callable[[], None], str, str]] = {
     "incomplete grid": (lambda: both(ended={(3e-3, 1): "absent"}), "dora r=8", "incomplete grid"),
     "unpaired seeds": (lambda: both(seeds=range(10)), "dora r=8", "1 of 7 seeds unpaired"),
     "scale confounded with variant": (scale, "rslora r=8", "scale 5.66 against 2: confounded with variant"),
-    "base already quantised": (quantised, "qlora r=8", "base already quantised"),
+    "base already quantised": (quantized, "qlora r=8", "base already quantised"),
     "dirty commit": (lambda: both(provenance={"dirty": True}), "dora r=8", "dirty commit"),
     "runs that did not finish": (
         lambda: both(ended={(3e-4, 6): "diverged", (3e-4, 7): "diverged", (3e-3, 8): "out_of_memory"}),
@@ -89,10 +89,10 @@ def test_runs_are_counted_over_all_rates(make) -> None:
 
 @pytest.mark.parametrize(
     ("variant", "note", "flag"),
-    [({}, QUANTISED, False), (QLORA, QUANTISED, True), ({"base_precision": "int8"}, "quantised", True),
+    [({}, QUANTIZED, False), (QLORA, QUANTIZED, True), ({"base_precision": "int8"}, "quantised", True),
      (QLORA, "random weights", False), (QLORA, None, False)],
 )  # fmt: skip
-def test_which_base_was_quantised_before(make, variant, note, flag) -> None:
+def test_which_base_was_quantized_before(make, variant, note, flag) -> None:
     synthetic.run(variant=variant, model_note=note)
     result = assayed()
     assert any(raised.flag == "base already quantised" for raised in result.flags[0]) == flag

@@ -303,7 +303,7 @@ def test_four_thousand_runs(show: Open) -> None:
     drawn(tab, "learning_rates")
 
 
-# Every element that has text of its own: the text, its colour, and the colour of what lies behind it.
+# Every element that has text of its own: the text, its color, and the color of what lies behind it.
 TEXTS = """[...document.querySelectorAll("body *:not(script, noscript, style, svg *)")]
   .filter(element => element.checkVisibility() && [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()))
   .map(element => {
@@ -313,8 +313,8 @@ TEXTS = """[...document.querySelectorAll("body *:not(script, noscript, style, sv
   })"""
 
 
-def channels(colour: str) -> list[int]:
-    return [int(value) for value in re.findall(r"\d+", colour)[:3]]
+def channels(color: str) -> list[int]:
+    return [int(value) for value in re.findall(r"\d+", color)[:3]]
 
 
 def luminance(rgb: list[int]) -> float:

@@ -13,22 +13,22 @@ from src.compare.styles import DARK, OTHER, STYLES, style
 ROOT = Path(__file__).resolve().parents[2]
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
 # "lora": "#0072B2", in Python or in a notebook's JSON
-NAMED_COLOUR = re.compile(r'\\?"(' + "|".join(STYLES) + r')\\?": \(?\\?"(#[0-9A-Fa-f]{6})')
+NAMED_COLOR = re.compile(r'\\?"(' + "|".join(STYLES) + r')\\?": \(?\\?"(#[0-9A-Fa-f]{6})')
 
 
-def test_no_two_variants_share_a_colour_or_a_marker() -> None:
+def test_no_two_variants_share_a_color_or_a_marker() -> None:
     for each in (*zip(*STYLES.values(), strict=True),):
         assert len({*each}) == len(STYLES)
     assert style("no such") == OTHER and not set(OTHER) & {part for style_of in STYLES.values() for part in style_of}
-    assert {STYLES[name].colour for name in ("full", "lora", "rslora", "dora", "qlora")} < OKABE_ITO
-    assert DARK.keys() <= {style_of.colour for style_of in STYLES.values()}
+    assert {STYLES[name].color for name in ("full", "lora", "rslora", "dora", "qlora")} < OKABE_ITO
+    assert DARK.keys() <= {style_of.color for style_of in STYLES.values()}
     assert {style_of.marker for style_of in STYLES.values()} <= SYMBOLS.keys()
 
 
 @pytest.mark.parametrize("folder", ["src", "experiments", "notebooks", "benchmarks"])
-def test_nothing_else_gives_a_variant_another_colour(folder: str) -> None:
+def test_nothing_else_gives_a_variant_another_color(folder: str) -> None:
     paths = [path for kind in ("*.py", "*.ipynb") for path in (ROOT / folder).rglob(kind)]
     assert paths
     for path in paths:
-        for variant, colour in NAMED_COLOUR.findall(path.read_text(encoding="utf-8")):
-            assert colour.upper() == STYLES[variant].colour, f"{path.name}: {variant} is {colour}"
+        for variant, color in NAMED_COLOR.findall(path.read_text(encoding="utf-8")):
+            assert color.upper() == STYLES[variant].color, f"{path.name}: {variant} is {color}"

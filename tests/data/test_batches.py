@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
-from src.data.batches import IGNORE, collate, rows_at, tokenise
+from src.data.batches import IGNORE, collate, rows_at, tokenize
 from src.data.datasets import Example
 from src.files.errors import ConfigError
 
@@ -23,12 +23,12 @@ def bytes_of(text: str) -> list[int]:
 
 
 def test_prompt_target_and_end_token() -> None:
-    (item,) = tokenise([example("ab", "cd")], TOKENIZER, 64, False)
+    (item,) = tokenize([example("ab", "cd")], TOKENIZER, 64, False)
     assert (item.prompt, item.target, item.cut) == (bytes_of("ab"), [*bytes_of("cd"), 1], False)
 
 
 def test_labels_cover_the_target_alone() -> None:
-    items = tokenise([example("ab", "cd"), example("a", "b")], TOKENIZER, 64, False)
+    items = tokenize([example("ab", "cd"), example("a", "b")], TOKENIZER, 64, False)
     batch = collate(items, pad=0, device=CPU)
     assert batch.input_ids.tolist() == [[*bytes_of("abcd"), 1], [*bytes_of("ab"), 1, 0, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
@@ -40,7 +40,7 @@ def test_labels_cover_the_target_alone() -> None:
 
 
 def test_a_long_row_loses_the_left_of_its_prompt_and_is_counted() -> None:
-    short, long, longest = tokenise(
+    short, long, longest = tokenize(
         [example("ab", "c"), example("abcdef", "gh"), example("ab", "cdefghijk")], TOKENIZER, 6, False
     )
     assert not short.cut
@@ -49,13 +49,13 @@ def test_a_long_row_loses_the_left_of_its_prompt_and_is_counted() -> None:
 
 
 def test_an_empty_prompt_still_has_something_before_the_target() -> None:
-    (item,) = tokenise([example("", "a")], TOKENIZER, 8, False)
+    (item,) = tokenize([example("", "a")], TOKENIZER, 8, False)
     assert len(item.prompt) == 1
 
 
 def test_a_chat_needs_a_template() -> None:
     with pytest.raises(ConfigError, match="no chat template"):
-        tokenise([example("a", "b")], TOKENIZER, 8, True)
+        tokenize([example("a", "b")], TOKENIZER, 8, True)
 
 
 def test_a_chat_goes_through_the_template() -> None:
@@ -64,8 +64,8 @@ def test_a_chat_goes_through_the_template() -> None:
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
     )
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
-    chat, plain = tokenise([Example("1", messages, "t", "g"), example("p", "t")], tokenizer, 64, False)
-    (asked,) = tokenise([example("p", "t")], tokenizer, 64, True)
+    chat, plain = tokenize([Example("1", messages, "t", "g"), example("p", "t")], tokenizer, 64, False)
+    (asked,) = tokenize([example("p", "t")], tokenizer, 64, True)
     assert chat.prompt == bytes_of("<system>s<user>q<a>")
     assert plain.prompt == bytes_of("p")
     assert asked.prompt == bytes_of("<user>p<a>")

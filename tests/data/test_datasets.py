@@ -172,8 +172,8 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [(("a/b", None), {"split": s, "revision": "abc"}) for s in ("test", "train")]
     assert [e.target for e in splits.test] == [f"a{n}" for n in range(50)]
     assert splits.train == [] and splits.left_out == 50  # the same rows as in the given test split
-    labelled = table.add_column("label", [0, 1] * 25).cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: labelled)
+    labeled = table.add_column("label", [0, 1] * 25).cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: labeled)
     config.target_column, config.test_split = "label", None
     assert {e.target for e in load(config).train} == {"no", "yes"}
     config.prompt_column = "nosuch"

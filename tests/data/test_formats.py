@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from src.config.values import CHOICES
-from src.data.formats import FORMATS, ParsedRow, banking77, commonsense, e2e, gsm8k, normalised, pairs, wording
+from src.data.formats import FORMATS, ParsedRow, banking77, commonsense, e2e, gsm8k, normalized, pairs, wording
 from src.files.errors import ConfigError
 
 ARC = (
@@ -20,7 +20,7 @@ def test_the_schema_offers_every_format() -> None:
 
 
 def test_what_makes_two_rows_the_same_question() -> None:
-    assert normalised(" Is  It\tSO\n") == "is it so"
+    assert normalized(" Is  It\tSO\n") == "is it so"
     assert wording("Is it-so?") == wording("is it  so") != wording("is it not so")
     assert wording("?!") == "?!"  # nothing but signs is still something
     assert pairs({"context": "3+4", "target": "7"}, "").question != pairs({"context": "3-4", "target": "7"}, "").question

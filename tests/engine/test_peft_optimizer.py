@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def parameters() -> dict[str, nn.Parameter]:
-    """One above bitsandbytes' 4,096 numbers, whose moments are quantised, and one below."""
+    """One above bitsandbytes' 4,096 numbers, whose moments are quantized, and one below."""
     torch.manual_seed(0)
     return {"large": nn.Parameter(torch.randn(96, 64)), "small": nn.Parameter(torch.randn(32))}
 

@@ -54,7 +54,7 @@ def summed(points: Any) -> list[float]:
 
 
 def drawn(figure: Figure) -> list[dict[str, Any]]:
-    """Of each panel its words and limits, and the data of its lines, dots, bars and areas with their colours."""
+    """Of each panel its words and limits, and the data of its lines, dots, bars and areas with their colors."""
     found = []
     for axes in figure.axes:
         patches = [
@@ -82,7 +82,7 @@ def drawn(figure: Figure) -> list[dict[str, Any]]:
                     for kind, artists in (("lines", lines), ("bars", patches), ("dots", dots), ("areas", paths))
                     if artists
                 },
-                "colours": hashlib.sha256(repr([colours(c) for _, c in [*lines, *patches, *dots, *paths]]).encode()).hexdigest()[
+                "colours": hashlib.sha256(repr([colors(c) for _, c in [*lines, *patches, *dots, *paths]]).encode()).hexdigest()[
                     :10
                 ],
             }
@@ -91,7 +91,7 @@ def drawn(figure: Figure) -> list[dict[str, Any]]:
     return [*found, {"legends": legends, "size": list(map(float, figure.get_size_inches()))}]
 
 
-def colours(given: Any) -> Any:
+def colors(given: Any) -> Any:
     return np.round(to_rgba_array(given), 4).tolist()
 
 

@@ -86,7 +86,7 @@ def test_what_is_known(tmp_path: Path) -> None:
     assert [each["ms/step"] for each in rows_of(path) if each["rows"] == "2"] == ["2.0"]
 
 
-def test_every_case_can_be_composed_and_70b_is_quantised() -> None:
+def test_every_case_can_be_composed_and_70b_is_quantized() -> None:
     for name, group in GROUPS.items():
         for case in group:
             config = config_of(case)

@@ -153,7 +153,7 @@ def test_the_rate_is_chosen_by_validation_on_the_tuning_seeds_and_pairs_are_by_s
     assert "+0.0200 [+0.0200, +0.0200], n = 6" in text and "1 diverged of 36" in text
 
 
-def test_labels_tell_double_quantisation_of_four_bits_only() -> None:
+def test_labels_tell_double_quantization_of_four_bits_only() -> None:
     frame = pd.DataFrame({"precision": ["bf16", "int8", "nf4", "nf4", "fp4"], "double_quant": [True, True, True, False, "False"]})
     assert list(report.labels(frame)) == ["bf16", "int8", "nf4, double", "nf4", "fp4"]
 
@@ -327,7 +327,7 @@ def test_the_readme_says_what_the_committed_measurements_say() -> None:
         said.append(f"| {name} | {frozen[name]:.3f} | {start:.3f} | {after[name][3:].mean():.3f} | {interval} | {share} |")
         assert (gaps[name] > 0).all()
     nine = gaps.mean()
-    said.append(f"(int8 {nine['int8']:.3f}, NF4 {nine['NF4, double quantised']:.3f}, FP4 {nine['FP4, double quantised']:.3f})")
+    said.append(f"(int8 {nine['int8']:.3f}, NF4 {nine['NF4, double quantized']:.3f}, FP4 {nine['FP4, double quantized']:.3f})")
     low, high = (grids["NF4, double quantised"][lr].mean() - grids["bf16"][lr].mean() for lr in (3e-4, 1e-2))
     said.append(f"NF4's 0.039 is {low:.3f} at 3e-4 and {high:.3f} at 1e-2")
     said.append(f"{1 - after['bf16'][3:].mean() / frozen['bf16']:.0%} is what a gap in proportion".replace("%", " %"))

@@ -38,8 +38,8 @@ def packed(values: dict[str, Any], runs: list[Planned]) -> tuple[PackedEngine, N
     numerics = device.Numerics(torch.device("cpu"), torch.float32, None)
     network, tokenizer = models.load(configs[0].model, numerics.base, numerics.device)
     splits = datasets.load(configs[0].dataset)
-    items = batches.tokenise(splits.train[:64], tokenizer, 512, False)
-    watched = batches.collate(batches.tokenise(splits.val[:8], tokenizer, 512, False), tokenizer.pad_token_id, numerics.device)
+    items = batches.tokenize(splits.train[:64], tokenizer, 512, False)
+    watched = batches.collate(batches.tokenize(splits.val[:8], tokenizer, 512, False), tokenizer.pad_token_id, numerics.device)
     engine = PackedEngine(network, [configs[at] for at in order], items, tokenizer.pad_token_id, values["steps"], numerics)
     return engine, Norms(engine.model, watched), [runs[at] for at in order], watched
 

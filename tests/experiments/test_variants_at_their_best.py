@@ -566,7 +566,7 @@ def test_records_of_training_are_read(
 def test_names_beside_lines_are_moved_apart_no_more_than_needed() -> None:
     assert figures.apart([1.0, 2.0, 5.0], 1.0) == [1.0, 2.0, 5.0]
     assert figures.apart([1.0, 1.0, 5.0], 1.0) == pytest.approx([0.5, 1.5, 5.0])
-    assert figures.apart([1.0, 1.2, 1.4, 2.0], 1.0) == pytest.approx([-0.1, 0.9, 1.9, 2.9])  # their centre is 1.4
+    assert figures.apart([1.0, 1.2, 1.4, 2.0], 1.0) == pytest.approx([-0.1, 0.9, 1.9, 2.9])  # their center is 1.4
     assert figures.apart([], 1.0) == []
 
 

@@ -1,4 +1,4 @@
-"""Numbers that stop being finite: the run is over and says where; not a bit of its neighbours changes. For every variant."""
+"""Numbers that stop being finite: the run is over and says where; not a bit of its neighbors changes. For every variant."""
 
 from __future__ import annotations
 

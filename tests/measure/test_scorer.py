@@ -11,7 +11,7 @@ import torch
 
 from src.command.cli import compose
 from src.config.schema import ModelConfig
-from src.data.batches import Batch, tokenise
+from src.data.batches import Batch, tokenize
 from src.data.datasets import Example
 from src.measure.scorer import Scorer, Solo, TargetLoss, per_token
 from src.model import models
@@ -20,7 +20,7 @@ from src.model.device import Numerics
 CPU = torch.device("cpu")
 MODEL, TOKENIZER = models.load(compose(["model=tiny"]).model, torch.float64, CPU)
 EXAMPLES = [Example(str(n), "word " * (n % 5 + 1), "answer"[: n % 6 + 1], "g") for n in range(11)]
-ITEMS = tokenise(EXAMPLES, TOKENIZER, 64, False)
+ITEMS = tokenize(EXAMPLES, TOKENIZER, 64, False)
 FP64 = Numerics(CPU, torch.float64, None)
 
 

@@ -1,4 +1,4 @@
-"""Random weights quantised layer by layer are those of a model that was drawn whole."""
+"""Random weights quantized layer by layer are those of a model that was drawn whole."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_same_numbers_layer_by_layer(precision: str, overrides: tuple[str, .
         assert torch.equal(parts(ids).logits, whole(ids).logits)
 
 
-def test_one_layer_at_a_time_is_not_quantised_yet() -> None:
+def test_one_layer_at_a_time_is_not_quantized_yet() -> None:
     """Bound the memory, as a 70B base needs: its 16-bit weights would not fit."""
     config = compose(["model=tiny", "variant=qlora"])
     inner = quantization.placing(config.variant, CPU, None)

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 WIDTH = 16
 TOKENS = 4 * WIDTH
 ALL = Tokens(TOKENS, TOKENS)
-HEAD = 4096 * 6 * 384  # logits of 4,096 labelled tokens, in bf16 and fp32
+HEAD = 4096 * 6 * 384  # logits of 4,096 labeled tokens, in bf16 and fp32
 BASE = 2 * 98_624 + HEAD
 
 

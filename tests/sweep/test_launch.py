@@ -252,15 +252,15 @@ def test_out_of_memory_halves_the_pack_and_limits_later_ones(
     jobs = ranks(*range(1, 13))
     other = compose([*TINY, "variant=qlora"])
     later = [replace(other, seed=seed, data_seed=seed) for seed in range(8)]
-    quantised = [Job(run_id(config), config) for config in later]
+    quantized = [Job(run_id(config), config) for config in later]
     play(memory_holds=6, how=how, end_first=2)
-    launch.launch([*jobs, *quantised])
+    launch.launch([*jobs, *quantized])
     sizes = [len(call["runs"]) for call in calls()]
     assert sizes == [12, 5, 5, 4, 4]  # two had ended before; 8 would fit no more than 12 did
-    assert called([*jobs, *quantised])[:3] == [list(range(1, 13)), list(range(3, 8)), list(range(8, 13))]
+    assert called([*jobs, *quantized])[:3] == [list(range(1, 13)), list(range(3, 8)), list(range(8, 13))]
     assert [call["halved_from"] for call in calls()] == [None, 12, 12, None, None]
     assert [all(call["checkpoints"]) for call in calls()] == [False, True, True, False, False]
-    assert statuses([*jobs, *quantised]) == ["ok"] * 20
+    assert statuses([*jobs, *quantized]) == ["ok"] * 20
     assert "out of memory with 12 runs: going on with 5 and 5 from the last checkpoints" in capfd.readouterr().err
 
 
@@ -304,12 +304,12 @@ def test_runs_whose_worker_dies_twice_are_failed_and_the_sweep_goes_on(
 ) -> None:
     jobs = ranks(1, 2, 3)
     config = compose([*TINY, "variant=qlora"])
-    quantised = Job(run_id(config), config)
+    quantized = Job(run_id(config), config)
     play(**how, victims=[job.run_id for job in jobs])
     with pytest.raises(RunsFailed):
-        launch.launch([*jobs, quantised])
+        launch.launch([*jobs, quantized])
     assert [len(call["runs"]) for call in calls()] == [3, 3, 1]
-    assert statuses([*jobs, quantised]) == ["failed"] * 3 + ["ok"]
+    assert statuses([*jobs, quantized]) == ["failed"] * 3 + ["ok"]
     assert jobs[2].folder.result()["reason"] == words  # type: ignore[index]
     said = capfd.readouterr()
     assert said.out.count(f"failed: {words}") == 3

@@ -280,11 +280,11 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_that_it_met(
             stop = Stop()
             advance = PackedEngine.advance
 
-            def signalled(self: PackedEngine, first: int, last: int) -> list[Step]:
+            def signaled(self: PackedEngine, first: int, last: int) -> list[Step]:
                 stop.asked = 15 if first == 1 else None  # what the handler does between two instructions
                 return advance(self, first, last)
 
-            patch.setattr(PackedEngine, "advance", signalled)
+            patch.setattr(PackedEngine, "advance", signaled)
             patch.setattr(worker, "Stop", lambda: stop)
         else:
 
@@ -335,7 +335,7 @@ def test_a_run_whose_numbers_stop_being_finite_is_diverged(run: Run, what: str, 
     assert not record.adapter.exists()
 
 
-def test_a_run_of_a_pack_that_diverges_leaves_its_neighbours_as_they_are(
+def test_a_run_of_a_pack_that_diverges_leaves_its_neighbors_as_they_are(
     train_pack: TrainPack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In the order of their slots; the first two are multiplied together.
@@ -479,11 +479,11 @@ def test_a_variant_that_is_not_live_fails_its_run(
     monkeypatch.setattr(LiveChecks, "judge", sabotaged)
     runs = [[*QUICK, f"engine={engine}", f"variant={variant}"] for variant in ("lora", "dora")]
     trained = train_pack(*(runs if engine == "packed" else runs[1:]))
-    *neighbour, result = trained.results
+    *neighbor, result = trained.results
     assert result["status"] == "failed"
     assert result["reason"].startswith("live check failed: ") and name in result["reason"]
     assert [key for key, check in result["checks"].items() if not check["ok"]] == [name]
-    assert [each["status"] for each in neighbour] in ([], ["failed" if name == "base_unchanged" else "ok"])
+    assert [each["status"] for each in neighbor] in ([], ["failed" if name == "base_unchanged" else "ok"])
 
 
 def test_label_task(run: Run, folder: Any) -> None:
@@ -525,7 +525,7 @@ def test_a_model_in_a_local_folder(run: Run, folder: Path) -> None:
     assert result["metrics"]["test/loss"] == pytest.approx(same["metrics"]["test/loss"], abs=rounding(128, 15))
 
 
-def test_a_device_that_cannot_quantise_says_so_before_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_cannot_quantize_says_so_before_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import bitsandbytes
 
     def fail(*_: object, **__: object) -> None:

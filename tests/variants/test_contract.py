@@ -20,7 +20,7 @@ from torch import nn
 
 from src.command.cli import compose
 from src.config.schema import CONF_FOLDER, Config
-from src.data.batches import Batch, Item, collate, rows_at, tokenise
+from src.data.batches import Batch, Item, collate, rows_at, tokenize
 from src.data.datasets import Example
 from src.engine.packed.engine import PackedEngine
 from src.engine.peft import PeftEngine
@@ -48,7 +48,7 @@ EXACT = rounding(TERMS, MATRICES + 1)  # of logits: 2.2e-5
 # size, so each product is off by 0.55 % of its size, and the logits, 14 independent products later, by 2 %.
 INT8 = 2.4 / 127 / 12**0.5 * MATRICES**0.5
 _, TOKENIZER = models.load(compose(["model=tiny"]).model, torch.float32, CPU)
-ITEMS = tokenise(EXAMPLES, TOKENIZER, 64, False)
+ITEMS = tokenize(EXAMPLES, TOKENIZER, 64, False)
 
 Engine = PackedEngine | PeftEngine
 
@@ -164,7 +164,7 @@ def test_training_leaves_the_base_alone_and_the_live_checks_hold(name: str, vari
 
 @pytest.mark.parametrize("name", ["packed", "peft"])
 @pytest.mark.parametrize("precision", ["nf4", "int8"])
-def test_a_layer_that_is_quantised_though_16_bits_were_asked_for_fails_its_check(name: str, precision: str) -> None:
+def test_a_layer_that_is_quantized_though_16_bits_were_asked_for_fails_its_check(name: str, precision: str) -> None:
     asked, other = config_of("lora"), config_of("lora", f"variant.base_precision={precision}")
     linears = adapters.linears_of(models.load(asked.model, torch.float32, CPU)[0])
     count = sum(linear.count for linear in linears)
@@ -175,13 +175,13 @@ def test_a_layer_that_is_quantised_though_16_bits_were_asked_for_fails_its_check
 
 @pytest.mark.parametrize(("name", "variant"), BOTH)
 def test_merged_equals_unmerged(name: str, variant: str) -> None:
-    """Merged into the base that the forward really multiplies with: a quantised base's dequantised weights."""
+    """Merged into the base that the forward really multiplies with: a quantized base's dequantized weights."""
     config = config_of(variant)
     engine, _ = train(name, config, 5)
     plain, _ = models.load(config.model, torch.float32, CPU)
-    quantised = base_of(config)
+    quantized = base_of(config)
     for layer, linear in quantization.linear_layers(plain):
-        linear.weight.data = dequantize_module_weight(quantised.get_submodule(layer)).float()
+        linear.weight.data = dequantize_module_weight(quantized.get_submodule(layer)).float()
     engine.save_adapter(0, config, Path("adapter"))
     merged = PeftModel.from_pretrained(plain, "adapter").merge_and_unload()
     # LLM.int8() also rounds its activations to 8 bits, which no merged weight can reproduce.

@@ -202,8 +202,8 @@ def test_four_bit_bytes_equal_bitsandbytes(out_features: int, in_features: int, 
 
 def test_int8_bytes_equal_bitsandbytes() -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
-    quantised, scales, _ = functional.int8_vectorwise_quant(torch.randn(192, 576).half())
-    assert counts.linear_bytes(one(192, 576), "int8") == quantised.nbytes + scales.nbytes
+    quantized, scales, _ = functional.int8_vectorwise_quant(torch.randn(192, 576).half())
+    assert counts.linear_bytes(one(192, 576), "int8") == quantized.nbytes + scales.nbytes
 
 
 def test_base_bytes() -> None:
@@ -251,8 +251,8 @@ def test_pack_bytes_by_hand() -> None:
     head = 4096 * 96 * 6
     assert of.activations == 100 * 2 * 3 * ((kept + 2 * 4) + (kept + 2 * 8 + 32 + 16)) + head
 
-    quantised = [(VARIANTS["qlora"], LoraSettings(r=4))] * 5
-    plain, held = (counts.pack_bytes(SMALL, quantised, layers, 100, hold_dequantised=hold) for hold in (False, True))
+    quantized = [(VARIANTS["qlora"], LoraSettings(r=4))] * 5
+    plain, held = (counts.pack_bytes(SMALL, quantized, layers, 100, hold_dequantised=hold) for hold in (False, True))
     assert plain.base == counts.base_bytes(SMALL, "nf4", True) < of.base  # once, for all five
     assert held.base - plain.base == 2 * linear
     assert (plain.states, plain.activations) == (held.states, held.activations) == (5 * 18 * 1344, 5 * 600 * (kept + 8) + head)

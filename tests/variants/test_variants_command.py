@@ -48,7 +48,7 @@ def test_llama_70b() -> None:
     bases = {label.removeprefix("base bytes, "): size for label, size in shown.items() if label.startswith("base bytes, ")}
     assert {label.split(" + ")[0] for label in bases} == set(CHOICES["variant.base_precision"])
     assert bases["fp4"] == bases["nf4"] == "42,709,041,152 (39.78 GiB)"  # one layout, two tables of values
-    assert bases["fp4 + double quantisation"] == bases["nf4 + double quantisation"] == "39,517,112,512 (36.80 GiB)"
+    assert bases["fp4 + double quantization"] == bases["nf4 + double quantization"] == "39,517,112,512 (36.80 GiB)"
     assert bases["fp32"].startswith("282,214,825,984 ")  # 4 bytes of each of the 70,553,706,496
     assert {"training memory (estimate)", "FLOPs per token at length 512"} < set(shown)
 
@@ -111,7 +111,7 @@ def test_a_budget_as_a_number(asked: str) -> None:
 
 
 def test_what_to_use_is_as_it_was_asked_for() -> None:
-    """On the same target modules, with the variant's axes as they were written; rank 1 has no neighbour below."""
+    """On the same target modules, with the variant's axes as they were written; rank 1 has no neighbor below."""
     overrides = ["variant.magnitude=dora", "variant.scaling=alpha_over_sqrt_r", "lora.target_modules=[q_proj]"]
     config = cli.compose(overrides)
     shown = dict(command.matched(config, command.shape_of(config), "lora:2", overrides))

@@ -1,4 +1,4 @@
-// The plots' frame: colours and shapes, a panel with its switches, caption, values and CSV, drawn when it comes near or is printed.
+// The plots' frame: colors and shapes, a panel with its switches, caption, values and CSV, drawn when it comes near or is printed.
 
 const SHAPES = {
   circle: "M-6,0a6,6 0 1,0 12,0a6,6 0 1,0 -12,0",
@@ -22,15 +22,15 @@ const NEAR = "600px"; // a panel is drawn when it is this near to the window
 const WARM_UP = 800; // milliseconds after the table is ready in which the reader reads and the bundle is parsed
 const PAPER = 640; // pixels: as wide as a plot may be on a printed page, A4 or Letter with margins
 const MOST_VALUES = 500; // lines of a plot's values on the page
-const HEX_COLOUR = /^#[0-9a-f]{6}$/i;
+const HEX_COLOR = /^#[0-9a-f]{6}$/i;
 
 function styleOf(styles, series) {
   const style = styles.get(series);
-  const colour = mode => (HEX_COLOUR.test(style[mode]) ? style[mode] : NEUTRAL[mode]);
-  return {light: colour("light"), dark: colour("dark"), symbol: Object.hasOwn(SHAPES, style.symbol) ? style.symbol : "circle"};
+  const color = mode => (HEX_COLOR.test(style[mode]) ? style[mode] : NEUTRAL[mode]);
+  return {light: color("light"), dark: color("dark"), symbol: Object.hasOwn(SHAPES, style.symbol) ? style.symbol : "circle"};
 }
 
-// Series to style. One that has none gets the neutral colour and a shape of its own, as far as they go.
+// Series to style. One that has none gets the neutral color and a shape of its own, as far as they go.
 function completeStyles(given, series) {
   const styles = new Map(Object.entries(given));
   const shapes = Object.keys(SHAPES);

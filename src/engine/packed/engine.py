@@ -110,7 +110,7 @@ class PackedEngine:
 
     def _on_device(self, inputs: Inputs) -> tuple[torch.Tensor, ...]:
         weights = inputs.weights.to(self.loss.dtype)
-        tensors = (inputs.ids, inputs.rows, inputs.positions, inputs.labelled, inputs.targets, weights)
+        tensors = (inputs.ids, inputs.rows, inputs.positions, inputs.labeled, inputs.targets, weights)
         return tuple(self._sent(tensor) for tensor in tensors)
 
     def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -120,7 +120,7 @@ class PackedEngine:
         return tensor.to(self.numerics.device, non_blocking=True)
 
     def _compute(
-        self, ids: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, labelled: torch.Tensor, targets: torch.Tensor,
+        self, ids: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, labeled: torch.Tensor, targets: torch.Tensor,
         weights: torch.Tensor,
     ) -> None:  # fmt: skip
         """Forward, backward and update of one optimizer step; leaves ``loss`` and ``norm``. Shapes as in ``Inputs``."""
@@ -133,7 +133,7 @@ class PackedEngine:
             mask = masks.rows_apart(rows[micro], backbone.dtype) if self.feed.shared else None
             hidden = backbone.hidden(ids[micro], positions[micro], mask)
             hidden_KTd = hidden.view(model.runs, -1, hidden.shape[-1])
-            chosen = hidden_KTd.gather(1, labelled[micro][..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
+            chosen = hidden_KTd.gather(1, labeled[micro][..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
             losses = head.weighted_losses(
                 chosen, backbone.head_weight, targets[micro].flatten(), weights[micro].flatten(), self.softmax, backbone.transform
             )

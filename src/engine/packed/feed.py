@@ -22,24 +22,24 @@ SURVEYED = 128  # steps whose rows choose the layout
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tensors of one optimizer step: M micro-batches, K runs, n sequences of W tokens a run, L labelled tokens at most.
+    """The tensors of one optimizer step: M micro-batches, K runs, n sequences of W tokens a run, L labeled tokens at most.
 
-    ``labelled`` index the ``n * W`` tokens of a run; ``targets`` are the tokens after them. Entries beyond a run's
-    labelled tokens have weight 0. The weights of a run's step sum to 1.
+    ``labeled`` index the ``n * W`` tokens of a run; ``targets`` are the tokens after them. Entries beyond a run's
+    labeled tokens have weight 0. The weights of a run's step sum to 1.
     """
 
     ids: torch.Tensor  # [M, K * n, W]
     rows: torch.Tensor  # [M, K * n, W], the number of the token's row in its run's step; -1 is padding
     positions: torch.Tensor  # [M, K * n, W], the token's place in its row
-    labelled: torch.Tensor  # [M, K, L]
+    labeled: torch.Tensor  # [M, K, L]
     targets: torch.Tensor  # [M, K, L]
     weights: torch.Tensor  # [M, K, L]
     tokens: list[int]  # of each run, without padding
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(sequences, tokens of each, labelled tokens): all that may differ between two steps of a pack."""
-        return self.ids.shape[1], self.ids.shape[2], self.labelled.shape[2]
+        """(sequences, tokens of each, labeled tokens): all that may differ between two steps of a pack."""
+        return self.ids.shape[1], self.ids.shape[2], self.labeled.shape[2]
 
 
 class Feed:
@@ -59,7 +59,7 @@ class Feed:
         layout = choose([[len(items[row]) for row in rows] for rows in surveyed])
         self.shared, self.width, self.sequences = layout.shared, layout.width, layout.sequences
         counts = [sum(len(items[row].target) for row in rows) for rows in surveyed]
-        self.labelled = up(max(counts), 32)
+        self.labeled = up(max(counts), 32)
 
     def _rows(self, step: int) -> list[list[int]]:
         """List the rows of each micro-batch of each order of data: [micro-batches * orders], rows."""
@@ -71,12 +71,12 @@ class Feed:
         batches = self._rows(step)
         layouts = [self._layout([len(self.items[row]) for row in rows]) for rows in batches]
         sequences, width = self._size(layouts, batches)
-        labelled = max(sum(len(self.items[row].target) for row in rows) for rows in batches)
+        labeled = max(sum(len(self.items[row].target) for row in rows) for rows in batches)
         if self.static:
-            labelled = self.labelled * -(-labelled // self.labelled)
+            labeled = self.labeled * -(-labeled // self.labeled)
         shape = (len(batches), sequences, width)
         ids, rows, positions = np.full(shape, self.pad), np.full(shape, -1), np.zeros(shape, dtype=np.int64)
-        carrying = np.zeros((len(batches), labelled), dtype=np.int64)
+        carrying = np.zeros((len(batches), labeled), dtype=np.int64)
         targets, counts = np.zeros_like(carrying), np.zeros(len(batches), dtype=np.int64)
         for index, (batch, layout) in enumerate(zip(batches, layouts, strict=True)):
             first_row = index // len(self.orders) * self.size
@@ -114,7 +114,7 @@ class Feed:
         return needed, used
 
     def _spread(self, *of_orders: np.ndarray[Any, np.dtype[np.int64]]) -> Inputs:
-        """Give each run the arrays of its order of data, and weigh its labelled tokens."""
+        """Give each run the arrays of its order of data, and weigh its labeled tokens."""
         ids, rows, positions, carrying, targets, counts = (
             torch.from_numpy(array).unflatten(0, (self.micro_batches, len(self.orders)))[:, self.of_run] for array in of_orders
         )

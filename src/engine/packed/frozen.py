@@ -12,7 +12,7 @@ from torch import nn
 
 from ...files.errors import ConfigError
 from . import int8
-from .kernels import dequantise_four_bit
+from .kernels import dequantize_four_bit
 
 AT_ONCE = 2**26  # inputs that evaluation rounds at once: about 1 GB of copies
 
@@ -33,7 +33,7 @@ class Frozen(nn.Module):
 
 
 class Plain(Frozen):
-    """A weight held in the format of the products: 16 or 32 bits, or a held copy of a quantised one."""
+    """A weight held in the format of the products: 16 or 32 bits, or a held copy of a quantized one."""
 
     weight: torch.Tensor
 
@@ -89,7 +89,7 @@ def join(products: Sequence[Plain]) -> list[Part]:
 
 
 class FourBit(Frozen):
-    """bitsandbytes' NF4 or FP4, dequantised for each product, forward and backward (QLoRA, arXiv 2305.14314, equation 5)."""
+    """bitsandbytes' NF4 or FP4, dequantized for each product, forward and backward (QLoRA, arXiv 2305.14314, equation 5)."""
 
     packed: torch.Tensor
     absmax: torch.Tensor
@@ -162,15 +162,15 @@ class Int8(Frozen):
 
 
 def frozen(layer: Any, dtype: torch.dtype, hold: bool, fused: bool) -> Frozen:
-    """Choose the product for a base layer, quantised or not.
+    """Choose the product for a base layer, quantized or not.
 
     Raises:
         ConfigError: a layer of a kind that does not pack.
     """
     kind = type(layer).__name__
     if kind == "Linear4bit":
-        quantised = FourBit(layer, dtype, fused)
-        return Plain(quantised.dense()) if hold else quantised
+        quantized = FourBit(layer, dtype, fused)
+        return Plain(quantized.dense()) if hold else quantized
     if kind == "Linear8bitLt":
         return Int8(layer)
     if isinstance(layer, nn.Linear):
@@ -183,7 +183,7 @@ def _dense(
 ) -> torch.Tensor:
     packed, absmax, code, absmax2, code2, offset = state
     if fused:
-        return dequantise_four_bit(packed, absmax, code, absmax2, code2, offset, rows, columns, dtype)
+        return dequantize_four_bit(packed, absmax, code, absmax2, code2, offset, rows, columns, dtype)
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
     nested = None
@@ -197,7 +197,7 @@ def _dense(
     return weight
 
 
-# Operators of their own, so that no compiler sees the dequantised weight and keeps it for the backward pass.
+# Operators of their own, so that no compiler sees the dequantized weight and keeps it for the backward pass.
 @torch.library.custom_op("lora_assay::four_bit_product", mutates_args=())
 def four_bit_product(
     x: torch.Tensor, packed: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, absmax2: torch.Tensor,

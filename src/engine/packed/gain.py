@@ -15,7 +15,7 @@ import torch
 
 from .buffers import Blocks, Bucket, Kind
 
-Dense = Callable[[str], torch.Tensor]  # the frozen weight [out, in] of a layer, dequantised
+Dense = Callable[[str], torch.Tensor]  # the frozen weight [out, in] of a layer, dequantized
 
 
 def squared_row_norms(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -98,7 +98,7 @@ class RowNorms:
                 torch.rsqrt((squared + self.frozen[kind][:, None]).clamp_min_(0), out=self.inverse[bucket.first, kind])
 
     def _crosses(self, kind: Kind) -> list[torch.Tensor]:
-        """Return ``W A^T`` [layers, runs, out, R] of each bucket. Each weight is read, or dequantised, once for all runs."""
+        """Return ``W A^T`` [layers, runs, out, R] of each bucket. Each weight is read, or dequantized, once for all runs."""
         sizes = [bucket.runs * bucket.rank for bucket in self.buckets]
         of_buckets = [bucket.all_layers(bucket.values, kind, "A").flatten(1, 2) for bucket in self.buckets]
         rows_LNi = torch.cat(of_buckets, dim=1) if len(of_buckets) > 1 else of_buckets[0]

@@ -1,4 +1,4 @@
-"""Compute the log-loss of labelled tokens alone, in chunks, and its gradient on the way.
+"""Compute the log-loss of labeled tokens alone, in chunks, and its gradient on the way.
 
 The head is frozen, so its gradient with respect to the hidden states is known as soon as the logits are: no logits are
 kept, and nothing is computed twice. Arithmetic is that of ``F.cross_entropy`` on fp32 logits.

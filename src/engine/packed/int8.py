@@ -34,11 +34,11 @@ def split(x: torch.Tensor, real: torch.Tensor | None, threshold: float) -> tuple
 
 
 def dense(weight: torch.Tensor, absmax: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Dequantise the weight [out, in]."""
+    """Dequantize the weight [out, in]."""
     return (weight.float() * (absmax / 127)[:, None]).to(dtype)
 
 
-# Operators of their own, so that no compiler sees the dequantised weight and keeps it for the backward pass.
+# Operators of their own, so that no compiler sees the dequantized weight and keeps it for the backward pass.
 @torch.library.custom_op("lora_assay::int8_product", mutates_args=())
 def product(
     x: torch.Tensor, rounded: torch.Tensor, scales: torch.Tensor, kept: torch.Tensor, weight: torch.Tensor, absmax: torch.Tensor
@@ -59,7 +59,7 @@ def _(x, rounded, scales, kept, weight, absmax):  # type: ignore[no-untyped-def]
 
 @torch.library.custom_op("lora_assay::int8_dense_product", mutates_args=())
 def dense_product(x: torch.Tensor, weight: torch.Tensor, absmax: torch.Tensor) -> torch.Tensor:
-    """Compute ``x W^T`` with the dequantised weight, as bitsandbytes trains where it has no 8-bit products, on a CPU."""
+    """Compute ``x W^T`` with the dequantized weight, as bitsandbytes trains where it has no 8-bit products, on a CPU."""
     return F.linear(x, dense(weight, absmax, x.dtype))
 
 

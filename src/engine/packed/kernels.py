@@ -13,22 +13,22 @@ except ImportError:  # CPU builds of torch come without it
     triton = None
 
 AVAILABLE = triton is not None
-BYTES = 1024  # packed bytes that one program dequantises
+BYTES = 1024  # packed bytes that one program dequantizes
 
 
-def dequantise_four_bit(
+def dequantize_four_bit(
     packed: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, absmax2: torch.Tensor, code2: torch.Tensor,
     offset: torch.Tensor, rows: int, columns: int, dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
     """Dequantize the weight [rows, columns] of an NF4 or FP4 layer in one pass, to the bit as bitsandbytes' two passes do.
 
     packed: two 4-bit indices per byte, the first in the high bits; absmax: one scale for 64 weights, fp32, or with
-    double quantisation an index into ``code2`` [256] times ``absmax2`` (one for 256 scales) plus ``offset``; code: the
+    double quantization an index into ``code2`` [256] times ``absmax2`` (one for 256 scales) plus ``offset``; code: the
     format's 16 values.
     """
     weight = torch.empty(rows, columns, dtype=dtype, device=packed.device)
     size = rows * columns // 2
-    _dequantise_four_bit[(triton.cdiv(size, BYTES),)](
+    _dequantize_four_bit[(triton.cdiv(size, BYTES),)](
         packed, absmax, code, absmax2, code2, offset, weight, size,
         NESTED=len(absmax2) > 0, BYTES=BYTES, enable_fp_fusion=False,
     )  # fmt: skip
@@ -83,7 +83,7 @@ if triton is not None:
             tl.store(exp_avg_sq + state, second, mask=inside)
 
     @triton.jit
-    def _dequantise_four_bit(
+    def _dequantize_four_bit(
         packed, absmax, code, absmax2, code2, offset, weight, size,
         NESTED: tl.constexpr, BYTES: tl.constexpr,
     ):  # fmt: skip

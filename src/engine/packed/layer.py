@@ -141,7 +141,7 @@ class PackedBlock(nn.Module):
 
 
 class FrozenLinear(nn.Module):
-    """Take the place of a quantised linear module without an adapter, so that it too multiplies each run as alone."""
+    """Take the place of a quantized linear module without an adapter, so that it too multiplies each run as alone."""
 
     def __init__(self, base_layer: Any, frozen: Frozen, context: StepContext) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from .frozen import Frozen, Plain, frozen, join
 from .layer import FrozenLinear, PackedBlock, PackedLinear, StepContext
 from .members import Member, rank_multiple
 
-QUANTISED_LAYERS = ("Linear4bit", "Linear8bitLt")
+QUANTIZED_LAYERS = ("Linear4bit", "Linear8bitLt")
 EVALUATION_SHARE = 0.4  # of the free memory
 
 
@@ -65,7 +65,7 @@ class PackedModel:
             setattr(network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], packed)
         for name, layer in linear_layers(network):
             parent, _, leaf = name.rpartition(".")
-            if leaf != "base_layer" and type(layer).__name__ in QUANTISED_LAYERS:
+            if leaf != "base_layer" and type(layer).__name__ in QUANTIZED_LAYERS:
                 product = frozen(layer, self.dtype, config.model.hold_dequantised, fused)
                 setattr(network.get_submodule(parent), leaf, FrozenLinear(layer, product, self.context))
         self.backbone.decoder.layers = torch.nn.ModuleList(placed)
@@ -137,7 +137,7 @@ class PackedModel:
 
 
 def _join(blocks: Blocks, placed: Sequence[PackedBlock], products: dict[str, Frozen], adapted: dict[str, Any]) -> None:
-    """Let modules that read one input share a product, wherever their weights are not quantised."""
+    """Let modules that read one input share a product, wherever their weights are not quantized."""
     for prefix, block in zip(blocks.prefixes, placed, strict=True):
         for group in blocks.groups:
             names = [f"{prefix}.{kind.name}" for kind in group]

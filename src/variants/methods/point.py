@@ -24,7 +24,7 @@ class VariantConfig:
     scaling: str = "alpha_over_r"  # scaling.py
     magnitude: str = "none"  # magnitude.py
     base_precision: str = "bf16"  # precision.py
-    double_quant: bool = True  # nf4, fp4: quantise the block scales too (QLoRA, arXiv 2305.14314, section 3)
+    double_quant: bool = True  # nf4, fp4: quantize the block scales too (QLoRA, arXiv 2305.14314, section 3)
     name: str = ""  # derived from the axes by resolve(); not to be set
     factors: str = "both"  # factors.py
 

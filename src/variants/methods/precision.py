@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 FOUR_BIT = ("nf4", "fp4")  # one layout, two tables of 16 values
-QUANTISED = ("int8", *FOUR_BIT)
-PRECISIONS = ("bf16", "fp32", *QUANTISED)
+QUANTIZED = ("int8", *FOUR_BIT)
+PRECISIONS = ("bf16", "fp32", *QUANTIZED)

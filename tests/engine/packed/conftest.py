@@ -92,7 +92,7 @@ def base_of(config: Config, numerics: Numerics) -> Any:
     network, _ = models.load(config.model, numerics.base, numerics.device)
     with torch.no_grad():
         for _, layer in quantization.linear_layers(network):
-            layer.weight.mul_(4)  # as initialised, attention is uniform and the layers add next to nothing
+            layer.weight.mul_(4)  # as initialized, attention is uniform and the layers add next to nothing
             if layer.bias is not None:
                 layer.bias.fill_(0.2)
         if config.variant.base_precision == "int8":  # LLM.int8() finds outliers in some columns, which ones depends on the rows
@@ -171,7 +171,7 @@ def train(configs: Sequence[Config], numerics: Numerics = FP32, steps: int = 20,
 
 @pytest.fixture
 def int8_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a processor bitsandbytes trains over dequantised weights, and no row of LLM.int8() could see another."""
+    """On a processor bitsandbytes trains over dequantized weights, and no row of LLM.int8() could see another."""
     from bitsandbytes.autograd import _functions
 
     monkeypatch.setattr(_functions, "MatMul8bitFp", _functions.MatMul8bitLt)

@@ -67,7 +67,7 @@ def network_of(family: str, dtype: torch.dtype, **more: Any) -> Any:
     network.config.use_cache = False
     for module in network.modules():
         if isinstance(module, torch.nn.Linear):
-            module.weight.data.mul_(4)  # as initialised, attention is uniform and the layers add next to nothing
+            module.weight.data.mul_(4)  # as initialized, attention is uniform and the layers add next to nothing
     return network
 
 
@@ -99,7 +99,7 @@ def first_batch(config: Config) -> Batch:
 
 
 def own_loss(network: Any, batch: Batch) -> torch.Tensor:
-    """Compute the mean log-loss over labelled tokens from the logits of the model's own forward pass."""
+    """Compute the mean log-loss over labeled tokens from the logits of the model's own forward pass."""
     logits = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
     return F.cross_entropy(logits.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORE)
 

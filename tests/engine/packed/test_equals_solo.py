@@ -54,7 +54,7 @@ def test_a_run_in_a_mixed_pack_is_the_run_alone(together: dict[str, Trace], name
 
 
 def test_another_order_and_another_company_change_nothing(together: dict[str, Trace]) -> None:
-    """Other slots, other neighbours, and no rank above 20 to be padded to."""
+    """Other slots, other neighbors, and no rank above 20 to be padded to."""
     others = packed("dora-20", "dora-16", "dora_rs-4", "rslora-16", "lora-4")
     assert max(found.gap(together[name]) for name, found in others.items()) <= TOLERANCE
 

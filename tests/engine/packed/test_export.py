@@ -47,7 +47,7 @@ def packed_logits(pack: PackedEngine, dense: bool = False) -> torch.Tensor:
 
 
 def multiply_densely(network: torch.nn.Module) -> None:
-    """Let int8 layers multiply with their dequantised weights, as in training on a CPU, and round no activation."""
+    """Let int8 layers multiply with their dequantized weights, as in training on a CPU, and round no activation."""
     for module in network.modules():
         if isinstance(module, Int8 | bnb.nn.Linear8bitLt):
             module.train()

@@ -35,7 +35,7 @@ def unpacked(inputs: Inputs, micro: int, run: int, runs: int) -> dict[int, list[
     carried = {
         index: (target, weight)
         for index, target, weight in zip(
-            *(t[micro, run].tolist() for t in (inputs.labelled, inputs.targets, inputs.weights)), strict=True
+            *(t[micro, run].tolist() for t in (inputs.labeled, inputs.targets, inputs.weights)), strict=True
         )
         if weight > 0
     }
@@ -89,16 +89,16 @@ def test_static_steps_have_few_shapes(layout: str) -> None:
     shapes = [feed.inputs(step).shape for step in range(200)]
     assert max(shapes.count(shape) for shape in set(shapes)) >= 180
     assert len(set(shapes)) <= 4
-    assert feed.inputs(0).ids.shape[2] % 16 == 0 and feed.inputs(0).labelled.shape[2] % 32 == 0
+    assert feed.inputs(0).ids.shape[2] % 16 == 0 and feed.inputs(0).labeled.shape[2] % 32 == 0
 
 
 def test_a_batch_that_needs_more_room_than_was_foreseen_gets_it() -> None:
-    """Short rows are surveyed; a long one with many labelled tokens comes later."""
+    """Short rows are surveyed; a long one with many labeled tokens comes later."""
     items = [*rows(30, (2, 6), (1, 3)), *rows(1, (60, 60), (70, 70), seed=1)]
     late = next(seed for seed in range(100) if 30 in rows_at(24, 8, 31, seed))
     feed = Feed(items, PAD, members(late), 3, static=True)
     usual, needed = feed.inputs(0), feed.inputs(3)
-    assert usual.labelled.shape[2] == 32 and needed.labelled.shape[2] == 96
+    assert usual.labeled.shape[2] == 32 and needed.labeled.shape[2] == 96
     assert needed.ids.shape[2] > usual.ids.shape[2] and needed.ids.shape[2] % 16 == 0
     tokens_of_row = {row: tokens for micro in range(ACCUM) for row, tokens in unpacked(needed, micro, 0, 1).items()}
     longest = max(tokens_of_row.values(), key=len)

@@ -1,4 +1,4 @@
-"""Compare the product over a 4-bit base with bitsandbytes' dequantised weight, and FP4's table with one by hand."""
+"""Compare the product over a 4-bit base with bitsandbytes' dequantized weight, and FP4's table with one by hand."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def layer_of(weight: torch.Tensor, precision: str, nested: bool) -> Any:
     linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight.data = weight.clone()
     variant = VariantConfig(base_precision=precision, double_quant=nested)
-    return quantization._quantise(linear, variant, CPU, torch.float32)
+    return quantization._quantize(linear, variant, CPU, torch.float32)
 
 
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("precision", ["nf4", "fp4"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_state_that_the_kernel_reads_is_what_bitsandbytes_dequantises(
+def test_the_state_that_the_kernel_reads_is_what_bitsandbytes_dequantizes(
     size: tuple[int, int], precision: str, nested: bool
 ) -> None:
-    """The kernel's arithmetic, in torch: ``code[index] * scale``, the scale of a double quantised one looked up first."""
+    """The kernel's arithmetic, in torch: ``code[index] * scale``, the scale of a double quantized one looked up first."""
     from bitsandbytes.functional import dequantize_4bit
 
     generator = torch.Generator().manual_seed(0)
@@ -70,7 +70,7 @@ def test_the_product_and_its_gradient_are_those_of_the_dense_weight(precision: s
 
 
 @pytest.mark.parametrize("rows", [(2, 5), (6,)], ids=str)
-def test_a_quantised_layer_without_an_adapter_keeps_its_bias_and_its_shape(rows: tuple[int, ...]) -> None:
+def test_a_quantized_layer_without_an_adapter_keeps_its_bias_and_its_shape(rows: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(2)
     layer = layer_of(torch.randn(40, 64, generator=generator), "nf4", True)
     layer.bias = torch.nn.Parameter(torch.randn(40, generator=generator), requires_grad=False)

@@ -1,4 +1,4 @@
-"""Compare the loss over labelled tokens with ``F.cross_entropy``."""
+"""Compare the loss over labeled tokens with ``F.cross_entropy``."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_evaluation_takes_some_runs_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     assert sizes == [2, 1, 2, 1]
 
 
-def test_a_run_that_is_not_finite_says_so_and_leaves_its_neighbours_alone() -> None:
+def test_a_run_that_is_not_finite_says_so_and_leaves_its_neighbors_alone() -> None:
     generator = torch.Generator().manual_seed(3)
     packed = Int8(layer_of(generator)).eval()
     x = torch.randn(RUNS, TOKENS, IN, generator=generator)

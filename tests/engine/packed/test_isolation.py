@@ -63,7 +63,7 @@ def with_noise(
 
 @pytest.mark.usefixtures("int8_as_on_a_gpu")
 @pytest.mark.parametrize(("name", "items"), CASES, ids=[f"{name}-{len(items[0])}" for name, items in CASES])
-def test_neighbours_leave_no_trace(name: str, items: list[Item]) -> None:
+def test_neighbors_leave_no_trace(name: str, items: list[Item]) -> None:
     variants, watched = PACKS[name]
     configs = configs_of(variants)
     engine = build(configs, items)
@@ -95,7 +95,7 @@ def test_padding_leaves_no_trace_in_int8(variant: str) -> None:
     assert found.same_bits(wanted)
 
 
-def test_a_diverged_run_stands_still_and_its_neighbours_go_on() -> None:
+def test_a_diverged_run_stands_still_and_its_neighbors_go_on() -> None:
     """Also when its numbers become finite again: what it was trained to by then is what it is."""
     configs = configs_of(["lora", "lora", "dora", "dora"])
     calm = trace(build(configs))
@@ -139,8 +139,8 @@ def test_weights_that_are_not_finite_are_named() -> None:
 
 @pytest.mark.usefixtures("int8_as_on_a_gpu")
 @pytest.mark.parametrize("variant", ["lora_8bit", "qlora"])
-def test_quantised_layers_without_an_adapter_see_no_neighbour(variant: str) -> None:
-    """LLM.int8() of a whole pack would find other outliers. Every quantised layer has to be multiplied run by run."""
+def test_quantized_layers_without_an_adapter_see_no_neighbor(variant: str) -> None:
+    """LLM.int8() of a whole pack would find other outliers. Every quantized layer has to be multiplied run by run."""
     configs = [config_of(variant, f"seed={seed}", "lora.target_modules=[q_proj,v_proj]") for seed in range(3)]
     wanted = trace(build(configs))
     for watched in range(3):  # in the same shapes, so to the bit

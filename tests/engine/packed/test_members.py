@@ -94,7 +94,7 @@ def test_views_of_a_buffer_cover_it_once() -> None:
     assert padded.max() == 1 and int((padded == 0).sum()) == 2 * (4 + 6 + 4 + 2 + 6 + 4)  # a row of A and a column of B
 
 
-def test_modules_that_read_one_input_are_neighbours() -> None:
+def test_modules_that_read_one_input_are_neighbors() -> None:
     names = [
         "self_attn.q_proj",
         "self_attn.k_proj",

@@ -159,7 +159,7 @@ def test_level_2_in_bf16(variant: str) -> None:
 
 @pytest.mark.parametrize("variants", [["lora", "rslora", "dora", "dora"], ["qlora", "qlora", "qdora", "qdora"]], ids="-".join)
 @pytest.mark.parametrize("watched", [1, 3])
-def test_level_3_a_neighbour_of_nan_leaves_no_trace_in_a_cuda_graph(variants: list[str], watched: int) -> None:
+def test_level_3_a_neighbor_of_nan_leaves_no_trace_in_a_cuda_graph(variants: list[str], watched: int) -> None:
     configs = configs_of(variants)
     for config in configs:
         config.pack.compile = False
@@ -172,7 +172,7 @@ def test_level_3_a_neighbour_of_nan_leaves_no_trace_in_a_cuda_graph(variants: li
 
 
 @pytest.mark.parametrize("watched", [0, 1, 2])
-def test_level_3_neighbours_leave_no_trace_in_int8(watched: int) -> None:
+def test_level_3_neighbors_leave_no_trace_in_int8(watched: int) -> None:
     """LLM.int8() looks for outliers among all rows that it is given."""
     configs = configs_of(["lora_8bit", "lora_8bit", "dora_8bit"])
     wanted, found = trace(build(configs, numerics=BF16)), trace(with_noise(configs, watched, numerics=BF16))
@@ -282,7 +282,7 @@ def test_one_graph_decodes_several_batches(variants: list[str], numerics: Numeri
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("size", [(64, 64), (1, 64), (3, 50), (7, 130), (333, 2050), (1024, 4096)], ids=str)
-def test_dequantisation_is_bitsandbytes_to_the_bit(
+def test_dequantization_is_bitsandbytes_to_the_bit(
     size: tuple[int, int], dtype: torch.dtype, nested: bool, precision: str
 ) -> None:
     from bitsandbytes.functional import dequantize_4bit
@@ -290,7 +290,7 @@ def test_dequantisation_is_bitsandbytes_to_the_bit(
     generator = torch.Generator().manual_seed(0)
     linear = torch.nn.Linear(size[1], size[0], bias=False, dtype=dtype)
     linear.weight.data = torch.randn(size, generator=generator).to(dtype) * torch.rand(size[0], 1, generator=generator).to(dtype)
-    layer: Any = quantization._quantise(linear, VariantConfig(base_precision=precision, double_quant=nested), GPU, dtype)
+    layer: Any = quantization._quantize(linear, VariantConfig(base_precision=precision, double_quant=nested), GPU, dtype)
     state = layer.weight.quant_state
     assert state.nested == nested
     found, wanted = FourBit(layer, dtype, fused=True).dense(), dequantize_4bit(layer.weight.data, state)
@@ -301,7 +301,7 @@ def test_dequantisation_is_bitsandbytes_to_the_bit(
 
 
 @pytest.mark.parametrize("precision", ["nf4", "int8"])
-def test_random_weights_quantised_as_they_are_drawn(precision: str) -> None:
+def test_random_weights_quantized_as_they_are_drawn(precision: str) -> None:
     """As tests/model/test_random_weights.py on a CPU: a GPU's generator too goes on from draw to draw."""
     config = config_of("lora", f"variant.base_precision={precision}", "model.shape.tie_word_embeddings=false")
     whole, parts = (
