@@ -38,7 +38,7 @@ def test_a_row_is_all_that_a_metric_needs(make: synthetic.Make, monkeypatch: pyt
     fixed = at_fixed_rates(result)
     best, pair = findings.findings(result, fixed)
     assert best.startswith("Lowest test edit distance (signs): rslora r=8") and "rslora leads" in pair
-    assert result.table["pareto"][1] == "memory, parameters, time" and result.table["pareto"][0] is None
+    assert result.table["pareto"][1] == "memory, parameters, time" and pd.isna(result.table["pareto"][0])
     assert report(result, fixed, pd.DataFrame(columns=["run_id", "step", "metric", "value"]), "")["metric"] == {
         "name": NAME,
         "label": "test edit distance (signs)",
