@@ -99,6 +99,7 @@ class Bucket:
         self.exp_avg_sq = torch.zeros_like(self.grads)
         self.scale = torch.tensor([member.scale for member in members], dtype=dtype, device=device)
         self.gradients = members[0].gradients
+        self._multipliers: dict[tuple[str, ...], torch.Tensor] = {}
 
     def _shape(self, kind: Kind, part: Part) -> tuple[int, ...]:
         return part.shape(self.rank, kind.out_features, kind.in_features)
@@ -110,12 +111,15 @@ class Bucket:
     def multiplier(self, parts: Sequence[Part]) -> torch.Tensor:
         """Return the factors of the numbers of ``parts``, [runs, numbers]: the scale where a part carries it, else 1.
 
-        A number for each run would do for B; one for each entry keeps the pass over all parts a single kernel.
+        A number for each run would do for B; one for each entry keeps the pass over all parts a single kernel. All decoder layers
+        share the tensor: a pack's adapters may be gigabytes.
         """
-        rows = [
-            (self.scale if part.scaled else torch.ones_like(self.scale))[:, None].expand(-1, self.size(part)) for part in parts
-        ]
-        return torch.cat(rows, dim=1)
+        key = tuple(part.name for part in parts)
+        if key not in self._multipliers:
+            ones = torch.ones_like(self.scale)
+            rows = [(self.scale if part.scaled else ones)[:, None].expand(-1, self.size(part)) for part in parts]
+            self._multipliers[key] = torch.cat(rows, dim=1)
+        return self._multipliers[key]
 
     def stretches(self) -> list[Stretch]:
         """Cut the trained numbers by learning rate: one stretch wherever all parts of all runs learn at their run's rate."""

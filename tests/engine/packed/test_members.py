@@ -7,6 +7,7 @@ import torch
 
 from src.config.schema import Config
 from src.engine.packed.buffers import Blocks, Kind, buckets_of
+from src.engine.packed.layer import Slots
 from src.engine.packed.members import Member, member, slot_order
 from src.files.errors import ConfigError
 from tests.engine.packed.conftest import config_of
@@ -108,3 +109,12 @@ def test_modules_that_read_one_input_are_neighbors() -> None:
     assert [[kind.leaf[0] for kind in group] for group in blocks.groups] == [["q", "k", "v"], ["o"], ["g", "u"], ["d"]]
     few = Blocks(("model.layers.0",), tuple(kind for kind in blocks.kinds if kind.leaf in ("q_proj", "v_proj", "up_proj")))
     assert [[kind.leaf for kind in group] for group in few.groups] == [["q_proj", "v_proj"], ["up_proj"]]
+
+
+def test_decoder_layers_share_what_parts_are_multiplied_with() -> None:
+    """A copy in each layer would cost a pack as much again as the adapters themselves."""
+    blocks = Blocks(("model.layers.0", "model.layers.1"), (Kind("a.q_proj", 4, 6),))
+    (bucket,) = buckets_of(members(("lora", 3)), blocks, 1, torch.float32, torch.device("cpu"))
+    first, second = (Slots(bucket, layer).trained_multiplier for layer in range(2))
+    assert first.data_ptr() == second.data_ptr()
+    assert first.tolist() == [[1.0] * (3 * 4) + [pytest.approx(16 / 3)] * (6 * 3)]
