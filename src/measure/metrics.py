@@ -89,7 +89,7 @@ def item_f1(reading: Reading) -> float:
 
 def item_accuracy(reading: Reading) -> float:
     """Compute the share of wanted items that stand at their place in the answer, which FinLoRA calls accuracy on FiNER."""
-    hits = sum(x == y for a, b in zip(reading.read, reading.wanted, strict=True) for x, y in zip(a, b, strict=False))
+    hits: int = sum(x == y for a, b in zip(reading.read, reading.wanted, strict=True) for x, y in zip(a, b, strict=False))
     return hits / max(1, sum(map(len, reading.wanted)))
 
 
