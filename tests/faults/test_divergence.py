@@ -12,11 +12,13 @@ import torch
 from src.config.schema import named_variants
 from src.engine.packed.engine import PackedEngine
 from src.record.records import RunFolder
+from src.variants.methods.point import AXES
 from tests.conftest import Run, TrainPack
 from tests.train.test_worker import adapter, lines
 
 PACKED = {point: name for point, name in named_variants().items() if point[0] == "adapter"}
-PRECISIONS = sorted({point[3] for point in PACKED})
+AXIS = list(AXES).index("base_precision")  # of a point: runs that agree on it share a pack
+PRECISIONS = sorted({point[AXIS] for point in PACKED})
 STEPS, AT = 5, 2  # the fault comes at this step, 0-based
 SETTINGS = [f"train.steps={STEPS}", "eval.generate=false", "forgetting.tokens=0", "eval.every=2", "lora.dropout=0.1"]
 
@@ -53,7 +55,7 @@ def bits(record: RunFolder, result: dict[str, Any]) -> tuple[Any, ...]:
 def test_a_run_that_diverges_changes_no_bit_of_its_neighbours(
     train_pack: TrainPack, precision: str, monkeypatch: pytest.MonkeyPatch, size: Any, figure: Any
 ) -> None:
-    names = [name for point, name in PACKED.items() if point[3] == precision]
+    names = [name for point, name in PACKED.items() if point[AXIS] == precision]
     runs = [[f"variant={name}", "lora.r=4", *SETTINGS] for name in names]
     healthy = train_pack(*runs)
     assert [result["status"] for result in healthy.results] == ["ok"] * len(runs), healthy.results
