@@ -24,7 +24,7 @@ DOORS = {"embedded.py": "model"}  # a command line that must go on working; the 
 
 
 def files() -> list[Path]:
-    return sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py" and path.name not in DOORS)
+    return sorted(path for path in SOURCE.rglob("*.py") if path.relative_to(SOURCE).as_posix() not in ("__init__.py", *DOORS))
 
 
 def room_of(path: Path) -> str:

@@ -25,7 +25,7 @@ from ..files.errors import ConfigError
 from ..model import embedded, models
 from ..model.models import NO_CODE
 from ..record.records import RESULT, RUNS, RunFolder
-from ..variants.methods.point import from_peft
+from ..variants.methods.point import PEFT_OPTIONS, from_peft
 from ..variants.methods.precision import QUANTIZED
 from . import serving
 
@@ -172,7 +172,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         if type(settings.get(key)) not in ((int,) if key == "r" else (int, float)):
             raise ConfigError(f"{where}: {key} needs a number")
         refuse_outside(limits, settings[key], f"{where}: {key}")
-    for key in ("use_rslora", "use_dora"):
+    for key in PEFT_OPTIONS:
         if not isinstance(settings.get(key, False), bool):
             raise ConfigError(f"{where}: {key} needs true or false")
     if not isinstance(settings.get("base_model_name_or_path") or "", str):
@@ -257,7 +257,7 @@ def open_source(source: Source, exact: bool = False) -> Adapted:
 def _peft_config(settings: dict[str, Any]) -> Any:
     from peft import LoraConfig
 
-    kept = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+    kept = ("r", "lora_alpha", "target_modules", *PEFT_OPTIONS, "rank_pattern", "alpha_pattern")
     values = {key: settings[key] for key in kept if settings.get(key) is not None}
     return LoraConfig(**values, task_type="CAUSAL_LM")
 

@@ -18,7 +18,7 @@ from ..files.durable import write_atomically
 from ..files.text import clean
 from ..measure import metrics
 from ..model import models
-from ..variants.methods.point import peft_options, tags_of
+from ..variants.methods.point import note_of, peft_options, tags_of
 from ..variants.methods.precision import FOUR_BIT, QUANTIZED
 from . import serving
 
@@ -69,6 +69,7 @@ def card(config: Config, result: Mapping[str, Any], n: Mapping[str, int] | None 
         ("data", _data(config)),
         ("training", f"{result.get('steps')} steps of {config.train.batch_size * config.train.grad_accum} rows,"
                      f" {config.train.optimizer}, learning rate {config.train.lr:g}, {config.train.schedule}"),
+        ("factors", note_of(variant)),
         ("seed, data seed", f"{config.seed}, {config.data_seed}"),
         ("trainable parameters", f"{result['trainable_parameters']:,}"),
     ]  # fmt: skip

@@ -28,7 +28,7 @@ reads them back, compares them with the unmerged adapter, prints the table and w
 
 {adapted.USAGE}\
   out=DIR          the folder to write the model to; it must not exist
-  onto=NAME        needed for a quantized base, where no merge is exact: original (the 16-bit base) or dequantized (the weights
+  onto=NAME        needed for a quantized base, where no merge is exact: original (the 16-bit base) or dequantised (the weights
                    that the quantized base multiplies with)
   dtype=NAME       the format of the saved weights: bf16 (default) or fp32
   examples=N       measure fidelity on N examples of the run's test split, or of held-out prose with adapter= (default: 64)

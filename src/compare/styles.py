@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ..config.schema import named_variants
+
 
 class Style(NamedTuple):
     color: str
@@ -21,6 +23,8 @@ STYLES = {
     "dora_rs": Style("#882255", "D"), "rsqlora": Style("#999933", "<"), "rslora_8bit": Style("#332288", ">"),
     "dora_8bit": Style("#117733", "p"), "dora_rs_8bit": Style("#AA4499", "h"), "qdora_rs": Style("#44AA99", "H"),
 }  # fmt: skip
+# For variants that came later, in the order of their names.
+SPARE = (Style("#661100", "1"), Style("#6699CC", "2"), Style("#DDCC77", "3"), Style("#888800", "4"))
 OTHER = Style("#8C6D46", "d")  # a variant that has none of its own
 
 # Lines that lie on each other: LoRA's is wide and pale, so that it shows under DoRA's dashes.
@@ -37,7 +41,8 @@ DARK = {
 
 
 def style(variant: str) -> Style:
-    return STYLES.get(variant, OTHER)
+    later = sorted(name for name in named_variants().values() if name not in STYLES)
+    return (STYLES | dict(zip(later, SPARE, strict=False))).get(variant, OTHER)
 
 
 def line(variant: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import II, OmegaConf
 
-from ..variants.methods.point import Point, VariantConfig, axes
+from ..variants.methods.point import LATER, Point, VariantConfig, axes, default
 
 CONF_FOLDER = Path(__file__).resolve().parents[2] / "conf"
 ALL_LINEAR = "all-linear"
@@ -186,5 +186,10 @@ def variant_name(variant: VariantConfig) -> str:
     names = named_variants()
     if axes(variant) in names:
         return names[axes(variant)]
-    in_bf16 = names.get(axes(replace(variant, base_precision="bf16")), "custom")
-    return f"{in_bf16}_{variant.base_precision}"
+    # A point without a name is called after its neighbor with LoRA's value on one axis: ``loraplus_nf4``, ``dora_loraplus``.
+    for axis in ("base_precision", *LATER):
+        if (value := getattr(variant, axis)) != default(axis):
+            neighbor = replace(variant)
+            setattr(neighbor, axis, default(axis))
+            return f"{variant_name(neighbor)}_{value}"
+    return "custom"

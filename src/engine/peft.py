@@ -19,7 +19,7 @@ from ..measure.scorer import Solo
 from ..model.device import Numerics
 from ..model.losses import target_losses
 from ..variants.methods.factors import FACTORS
-from ..variants.methods.point import parts_of
+from ..variants.methods.point import all_parts, parts_of
 from . import peft_optimizer
 from .protocol import Step
 from .schedule import learning_rate
@@ -42,6 +42,8 @@ class PeftEngine:
         self.numerics = numerics
         self.scored = Solo(model, numerics)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        still = tuple(part.parameter for part in parts_of(config.variant) if not part.trained)
+        self.still = {n: p for n, p in model.named_parameters() if n.endswith(still)}  # parts of the adapter that do not train
         if self.parameters:
             self.optimizer = peft_optimizer.build(config.train, self._groups(), numerics.device)
 
@@ -103,13 +105,14 @@ class PeftEngine:
 
     def state(self, run: int = 0) -> dict[str, torch.Tensor]:
         """Collect all that a checkpoint needs: trained tensors and the optimizer's moments, by parameter name."""
-        return {f"parameter/{name}": p.detach() for name, p in self.parameters.items()} | peft_optimizer.state(
+        adapter = self.parameters | self.still
+        return {f"parameter/{name}": p.detach() for name, p in adapter.items()} | peft_optimizer.state(
             self.optimizer, self.parameters
         )
 
     def load_state(self, run: int, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
+            for name, parameter in (self.parameters | self.still).items():
                 parameter.copy_(tensors[f"parameter/{name}"])
         peft_optimizer.load_state(self.optimizer, self.parameters, tensors)
 
@@ -127,20 +130,19 @@ class PeftEngine:
     def rates_of_parts(self, run: int = 0) -> dict[str, set[float]]:
         """The learning rates over the run's own of the optimizer's groups, by the part's name."""
         rate_of = {id(p): group["rate"] for group in self.optimizer.param_groups for p in group["params"]}
-        return {
+        rates = {
             part.name: {rate_of[id(p)] for name, p in self.parameters.items() if name.endswith(part.parameter)}
-            for part in parts_of(self.config.variant)
+            for part in all_parts().values()
         }
+        return {name: of_part for name, of_part in rates.items() if of_part}
 
     def digests(self) -> list[dict[str, list[int]]]:
         """A sum over the bits of each tensor of the adapter, by the part's name; nothing where there is no adapter."""
-        adapter = dict(self.network.named_parameters())
-        return [
-            {
-                part.name: [_digest(p) for name, p in adapter.items() if name.endswith(part.parameter)]
-                for part in parts_of(self.config.variant)
-            }
-        ]
+        model = dict(self.network.named_parameters())
+        digests = {
+            part.name: [_digest(p) for name, p in model.items() if name.endswith(part.parameter)] for part in all_parts().values()
+        }
+        return [{name: of_part for name, of_part in digests.items() if of_part}]
 
     def finite(self) -> list[bool]:
         return [all(bool(torch.isfinite(p).all()) for p in self.parameters.values())]

@@ -243,14 +243,16 @@ def flops_per_token(shape: Shape, variant: VariantConfig, lora: LoraSettings, ta
 
     With N the weights of the linear layers and the head: 2N forward; backward 2N through a frozen base (no dW) and 4N
     if all trains. Causal attention: 2 length q L forward, with q the width of all heads; 2.5 times that backward, as a
-    fused kernel recomputes it. LoRA: 2r (in + out) forward and twice that backward. Leaves out norms, activation
-    functions, dequantization, and DoRA's row norms, which are work per step and not per token.
+    fused kernel recomputes it. LoRA: 2r (in + out) forward, as much backward for dX, and as much again if both factors train.
+    Leaves out norms, activation functions, dequantization, and DoRA's row norms, which are work per step and not per token.
     """
     weights = sum(linear.count * linear.weights for linear in linears(shape)) + shape.vocab_size * shape.hidden_size
     attention = 2 * length * _attention_widths(shape)[0] * shape.num_hidden_layers
-    adapts, trains = variant.trains == "adapter", variant.trains != "none"
-    adapter = 2 * lora.r * sum(t.count * (t.in_features + t.out_features) for t in targets) if adapts else 0
-    backward = BACKWARD_PRODUCTS[variant.trains] * 2 * weights + 2.5 * attention * trains + 2 * adapter
+    trains = variant.trains != "none"
+    low_rank = [part for part in parts_of(variant) if part.term == LOW_RANK]
+    adapter = 2 * _numbers(low_rank, lora.r, targets)
+    gradients = 2 * _numbers([part for part in low_rank if part.trained], lora.r, targets)
+    backward = BACKWARD_PRODUCTS[variant.trains] * 2 * weights + 2.5 * attention * trains + adapter + gradients
     return Flops(float(2 * weights + attention + adapter), float(backward))
 
 

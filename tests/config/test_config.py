@@ -37,7 +37,8 @@ def test_the_name_of_a_variant_file_is_the_name_in_the_table() -> None:
 
 
 def test_no_two_variants_are_the_same_point() -> None:
-    points = [tuple(vars(compose([f"variant={name}"]).variant).items())[:4] for name in names("variant")]
+    variants = [vars(compose([f"variant={name}"]).variant) for name in names("variant")]
+    points = [tuple(value for key, value in variant.items() if key not in ("name", "double_quant")) for variant in variants]
     assert len(set(points)) == len(points)
 
 
@@ -213,3 +214,18 @@ def test_the_jobs_of_a_sweep_are_composed_as_hydra_composes_each() -> None:
     for (node, choices), job in zip(nodes, jobs, strict=True):
         assert resolve(node) == compose(job), job
         assert choices["variant"] == next((o.split("=")[1] for o in job if o.startswith("variant=")), "lora")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["variant=loraplus", "variant.magnitude=dora"], "dora_loraplus"),
+        (["variant=lora_frozen_a", "variant.scaling=alpha_over_sqrt_r"], "rslora_frozen_a"),
+        (["variant=loraplus", "variant.base_precision=nf4"], "loraplus_nf4"),
+        (["variant=dora", "variant.base_precision=fp4"], "dora_fp4"),
+        (["variant=full", "variant.base_precision=fp32"], "full_fp32"),
+    ],
+)
+def test_a_point_without_a_name_is_called_after_its_neighbor(overrides: list[str], name: str) -> None:
+    """Two methods must not share a name in a table."""
+    assert compose(overrides).variant.name == name

@@ -6,7 +6,7 @@ that is meant to change.
 
 The tables of the studies with a report.py stand in test_STUDY.py too, beside the numbers of their README.md; here are all, with
 what those leave out: rslora_at_its_best, whose tables python -m src.eval has written, and the figures. FinLoRA's configs are in
-tests/test_finlora.py.
+tests/data/test_finlora.py.
 """
 
 from __future__ import annotations

@@ -241,7 +241,7 @@ def test_where_hundreds_of_counts_are_too_few_the_parts_of_most_are_not_made(mon
 
     make = split.equal_weights
 
-    def watched(cumulative: Sequence[float], count: int) -> list[split.Part]:
+    def watched(cumulative: Sequence[float], count: int) -> list[split.Span]:
         made.append(count)
         return make(cumulative, count)
 

@@ -16,7 +16,9 @@ from peft.optimizers import create_loraplus_optimizer
 from src.config.schema import CONF_FOLDER, Config
 from src.config.values import CHOICES
 from src.data.batches import collate, micro_batches
+from src.engine.packed.buffers import Blocks, Bucket, Kind
 from src.engine.packed.engine import PackedEngine
+from src.engine.packed.members import member
 from src.engine.peft import PeftEngine
 from src.engine.schedule import learning_rate
 from src.model.losses import target_losses
@@ -26,8 +28,21 @@ from src.variants import adapters, counts
 from src.variants.methods import factors, magnitude, point, scaling
 from src.variants.methods.part import A, B
 from src.variants.methods.scaling import Scaling
-from tests.engine.packed.conftest import CPU, FP32, FP64, ITEMS, PAD, base_of, config_of, in_slots, pack_of, peft_of, trace
-from tests.engine.packed.test_equals_peft import LOSSES, WEIGHTS
+from tests.engine.packed.conftest import (
+    CPU,
+    FP32,
+    FP64,
+    ITEMS,
+    LOGITS,
+    PAD,
+    WEIGHTS,
+    base_of,
+    config_of,
+    in_slots,
+    pack_of,
+    peft_of,
+    trace,
+)
 
 TABLES: dict[str, dict[str, Any]] = {
     "scaling": scaling.SCALINGS,
@@ -37,6 +52,7 @@ TABLES: dict[str, dict[str, Any]] = {
 VARIANTS = sorted(path.stem for path in (CONF_FOLDER / "variant").glob("*.yaml") if path.stem not in ("full", "frozen"))
 # Variants that differ from LoRA in the table; a variant that differs in its base's precision alone has LoRA's entries.
 IN_THE_TABLE = [name for name in VARIANTS if any(getattr(config_of(name).variant, a) != point.default(a) for a in TABLES)]
+BLOCKS = Blocks(("model.layers.0",), (Kind("mlp.up_proj", 4, 6),))
 BUILDERS = {"packed": lambda config: pack_of([config]), "peft": peft_of}
 
 
@@ -78,9 +94,10 @@ def test_twenty_steps_equal_pefts_own(variant: str, engine: str) -> None:
     config = config_of(variant, "train.lr=0.002")
     ours = trace(BUILDERS[engine](config))[0]
     losses, adapter = peft_reference(config, 20)
-    assert max(abs(a - b) for a, b in zip(ours.losses.tolist(), losses, strict=True)) <= LOSSES
+    assert max(abs(a - b) for a, b in zip(ours.losses.tolist(), losses, strict=True)) <= LOGITS
     for name, tensor in ours.trained.items():
-        assert (tensor - adapter[name]).abs().max() <= WEIGHTS, name
+        # WEIGHTS is for a rate of 0.01; the highest here is LoRA+'s of B, 16 x 0.002.
+        assert (tensor - adapter[name]).abs().max() <= 3.2 * WEIGHTS, name
     plain = trace(BUILDERS[engine](config_of("lora", "train.lr=0.002")))[0]
     assert (plain.losses - ours.losses).abs().max() > 1e-2  # a dead variant would be LoRA
 
@@ -165,13 +182,16 @@ def test_the_hook_on_gradients_changes_them_before_they_are_clipped(engine: str,
     monkeypatch.setitem(factors.FACTORS, "both", replace(factors.FACTORS["both"], gradients=without_a))
     hooked = trace(BUILDERS[engine](config_of("lora")))[0]
     # PEFT's norm is a norm of norms, in which zeros may change the order of the sum: some roundings of fp32 a step.
-    torch.testing.assert_close(hooked.losses, frozen.losses, rtol=LOSSES, atol=0)
-    torch.testing.assert_close(hooked.norms, frozen.norms, rtol=LOSSES, atol=0)
+    torch.testing.assert_close(hooked.losses, frozen.losses, rtol=LOGITS, atol=0)
+    torch.testing.assert_close(hooked.norms, frozen.norms, rtol=LOGITS, atol=0)
 
 
 def test_legal_values_are_those_of_the_table() -> None:
-    for axis, table in TABLES.items():
-        assert CHOICES[f"variant.{axis}"] == tuple(table)
+    assert CHOICES["variant.scaling"] == ("alpha_over_r", "alpha_over_sqrt_r")
+    assert CHOICES["variant.magnitude"] == ("none", "dora")
+    assert CHOICES["variant.factors"] == ("both", "loraplus", "frozen_a")
+    assert CHOICES["variant.base_precision"] == ("bf16", "fp32", "int8", "nf4", "fp4")
+    assert CHOICES["variant.trains"] == ("adapter", "all", "none")
 
 
 def test_an_axis_that_came_later_leaves_the_ids_of_earlier_runs_alone() -> None:
@@ -186,3 +206,62 @@ def test_parts_have_the_shapes_of_the_papers() -> None:
     assert [p.name for p in point.parts_of(config_of("dora").variant)] == ["A", "B", "m"]
     assert math.prod(point.parts_of(config_of("dora").variant)[2].shape(4, 10, 6)) == 10
     assert point.parts_of(point.VariantConfig(trains="all")) == ()
+
+
+def test_a_model_with_dora_though_none_was_asked_for_fails_its_check() -> None:
+    """What is seen is read off the model, not off the table that the config points to."""
+    asked, other = config_of("lora"), config_of("dora")
+    engine = peft_of(other)
+    engine.config = asked
+    failed = [name for name, check in live(engine, asked).items() if name != "losses" and not check["ok"]]
+    assert failed == ["trainable_parameters", "magnitude"]
+
+
+@pytest.mark.parametrize("engine", list(BUILDERS))
+@pytest.mark.parametrize("ratio", [0.1, 4.2])
+def test_a_ratio_that_fp32_rounds_is_proven_too(engine: str, ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = factors.Factors((A, replace(B, rate=ratio)), factors._at_ratio(ratio))
+    monkeypatch.setitem(factors.FACTORS, "loraplus", entry)
+    config = config_of("loraplus")
+    assert [name for name, check in live(BUILDERS[engine](config), config).items() if name != "losses" and not check["ok"]] == []
+
+
+def test_runs_of_two_transforms_share_no_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two functions of one name, as a factory makes them."""
+    for name, scale in (("both", 0.5), ("loraplus", 2.0)):
+        monkeypatch.setitem(
+            factors.FACTORS, name, replace(factors.FACTORS["both"], gradients=lambda g, v, s, scale=scale: g["A"].mul_(scale))
+        )
+    first, second = (member(config_of(name)) for name in ("lora", "loraplus"))
+    assert first.bucket != second.bucket
+    with pytest.raises(ValueError, match="the same transform"):
+        Bucket(0, [first, replace(second, gradients_of=first.gradients_of)], BLOCKS, 1, torch.float32, CPU)
+    with pytest.raises(ValueError, match="the same parts"):
+        Bucket(0, [first, replace(first, parts=(A, replace(B, scaled=False)))], BLOCKS, 1, torch.float32, CPU)
+
+
+@pytest.mark.parametrize("engine", list(BUILDERS))
+def test_a_checkpoint_holds_a_frozen_a(engine: str) -> None:
+    """A run that goes on under another version of the initializer keeps its A."""
+    config = config_of("lora_frozen_a")
+    first = BUILDERS[engine](config)
+    whole = [step.loss for step in first.advance(0, 3)]
+    state = {name: tensor.clone() for name, tensor in first.state(0).items()}
+    whole += [step.loss for step in first.advance(3, 6)]
+    other = BUILDERS[engine](config_of("lora_frozen_a", "seed=7", "data_seed=0"))
+    other.load_state(0, state)
+    assert [step.loss for step in other.advance(3, 6)] == whole[3:]
+
+
+def test_an_exporter_leaves_the_config_of_the_running_model_alone() -> None:
+    engine = pack_of([config_of("lora")])
+    shell = engine.exporter.peft.get_base_model().config
+    assert shell is not engine.network.config and shell._attn_implementation == engine.model.backbone.attention
+
+
+def test_from_peft_takes_the_value_that_says_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    more = replace(magnitude.MAGNITUDES["none"], peft={"use_dora": False, "use_more": True})
+    monkeypatch.setitem(magnitude.MAGNITUDES, "more", more)
+    assert point.from_peft({"use_more": True}).magnitude == "more"
+    assert point.from_peft({"use_rslora": True}) == point.VariantConfig(scaling="alpha_over_sqrt_r")
+    assert point.from_peft({"use_dora": True}).magnitude == "dora"

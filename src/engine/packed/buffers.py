@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -84,6 +84,11 @@ class Bucket:
         self.runs = len(members)
         self.rank = padded_rank((member.r for member in members), multiple)
         self.blocks = blocks
+        same = {tuple(replace(part, rate=1.0) for part in member.parts) for member in members}
+        if len(same) > 1 or len({member.gradients for member in members}) > 1:
+            raise ValueError("a bucket's runs need the same parts and the same transform of gradients")
+        if other := [part.name for part in members[0].parts if part.term == LOW_RANK and part.name not in ("A", "B")]:
+            raise ValueError(f"low-rank parts are A and B; {', '.join(other)} needs a term of its own (terms.py)")
         # What stands still comes first, so that what trains is one stretch; of both, what A x and B need before the rest.
         self.parts = sorted(members[0].parts, key=lambda part: (part.trained, part.term != LOW_RANK))
         self._part = {part.name: part for part in self.parts}

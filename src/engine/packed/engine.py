@@ -173,11 +173,11 @@ class PackedEngine:
         self.model.refresh()
 
     def state(self, run: int) -> dict[str, torch.Tensor]:
-        """Copy what a run's checkpoint needs to the CPU: trained tensors and AdamW's moments, by PEFT's parameter names."""
+        """Copy what a run's checkpoint needs to the CPU, by PEFT's names: its adapter, and AdamW's moments of what trains."""
         return {
             f"{kind}/{name}": tensor
             for kind, buffer in BUFFERS.items()
-            for name, tensor in exchange.named(self.model, run, self._on_host(run, buffer)).items()
+            for name, tensor in exchange.named(self.model, run, self._on_host(run, buffer), kind != "parameter").items()
         }
 
     def _on_host(self, run: int, buffer: str) -> torch.Tensor:
@@ -196,7 +196,7 @@ class PackedEngine:
             host = place.cpu()
             for name, layer, module in self.model.blocks.modules:
                 for part in bucket.parts:
-                    if part.trained:
+                    if part.trained or kind == "parameter":
                         stored = tensors[f"{kind}/{exchange.parameter_name(name, part)}"]
                         bucket.of_run(host, row, layer, module, part.name).copy_(stored)
             place.copy_(host)

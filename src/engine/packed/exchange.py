@@ -107,8 +107,11 @@ class Exporter:
         from peft import get_peft_model
         from transformers import AutoModelForCausalLM
 
+        # A copy: transformers writes to the config that it is given, and a thread may be running the model by it.
+        settings = copy.deepcopy(model.network.config)
+        settings._attn_implementation = model.backbone.attention
         with torch.device("meta"):
-            shell = AutoModelForCausalLM.from_config(model.network.config)
+            shell = AutoModelForCausalLM.from_config(settings)
         shell.name_or_path = model.network.name_or_path
         small = copy.copy(config.lora)
         small.r = 1

@@ -67,7 +67,7 @@ class Joint(nn.Module):
         return self.last[1]
 
 
-class Part(Frozen):
+class Share(Frozen):
     """One module's share of a joint product: its rows ``start`` to ``start + out``."""
 
     def __init__(self, joint: Joint, start: int, out: int) -> None:
@@ -81,11 +81,11 @@ class Part(Frozen):
         return self.joint.weight.narrow(0, self.start, self.out)
 
 
-def join(products: Sequence[Plain]) -> list[Part]:
+def join(products: Sequence[Plain]) -> list[Share]:
     """Stack the weights of ``products`` and give each as a part. The weights are copied: release the old ones."""
     joint = Joint(products)
     outs = [len(product.weight) for product in products]
-    return [Part(joint, start, out) for start, out in zip(accumulate(outs, initial=0), outs, strict=False)]
+    return [Share(joint, start, out) for start, out in zip(accumulate(outs, initial=0), outs, strict=False)]
 
 
 class FourBit(Frozen):

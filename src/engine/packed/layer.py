@@ -51,7 +51,6 @@ class Slots(nn.Module):
         }
         self.group_shapes = [(len(group) * bucket.rank, group[0].in_features) for group in bucket.blocks.groups]
         self.names = [kind.name for kind in kinds]
-        self.outs = [kind.out_features for kind in kinds]
         self.shapes = {
             part.name: [part.shape(bucket.rank, k.out_features, k.in_features) for k in kinds] for part in bucket.parts
         }

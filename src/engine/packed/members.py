@@ -15,7 +15,7 @@ from ...variants.methods.scaling import effective_scale
 # Ranks up to an edge share a bucket; above the last one, ranks within a factor of 4 do.
 RANK_EDGES = (16, 64, 256, 1024, 4096, 16384, 65536)
 
-BucketKey = tuple[int, tuple[str, ...], tuple[bool, ...], str]
+BucketKey = tuple[int, tuple[str, ...], tuple[bool, ...], str]  # rank edge, parts, which of them train, gradient transform
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Member:
     scale: float
     parts: tuple[Part, ...]
     gradients: GradientTransform | None
+    gradients_of: str  # the value of the factors axis that brings the transform; "" where there is none
     seed: int
     data_seed: int
     lora: LoraSettings
@@ -35,8 +36,7 @@ class Member:
     def bucket(self) -> BucketKey:
         """Runs with equal keys are multiplied together: they have the same parts, of which the same train, and near ranks."""
         edge = next(edge for edge in RANK_EDGES if self.r <= edge)
-        transform = "" if self.gradients is None else f"{self.gradients.__module__}.{self.gradients.__qualname__}"
-        return edge, tuple(part.name for part in self.parts), tuple(part.trained for part in self.parts), transform
+        return edge, tuple(part.name for part in self.parts), tuple(part.trained for part in self.parts), self.gradients_of
 
 
 def member(config: Config) -> Member:
@@ -45,7 +45,8 @@ def member(config: Config) -> Member:
         raise ConfigError(f"engine=packed: variant={variant.name} has no adapter to pack")
     scale = effective_scale(variant.scaling, lora.alpha, lora.r)
     gradients = FACTORS[variant.factors].gradients
-    return Member(lora.r, scale, parts_of(variant), gradients, config.seed, config.data_seed, lora, config.train)
+    gradients_of = "" if gradients is None else variant.factors
+    return Member(lora.r, scale, parts_of(variant), gradients, gradients_of, config.seed, config.data_seed, lora, config.train)
 
 
 def rank_multiple(gpu: bool) -> int:

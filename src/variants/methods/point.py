@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .factors import FACTORS
-from .magnitude import MAGNITUDES
+from .magnitude import MAGNITUDES, Magnitude
 from .part import Part, Proof
 from .precision import PRECISIONS
-from .scaling import SCALINGS
+from .scaling import SCALINGS, Scaling
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +38,12 @@ AXES: dict[str, Iterable[str]] = {
     "base_precision": PRECISIONS,
 }
 ADAPTERS = ("scaling", "magnitude", "factors")  # the axes that say what an adapter is
-OF_THE_BASE = ("trains", "base_precision")  # and those that runs over one base agree on
-DETAILS = ("double_quant", "name")  # fields of a variant that are no axis
+# Every option of PEFT's that some value of an axis sets.
+PEFT_OPTIONS = tuple(
+    dict.fromkeys(
+        [key for rule in SCALINGS.values() for key in rule.peft or {}] + [key for m in MAGNITUDES.values() for key in m.peft]
+    )
+)
 # Axes that records have had from the first; where a later one is at its default it is left out of a run's id.
 FIRST = ("trains", "scaling", "magnitude", "base_precision")
 LATER = tuple(axis for axis in AXES if axis not in FIRST)
@@ -90,6 +94,11 @@ def peft_options(variant: VariantConfig) -> dict[str, bool]:
     return {**(SCALINGS[variant.scaling].peft or {}), **MAGNITUDES[variant.magnitude].peft}
 
 
+def note_of(variant: VariantConfig) -> str | None:
+    """Tell how its factors train where that is not as in LoRA."""
+    return FACTORS[variant.factors].note
+
+
 def tags_of(variant: VariantConfig) -> tuple[str, ...]:
     """Return the hub's tags for such an adapter, beside ``lora``."""
     return MAGNITUDES[variant.magnitude].tags
@@ -103,10 +112,10 @@ def warning_onto_original(variant: VariantConfig) -> str | None:
 def from_peft(settings: Mapping[str, Any]) -> VariantConfig:
     """Tell the variant of an adapter saved with these settings, over a bf16 base. How its factors trained is not known."""
 
-    def asked(options: Mapping[str, bool] | None) -> bool:
-        return options is not None and all(bool(settings.get(name)) == value for name, value in options.items())
+    def asked(values: Mapping[str, Scaling] | Mapping[str, Magnitude]) -> str:
+        """Name the value whose options all hold; of several the one with the most, as it says more."""
+        options = {name: value.peft for name, value in values.items() if value.peft is not None}
+        fits = [name for name, of in options.items() if all(bool(settings.get(key)) == wanted for key, wanted in of.items())]
+        return max(fits, key=lambda name: len(options[name]))
 
-    return VariantConfig(
-        scaling=next(name for name, rule in SCALINGS.items() if asked(rule.peft)),
-        magnitude=next(name for name, magnitude in MAGNITUDES.items() if asked(magnitude.peft)),
-    )
+    return VariantConfig(scaling=asked(SCALINGS), magnitude=asked(MAGNITUDES))

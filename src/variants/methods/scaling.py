@@ -26,7 +26,7 @@ def _times(power: float) -> Proof:
     """Prove ``scale * r^power = alpha``. The engines hold scales in fp32, whose rounding is 6e-8."""
 
     def proof(seen: Seen) -> Verdict:
-        holds = [math.isclose(scale * seen.r**power, seen.alpha, rel_tol=1e-6) for scale in seen.scales]
+        holds = [math.isclose(scale * seen.r**power, seen.alpha, rel_tol=1e-7) for scale in seen.scales]
         wanted = seen.alpha / seen.r**power
         return bool(holds) and all(holds), f"scale {sorted(seen.scales)}; the formula says {wanted}"
 

@@ -135,6 +135,28 @@ def test_layers_of_speed_change_no_result(layers: tuple[str, ...]) -> None:
         assert torch.equal(found, wanted)  # a recording of the same kernels
 
 
+@pytest.mark.parametrize("layers", [(), LAYERS], ids=["eager", "all layers"])
+def test_parts_that_stand_still_or_learn_at_another_rate(layers: tuple[str, ...]) -> None:
+    """LoRA+ beside LoRA in one bucket, and a frozen A in another: packed is solo, and a frozen A keeps its bits."""
+    speed = [f"pack.{name}={name in layers}".lower() for name in LAYERS]
+    runs = [("loraplus", "lora.r=4", "train.lr=0.0003"), ("lora", "lora.r=6", "seed=1"), ("lora_frozen_a", "lora.r=5", "seed=2")]
+    configs = in_slots([config_of(variant, *SHAPE, *more, *speed) for variant, *more in runs])
+    together = losses(configs, FP32, 20)
+    eager = [f"pack.{name}=false" for name in LAYERS]
+    alone = [config_of(variant, *SHAPE, *more, *eager) for variant, *more in runs]
+    wanted = torch.cat([losses([config], FP32, 20) for config in in_slots(alone)])
+    print(f"parts, {'+'.join(layers) or 'eager'}: losses differ by {worst(together, wanted):.1e} at most over 20 steps")
+    assert worst(together, wanted) <= 1e-5
+    engine = pack_of(configs, FP32, 20, ITEMS)
+    before = engine.digests()
+    trace(engine)
+    after = engine.digests()
+    engine.finish()
+    for run, config in enumerate(configs):
+        stood = [a == b for a, b in zip(before[run]["A"], after[run]["A"], strict=True)]
+        assert all(stood) if config.variant.factors == "frozen_a" else not any(stood)
+
+
 def test_layers_of_speed_over_an_nf4_base() -> None:
     runs = [("qlora", "lora.r=4", "lora.dropout=0.1"), ("qdora", "lora.r=8", "seed=1")]
     on, off = (
@@ -328,17 +350,23 @@ def test_the_softmax_kernel(columns: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-5 if dtype == torch.float32 else 2**-7, atol=1e-5)
 
 
-def test_the_adamw_kernel() -> None:
-    """Several steps over an odd number of parameters; a run that is not alive, its gradients NaN, keeps its bits."""
+@pytest.mark.parametrize("skipped", [(0, 0), (101, 7)], ids=["whole", "stretch"])
+def test_the_adamw_kernel(skipped: tuple[int, int]) -> None:
+    """Several steps over an odd number of parameters; a run that is not alive, its gradients NaN, keeps its bits.
+
+    ``skipped``: the numbers before them in the buffer of values, which also holds what stands still, and in the others.
+    """
     generator = torch.Generator(GPU).manual_seed(0)
-    stock = [torch.randn(2, 3, 4099, device=GPU, generator=generator) for _ in range(3)]
-    stock[2].square_()
-    mine = [tensor.clone() for tensor in stock]
+    offsets = (skipped[0], skipped[1], skipped[1])
+    wide = [torch.randn(2, 3, 4099 + offset, device=GPU, generator=generator) for offset in offsets]
+    wide[2].square_()
+    stock = [tensor[..., offset:] for tensor, offset in zip(wide, offsets, strict=True)]
+    mine = [tensor.clone()[..., offset:] for tensor, offset in zip(wide, offsets, strict=True)]
     before = [tensor[:, 1].clone() for tensor in stock]
     factor, lr, decay = (torch.rand(3, 1, device=GPU, generator=generator) for _ in range(3))
     alive = torch.tensor([[True], [False], [True]], device=GPU)
     for step in range(1, 6):
-        grads = torch.randn(2, 3, 4099, device=GPU, generator=generator)
+        grads = torch.randn(2, 3, 4099 + skipped[1], device=GPU, generator=generator)[..., skipped[1] :]
         grads[:, 1] = torch.nan
         corrections = torch.tensor([1 - optimizer.BETA1**step, (1 - optimizer.BETA2**step) ** 0.5], device=GPU)
         for (values, first, second), update in ((stock, optimizer.update), (mine, kernels.adamw)):

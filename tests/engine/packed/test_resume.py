@@ -24,7 +24,7 @@ def stored(state: Tensors, folder: Path) -> Tensors:
     return tensors
 
 
-@pytest.mark.parametrize("variant", ["rslora", "dora_rs"])
+@pytest.mark.parametrize("variant", ["rslora", "dora_rs", "loraplus", "lora_frozen_a"])
 @pytest.mark.usefixtures("exact_norms")
 def test_in_other_company_and_another_padding(variant: str, folder: Path) -> None:
     """The run was padded from 5 to 12; it goes on in the last slot, padded to 16, and not at all."""
