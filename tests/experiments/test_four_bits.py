@@ -327,7 +327,7 @@ def test_the_readme_says_what_the_committed_measurements_say() -> None:
         said.append(f"| {name} | {frozen[name]:.3f} | {start:.3f} | {after[name][3:].mean():.3f} | {interval} | {share} |")
         assert (gaps[name] > 0).all()
     nine = gaps.mean()
-    said.append(f"(int8 {nine['int8']:.3f}, NF4 {nine['NF4, double quantized']:.3f}, FP4 {nine['FP4, double quantized']:.3f})")
+    said.append(f"(int8 {nine['int8']:.3f}, NF4 {nine['NF4, double quantised']:.3f}, FP4 {nine['FP4, double quantised']:.3f})")
     low, high = (grids["NF4, double quantised"][lr].mean() - grids["bf16"][lr].mean() for lr in (3e-4, 1e-2))
     said.append(f"NF4's 0.039 is {low:.3f} at 3e-4 and {high:.3f} at 1e-2")
     said.append(f"{1 - after['bf16'][3:].mean() / frozen['bf16']:.0%} is what a gap in proportion".replace("%", " %"))

@@ -39,7 +39,7 @@ from tests.conftest import TINY
 # Written out once more: what runs of one pack may differ in, each with the reason that the engine can hold both.
 MAY_DIFFER = {
     *("model.name", "model.note", "dataset.name", "variant.name"),  # names only
-    *("variant.scaling", "variant.magnitude", "lora.r", "lora.alpha", "lora.init"),  # the adapter's own
+    *("variant.scaling", "variant.magnitude", "variant.factors", "lora.r", "lora.alpha", "lora.init"),  # the adapter's own
     *("lora.dropout", "seed", "data_seed"),  # drawn for each run
     *(
         "train.lr",
