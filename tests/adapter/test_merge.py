@@ -22,6 +22,7 @@ from src.files.durable import unseal
 from src.measure.scorer import Solo
 from src.record.records import RunFolder
 from src.variants import quantization
+from src.variants.methods.point import VariantConfig
 from tests.conftest import Run, evaluate
 
 ADAPTERS = sorted(path.stem for path in (CONF_FOLDER / "variant").glob("*.yaml") if path.stem not in ("full", "frozen"))
@@ -37,8 +38,9 @@ def merge(*words: str) -> dict[str, Any]:
 def test_a_merged_weight_by_hand() -> None:
     weight, a, b = torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0], [0.0]])
     # W + 2 B A = [[3, 4], [0, 1]]; the first row's norm is 5.
-    assert torch.equal(merged_weight(weight, a, b, 2.0, None), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
-    merged = merged_weight(weight, a, b, 2.0, torch.tensor([10.0, 3.0]))
+    lora, dora = VariantConfig(), VariantConfig(magnitude="dora")
+    assert torch.equal(merged_weight(weight, {"A": a, "B": b}, 2.0, lora), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+    merged = merged_weight(weight, {"A": a, "B": b, "m": torch.tensor([10.0, 3.0])}, 2.0, dora)
     torch.testing.assert_close(merged, torch.tensor([[6.0, 8.0], [0.0, 3.0]]))
 
 
