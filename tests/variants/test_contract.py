@@ -227,9 +227,10 @@ def test_the_loss_falls(name: str, variant: str) -> None:
     So at every step, of the same four rows, at a rate where the first order decides: |g|_1 is some 20 times |g|_2 here. At
     40 times this rate the loss jumps up and down, and a processor's rounding decides where it is after 30 steps.
     """
-    rate = {"full": 0.00005, "loraplus": 0.0005 / 3}.get(variant, 0.0005)  # LoRA+'s B learns at 16 times the rate
+    rate = {"full": 0.00005, "loraplus": 0.0005 / 2}.get(variant, 0.0005)
+    count = 5 if variant == "loraplus" else 30  # its B learns at 16 times the rate, so its gradient is small sooner
     config = config_of(variant, f"train.lr={rate}", "train.schedule=constant", "train.warmup=0")
-    steps = engine_of(name, config, 30, ITEMS[:4]).advance(0, 30)
+    steps = engine_of(name, config, count, ITEMS[:4]).advance(0, count)
     for before, after in pairwise(steps):
         assert before.loss[0] - after.loss[0] >= rate * before.grad_norm[0] > 10 * EXACT
 
