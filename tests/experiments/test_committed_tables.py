@@ -140,7 +140,7 @@ def evaluation(study: str, folder: Path) -> tuple[dict[str, bytes], list[Any]]:
     (folder / "runs/sweeps").mkdir()
     (folder / "runs/sweeps" / f"{study}.json").write_text(sealed({"name": study, "run_ids": ids}), encoding="utf-8")
     with watched() as seen:
-        assert import_module("src.eval.__main__").main([f"sweep={study}"]) == 0
+        assert evaluate([f"sweep={study}"]) == 0
     return {path.name: path.read_bytes() for path in (folder / "reports" / study).iterdir()}, seen
 
 

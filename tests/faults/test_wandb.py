@@ -19,7 +19,7 @@ import pytest
 from src.command.cli import compose
 from src.record.records import RunFolder, run_id
 from src.record.wandb import client
-from src.record.wandb import mirror as mirrors
+from src.record.wandb import mirror as mirroring
 from src.record.wandb.mirror import Mirror
 from src.record.wandb.offline_file import closed_with
 from src.train.run import Run as TrainedRun
@@ -64,10 +64,10 @@ def complete(record: RunFolder) -> list[Path]:
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """W&B reads its environment once, so each test gets a W&B of its own; and limits that tests can wait for."""
-    monkeypatch.setattr(mirrors, "_online", True)
+    monkeypatch.setattr(mirroring, "_online", True)
     monkeypatch.setattr(client, "INIT_SECONDS", 1)
     monkeypatch.setattr(client, "FINISH_SECONDS", 2)
-    monkeypatch.setattr(mirrors, "WRITE_SECONDS", 1.5)
+    monkeypatch.setattr(mirroring, "WRITE_SECONDS", 1.5)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     client.teardown()
     yield
@@ -140,7 +140,7 @@ def test_the_record_is_the_same_whatever_becomes_of_wandb(
     tried = list(said)[: size(1, len(said))]
     for manner in tried:
         with address(manner) as at:
-            monkeypatch.setattr(mirrors, "_online", True)
+            monkeypatch.setattr(mirroring, "_online", True)
             monkeypatch.setenv("WANDB_BASE_URL", at)
             client.teardown()
             record = train(run, "wandb_online")
@@ -216,7 +216,7 @@ def test_a_stop_pressed_on_the_server_does_not_stop_a_pack(
             time.sleep(0.5)  # where KeyboardInterrupt would come
             said += capsys.readouterr().err
         mirror.finish({}, ok=True)
-        mirrors.flush()
+        mirroring.flush()
     assert said == "W&B: a stop of id asked for in W&B is not followed; Ctrl-C stops a sweep\n"
 
 
@@ -285,7 +285,7 @@ def test_a_real_command_is_held_no_longer_than_it_says(
         result = record.result()
         assert result is not None
         wall[manner] = result["wall_seconds"]
-        assert taken[manner] < taken["disabled"] + mirrors.FLUSH_SECONDS
+        assert taken[manner] < taken["disabled"] + mirroring.FLUSH_SECONDS
         shutil.rmtree(folder / "runs")
     told = ", ".join(f"{manner} {wall[manner]:.1f} s ({taken[manner]:.0f} s)" for manner in taken)
     figure(ROW, f"seconds of a run until its result (of its command): {told}; each record bit-identical, each W&B file complete")

@@ -21,7 +21,7 @@ from src.files.errors import ConfigError
 from src.model import models
 from src.record import checkpoint
 from src.record.records import RunFolder, run_id
-from src.record.wandb import mirror as mirrors
+from src.record.wandb import mirror as mirroring
 from src.sweep.child import OUT_OF_MEMORY
 from src.train import worker
 from src.train.checks import LiveChecks
@@ -573,7 +573,7 @@ def test_a_validation_loss_that_was_not_finite_leaves_none(run: Run) -> None:
     another.start()
     another.progress.step = 2
     assert another.outcome.metrics == {}
-    mirrors.flush()
+    mirroring.flush()
 
 
 @pytest.mark.parametrize("variant", ["lora", "full"])

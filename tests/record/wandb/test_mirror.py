@@ -15,7 +15,7 @@ import pytest
 from src.command.cli import compose
 from src.record.metrics_log import MetricsLog
 from src.record.records import RunFolder
-from src.record.wandb import mirror as mirrors
+from src.record.wandb import mirror as mirroring
 from src.record.wandb.mirror import Mirror
 from tests.conftest import TINY, Run, TrainPack
 
@@ -124,7 +124,7 @@ def test_a_mirror_that_breaks_on_the_way_is_made_again_once(
             MetricsLog(record.metrics).append({"step": step, "train/loss": 2.0})
             mirror.log({"step": step, "train/loss": 2.0})
         mirror.finish({}, ok=True)
-        mirrors.flush()
+        mirroring.flush()
         messages = ["W&B: disk full; no complete mirror of runs/id (disk full); its record is complete"]
         assert capsys.readouterr().err.splitlines() == messages * (tracked != "disabled")
         assert len(begun) == 2 * (tracked != "disabled")
@@ -164,7 +164,7 @@ def test_training_does_not_wait_for_the_mirror_and_nothing_is_lost(folder: Path,
     mirror.finish({"seed": 3}, ok=False)
     assert held.told == []
     held.begin.set()
-    mirrors.flush()
+    mirroring.flush()
     assert held.told == [(1, {"step": 1, "train/loss": 2.0}), (1, {"step": 1}), ("finished", 1, {"seed": 3})]
 
 
@@ -176,14 +176,14 @@ def test_a_mirror_that_hangs_is_left_after_a_time_with_one_line(
         mirror.log({"step": 1})
         mirror.finish({}, ok=True)
     started = time.monotonic()
-    mirrors.flush(0.3)
+    mirroring.flush(0.3)
     assert 0.3 <= time.monotonic() - started < 5
     message = "W&B: left after 0 s, with complete records: runs/a, runs/b; later: wandb sync FOLDER/wandb/*run-*"
     assert capsys.readouterr().err.splitlines() == [message]  # c goes on
     held.begin.set()
     mirrors[2].log({"step": 1})
     mirrors[2].finish({"seed": 3}, ok=True)
-    mirrors.flush()
+    mirroring.flush()
     assert ("finished", 0, {"seed": 3}) in held.told and capsys.readouterr().err == ""
 
 
@@ -200,6 +200,6 @@ def test_online_without_a_key_falls_back_to_offline_and_says_so_once(
         mirror = Mirror(compose([*TINY, "tracking=wandb_online"]), "id", folder)
         mirror.log({"step": 1})
         mirror.finish({}, ok=True)
-    mirrors.flush()
+    mirroring.flush()
     assert modes == ["offline", "offline"]
     assert capsys.readouterr().err == "W&B: online: no API key (WANDB_API_KEY or wandb login); mirroring offline\n"
