@@ -30,6 +30,8 @@ from matplotlib import ft2font
 from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 
+from tests.conftest import evaluate
+
 FOLDER = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file()) / "experiments"
 FIGURES = Path(__file__).with_name("figures.json")
 STUDIES = sorted(file.parent.name for file in FOLDER.glob("*/report.py"))
