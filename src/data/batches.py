@@ -18,6 +18,7 @@ import torch
 from ..config.schema import TrainConfig
 from ..files.errors import ConfigError
 from .datasets import Example
+from .formats import Messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,7 +104,7 @@ def _prompt_ids(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase,
     return prompts
 
 
-def _messages(example: Example) -> list[dict[str, str]]:
+def _messages(example: Example) -> Messages:
     return [{"role": "user", "content": example.prompt}] if isinstance(example.prompt, str) else example.prompt
 
 

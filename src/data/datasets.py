@@ -26,6 +26,7 @@ class Example:
     group: str  # examples of one group (the same source name, the same prompt) stay in one split
     choices: tuple[str, ...] = ()  # the possible targets of a multiple-choice question
     references: tuple[str, ...] = ()  # all good targets, where there are several
+    tools: list[dict[str, Any]] | None = None  # of a chat, as its template takes them
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Splits:
         digest = hashlib.sha256()
         for name, split in (("train", self.train), ("val", self.val), ("test", self.test)):
             for example in split:
-                more = [example.choices, example.references] if example.choices or example.references else []
+                more: list[Any] = [example.choices, example.references] if example.choices or example.references else []
+                more += [example.tools] if example.tools else []
                 digest.update(json.dumps([name, example.prompt, example.target, *more], ensure_ascii=False).encode())
         return digest.hexdigest()
 

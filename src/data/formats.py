@@ -15,7 +15,7 @@ from typing import Any
 
 from ..files.errors import ConfigError
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]  # as a chat template takes them: "role", "content", and what else it renders
 PAIRS = (("context", "target"), ("prompt", "completion"), ("prompt", "target"))
 INDENT = "\n" + " " * 16
 TASK = "Below is an instruction that describes a task"
