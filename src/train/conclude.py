@@ -20,7 +20,7 @@ def conclude(pack: Pack, session: Session, live: LiveChecks, forgetting: Forgett
     engine, rows = session.engine, session.loaded.rows
     runs = pack.sound()
     for place, run in runs.items():
-        run.outcome.checks = live.judge(place)
+        run.outcome.checks = live.judge(place) | ({} if session.proof is None else {"equals_peft": session.proof})
     # Writing is work for the disk, so it goes on beside the scoring; what has not begun is dropped where that fails.
     writing = ThreadPoolExecutor(max_workers=1)
     try:

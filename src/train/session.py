@@ -75,6 +75,7 @@ class Session:
     configs: tuple[Config, ...]
     engine: Engine
     scorer: Scorer
+    proof: dict[str, Any] | None  # a check's verdict that the pack computes what PEFT does; None in engine=peft
 
     def losses(self, split: str) -> list[float]:
         """Score each run as it is now: mean log-loss per target token of ``split`` ("val", "test"), in nats."""
@@ -134,13 +135,15 @@ def load(config: Config, rows: Rows | None = None) -> Loaded:
 
 def fit_of(loaded: Loaded, configs: Sequence[Config]) -> Fit:
     """See how many of these runs, in slot order and from the first on, fit into what memory is free now."""
-    on = loaded.numerics.device
-    if on.type == "cuda":
-        free, total = device.gpu_memory(on)
-        free = min(free, round(loaded.config.pack.memory_share * total))
-    else:
-        free = free_memory()
-    return fit.fitting(configs, loaded.targets, loaded.tokens, loaded.rank_multiple, free)
+    return fit.fitting(configs, loaded.targets, loaded.tokens, loaded.rank_multiple, _free(loaded))
+
+
+def _free(loaded: Loaded) -> float | None:
+    """Bytes that this command may take now; None if unknown."""
+    if loaded.numerics.device.type != "cuda":
+        return free_memory()
+    free, total = device.gpu_memory(loaded.numerics.device)
+    return min(free, round(loaded.config.pack.memory_share * total))
 
 
 def place(loaded: Loaded) -> Loaded:
@@ -150,10 +153,27 @@ def place(loaded: Loaded) -> Loaded:
 
 
 def build(placed: Loaded, configs: Sequence[Config], steps: int | None = None) -> Session:
-    """Build the engine of ``configs``, in slot order, over a base that is placed. ``steps``: default those of the config."""
+    """Build the engine of ``configs``, in slot order, over a base that is placed. ``steps``: default those of the config.
+
+    Raises:
+        ConfigError: the packed engine does not compute what transformers and PEFT do for this base.
+    """
     rows, steps = placed.rows, steps or steps_of(placed.config, len(placed.rows.splits.train))
-    engine = engine_of(placed.network, configs, rows.items["train"], rows.pad, steps, placed.numerics)
-    return Session(placed, tuple(configs), engine, Scorer(engine.scored, placed.config.eval.batch_size, rows.pad))
+    arguments = (placed.network, configs, rows.items["train"], rows.pad, steps, placed.numerics)
+    engine, proof = _checked_engine_of(placed, *arguments) if is_packed(placed.config) else (engine_of(*arguments), None)
+    return Session(placed, tuple(configs), engine, Scorer(engine.scored, placed.config.eval.batch_size, rows.pad), proof)
+
+
+def _checked_engine_of(placed: Loaded, network: Any, configs: Sequence[Config], *others: Any) -> tuple[Engine, dict[str, Any]]:
+    """Build the packed engine; its check is made in part before, while PEFT can still adapt the base."""
+    from ..engine.packed import selfcheck
+
+    rows = [*(item for items in placed.rows.items.values() for item in items), *placed.rows.prose]
+    code = selfcheck.check_code(network, configs, rows, placed.numerics, _free(placed))
+    wiring = selfcheck.Wiring(network, configs, rows, placed.numerics)
+    engine = engine_of(network, configs, *others)
+    detail = f"largest gap to transformers and PEFT, 1 being the bound of rounding: {code}; {wiring.check(engine)}"
+    return engine, {"ok": True, "detail": detail}
 
 
 def engine_of(network: Any, configs: Sequence[Config], items: Sequence[Item], pad: int, steps: int, numerics: Numerics) -> Engine:

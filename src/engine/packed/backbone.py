@@ -106,13 +106,17 @@ class Backbone:
         """Run the decoder: final hidden states [sequences, tokens, d]. It waits for no number: a CUDA graph can record it.
 
         Without a mask, padding is on the right, where no token looks. ``mask`` [sequences, 1, tokens, slots] is added to
-        the attention's scores, in every layer; without a ``cache`` the tokens are the slots.
+        the attention's scores, in every layer; without a ``cache`` the tokens are the slots. Who gives a mask sees to it that
+        no row in it is longer than the sliding window.
 
         Raises:
-            ConfigError: more tokens than the sliding window holds.
+            ConfigError: without a mask, more tokens than the sliding window holds.
         """
-        if not self.in_window(ids.shape[1]):
-            raise ConfigError(f"engine=packed: sequences of {ids.shape[1]} tokens exceed the sliding window; use engine=peft")
+        if mask is None and not self.in_window(ids.shape[1]):
+            raise ConfigError(
+                f"engine=packed: a row has {ids.shape[1]} tokens, more than the sliding window of {self.config.sliding_window};"
+                " use engine=peft or a lower dataset.max_length"
+            )
         x = self.network.get_input_embeddings()(ids)
         if self.compiled and torch.is_grad_enabled():
             x.requires_grad_()  # or the first layer, whose input needs no gradient, would be compiled for itself

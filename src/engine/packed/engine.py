@@ -12,12 +12,13 @@ import torch
 
 from ...config.schema import Config
 from ...data.batches import Item
+from ...files.errors import ConfigError
 from ...model import models
 from ...model.device import Numerics
 from ...variants import counts
 from ..protocol import Step
 from ..schedule import learning_rate
-from . import exchange, head, kernels, masks, optimizer
+from . import exchange, head, kernels, optimizer
 from .buffers import Bucket
 from .decode import GreedyDecoder
 from .dropout import step_keys
@@ -48,6 +49,12 @@ class PackedEngine:
         self.speed_layers = str(self.speed)
         self.fills_device = self.speed.cuda_graph
         self.model = PackedModel(network, configs[0], self.members, numerics, fused=self.speed.kernels)
+        longest = max(len(item) for item in items)
+        if not self.model.backbone.in_window(longest):
+            raise ConfigError(
+                f"engine=packed: a training row has {longest} tokens, more than the sliding window of"
+                f" {self.model.backbone.config.sliding_window}; use engine=peft or a lower dataset.max_length"
+            )
         self.scored = self.model
         exchange.fill(self.model)
         self.network = network.train()
@@ -124,20 +131,16 @@ class PackedEngine:
         weights: torch.Tensor,
     ) -> None:  # fmt: skip
         """Forward, backward and update of one optimizer step; leaves ``loss`` and ``norm``. Shapes as in ``Inputs``."""
-        model, backbone, context = self.model, self.model.backbone, self.model.context
+        model = self.model
         for bucket in model.buckets:
             bucket.grads.zero_()
         self.loss.zero_()
         for micro in range(len(ids)):
-            context.rows, context.positions = rows[micro].view(model.runs, -1), positions[micro].view(model.runs, -1)
-            mask = masks.rows_apart(rows[micro], backbone.dtype) if self.feed.shared else None
-            hidden = backbone.hidden(ids[micro], positions[micro], mask)
-            hidden_KTd = hidden.view(model.runs, -1, hidden.shape[-1])
-            chosen = hidden_KTd.gather(1, labeled[micro][..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
-            losses = head.weighted_losses(
-                chosen, backbone.head_weight, targets[micro].flatten(), weights[micro].flatten(), self.softmax, backbone.transform
-            )
-            per_run = losses.view(model.runs, -1).sum(1)
+            losses = model.training_losses(
+                ids[micro], rows[micro], positions[micro], labeled[micro], targets[micro], weights[micro], self.feed.shared,
+                self.softmax,
+            )  # fmt: skip
+            per_run = losses.sum(1)
             # The sum over runs of their means: each run's gradient is that of its own loss, whatever K is.
             per_run.sum().backward()  # type: ignore[no-untyped-call]
             self.loss += per_run.detach()

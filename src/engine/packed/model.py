@@ -14,7 +14,7 @@ from ...data.batches import IGNORE, Batch
 from ...measure.scorer import ROWS_AT_ONCE
 from ...model.device import Numerics
 from ...variants.quantization import linear_layers
-from . import head, terms
+from . import head, masks, terms
 from .backbone import Backbone
 from .buffers import Blocks, Bucket, Kind, buckets_of
 from .decode import SLOTS, GreedyDecoder
@@ -111,6 +111,23 @@ class PackedModel:
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(device)[0]
         return max(1, int(EVALUATION_SHARE * free / (row * self.runs)))
+
+    def training_losses(
+        self, ids: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, labeled: torch.Tensor, targets: torch.Tensor,
+        weights: torch.Tensor, shared: bool, softmax: head.Softmax = head.softmax_losses,
+    ) -> torch.Tensor:  # fmt: skip
+        """Compute ``weights`` times the log-loss of each labeled token, [K, L], of one micro-batch.
+
+        Shapes as in ``feed.Inputs``, without its first dimension. ``shared``: several rows may be in one sequence.
+        """
+        self.context.rows, self.context.positions = rows.view(self.runs, -1), positions.view(self.runs, -1)
+        hidden = self.backbone.hidden(ids, positions, masks.rows_apart(rows, self.backbone.dtype) if shared else None)
+        hidden_KTd = hidden.view(self.runs, -1, hidden.shape[-1])
+        chosen = hidden_KTd.gather(1, labeled[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
+        losses = head.weighted_losses(
+            chosen, self.backbone.head_weight, targets.flatten(), weights.flatten(), softmax, self.backbone.transform
+        )
+        return losses.view(self.runs, -1)
 
     def target_losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute log-losses [K, target tokens] of the same rows under each run, and the row each belongs to."""

@@ -20,7 +20,7 @@ from src.engine.packed.exchange import named
 from src.files.errors import ConfigError
 from src.measure.scorer import Scorer, Solo
 from src.variants import adapters
-from tests.engine.packed.conftest import CPU, EOS, FP32, FP64, ITEMS, PAD, Tensors, base_of, config_of, moved, rows
+from tests.engine.packed.conftest import CPU, EOS, FP32, FP64, ITEMS, LOGITS, PAD, Tensors, base_of, config_of, moved, rows
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 384, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -305,8 +305,29 @@ def test_what_is_not_known_is_refused(change: Any, reason: str) -> None:
 def test_more_tokens_than_the_sliding_window_holds_are_refused() -> None:
     model = Backbone(network_of("gemma2", torch.float32, sliding_window=8), torch.float32)
     assert model.hidden(torch.zeros(1, 8, dtype=torch.int64)).shape == (1, 8, SHAPE["hidden_size"])
-    with pytest.raises(ConfigError, match="sequences of 9 tokens exceed the sliding window; use engine=peft"):
+    with pytest.raises(ConfigError, match="a row has 9 tokens, more than the sliding window of 8; use engine=peft"):
         model.hidden(torch.zeros(1, 9, dtype=torch.int64))
+
+
+def test_rows_in_one_sequence_may_exceed_the_sliding_window_together() -> None:
+    """Each sees itself alone, so its own length counts: losses are those of transformers' forward, a row at a time."""
+    config = config_of("lora", "train.batch_size=8")
+    window = max(len(item) for item in ITEMS)
+    network = network_of("mistral", torch.float32, sliding_window=window)
+    batch = [ITEMS[row] for row in rows_at(0, 8, len(ITEMS), config.data_seed)]
+    with torch.no_grad():
+        sums = [float(own_loss(network, collate([item], PAD, CPU))) * len(item.target) for item in batch]
+    pack = pack_over(network, [config], FP32)
+    assert pack.feed.shared and pack.feed.width > window
+    (step,) = pack.advance(0, 1)
+    assert step.loss[0] == pytest.approx(sum(sums) / sum(len(item.target) for item in batch), rel=LOGITS)
+
+
+def test_a_row_longer_than_the_sliding_window_is_refused_before_training() -> None:
+    network = network_of("mistral", torch.float32, sliding_window=10)
+    longest = max(len(item) for item in ITEMS)
+    with pytest.raises(ConfigError, match=f"a training row has {longest} tokens, more than the sliding window of 10"):
+        pack_over(network, [config_of("lora")], FP32)
 
 
 def test_what_a_cache_keeps() -> None:
