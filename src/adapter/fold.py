@@ -1,6 +1,7 @@
 """Fold an adapter into the weights: W + s B A, then what the variant makes of that.
 
-All arithmetic is fp32 whatever the base's format; the caller rounds to the format of the result, once.
+All arithmetic is fp32 whatever the base's format, on the device of the adapter, one layer at a time: the plain base may stand
+elsewhere, as a pretrained one does, memory-mapped on the CPU. Each merged weight is rounded to the format of the result once.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ def merged_weight(weight: torch.Tensor, parts: Mapping[str, torch.Tensor], scale
 
 
 @torch.no_grad()
-def merge(adapted: Any, plain: Any, variant: VariantConfig, dequantised: bool) -> None:
-    """Fold the adapter of ``adapted``, PEFT's model, into ``plain``, its base in 16 bits or more, which becomes fp32.
+def merge(adapted: Any, plain: Any, variant: VariantConfig, dequantised: bool, dtype: torch.dtype = torch.float32) -> None:
+    """Fold the adapter of ``adapted``, PEFT's model, into ``plain``, its base in 16 bits or more, which stays on its device.
 
-    ``dequantised``: every layer that is quantized in ``adapted`` first takes its dequantized weights, adapted or not.
+    ``dequantised``: every layer that is quantized in ``adapted`` first takes its dequantized weights, adapted or not. ``dtype``:
+    the format that all of ``plain`` takes.
 
     Raises:
         ConfigError: the adapter changes something else, such as embeddings or the output head.
@@ -43,12 +45,14 @@ def merge(adapted: Any, plain: Any, variant: VariantConfig, dequantised: bool) -
         raise ConfigError(
             f"the adapter changes {outside[0]}, which is no linear layer of the decoder; only those are merged here"
         )
-    plain.float()
     for name, linear in linears.items():
         layer = inner.get_submodule(name)
         base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
-        if dequantised:
-            linear.weight.data = dequantize_module_weight(base).to(linear.weight)
+        if not dequantised and not isinstance(layer, LoraLayer):
+            continue
+        weight = dequantize_module_weight(base) if dequantised else linear.weight.to(base.weight.device)
         if isinstance(layer, LoraLayer):
             parts = {part.name: layer.get_parameter(part.parameter) for part in parts_of(variant)}
-            linear.weight.data = merged_weight(linear.weight, parts, layer.scaling[NAME], variant)
+            weight = merged_weight(weight, parts, layer.scaling[NAME], variant)
+        linear.weight.data = weight.to(linear.weight.device, dtype)
+    plain.to(dtype)

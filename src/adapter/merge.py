@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..command import words
 from ..command.words import Key
@@ -17,7 +17,10 @@ from ..model.models import NO_CODE
 from ..variants.methods.point import warning_onto_original
 from ..variants.methods.precision import QUANTIZED
 from . import adapted, serving
-from .adapted import Source
+from .adapted import Adapted, Source
+
+if TYPE_CHECKING:
+    import torch
 
 USAGE = f"""\
 usage: python -m src.eval merge run=ID out=DIR [onto=original|dequantised] [dtype=bf16] [examples=64] [latency=true]
@@ -111,16 +114,13 @@ def merge(
 ) -> dict[str, Any]:
     """Write the merged model to ``folder``, measure it, and return the content of merge.json."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from ..data import batches
-    from ..measure.scorer import Solo
     from ..model import device
-    from . import fidelity, fold, latency
+    from . import fold
 
     dtype = torch.float32 if values.get("dtype") == "fp32" else torch.bfloat16
     opened = adapted.open_source(source)
-    pad = opened.tokenizer.pad_token_id
     if examples is None:
         text = prose.load(source.config.forgetting)
         items = prose.windows(text, opened.tokenizer, source.config.forgetting.tokens, prose.WINDOW)[: values.get("examples", 64)]
@@ -129,31 +129,45 @@ def merge(
         items = batches.tokenize(examples, opened.tokenizer, dataset.max_length, dataset.chat_template)
     plain, _, numerics = adapted.load_base(source)
     parameters = sum(p.numel() for p in plain.parameters())
-    fold.merge(opened.network, plain, source.config.variant, onto == "dequantised")
-    _save(plain.to(dtype), opened.tokenizer, source, folder)
+    fold.merge(opened.network, plain, source.config.variant, onto == "dequantised", dtype)
+    _save(plain, opened.tokenizer, source, folder)
     del plain
-    # In the adapter's own format of products, so that the gap is the merge's and not theirs.
-    kept = torch.promote_types(numerics.base, dtype)
-    read_back = AutoModelForCausalLM.from_pretrained(folder, dtype=kept, use_safetensors=True, **NO_CODE).to(numerics.device)
-    unmerged, merged = Solo(opened.network, numerics), Solo(read_back, numerics)
-    gap = fidelity.gap(unmerged, merged, items, pad)
     report: dict[str, Any] = {
         "source": source.name, "base": models.public_name(source.config.model) or source.config.model.name,
         "variant": source.config.variant.name, "base_precision": source.config.variant.base_precision,
         "onto": onto, "saved_as": "fp32" if dtype == torch.float32 else "bf16",
         "device": device.describe(numerics.device), "products": "bf16" if numerics.compute else "fp32",
         "measured_on": "held-out prose" if examples is None else "the test split",
-        "fidelity": asdict(gap) | {"loss_difference": gap.loss_difference},
-        "fp32_control": None, "latency": None, "notes": notes(source, onto),
+        **_measure(opened, folder, torch.promote_types(numerics.base, dtype), items, values.get("latency", True)),
+        "fp32_control": None, "notes": notes(source, onto),
     }  # fmt: skip
-    if values.get("latency", True):
-        ids = _prompt(opened.tokenizer, numerics.device)
-        base = (unmerged, opened.network.disable_adapter)
-        report["latency"] = latency.compare({"base": base, "unmerged": (unmerged, None), "merged": (merged, None)}, ids)
-    del opened, unmerged, read_back, merged
+    del opened
     if values.get("control", parameters <= SMALL):
         report["fp32_control"] = _control(source, onto, items)
     return report
+
+
+def _measure(opened: Adapted, folder: Path, dtype: torch.dtype, items: list[Any], timed: bool) -> dict[str, Any]:
+    """Read the merged model back, and return its fidelity to the adapter and, where ``timed``, the times of both and the base.
+
+    ``dtype`` is the adapter's own format of products, so that the gap is the merge's and not theirs. The model that is read back
+    leaves the device with this call.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from ..measure.scorer import Solo
+    from . import fidelity, latency
+
+    numerics = opened.numerics
+    read_back = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **NO_CODE).to(numerics.device)
+    unmerged, merged = Solo(opened.network, numerics), Solo(read_back, numerics)
+    gap = fidelity.gap(unmerged, merged, items, opened.tokenizer.pad_token_id)
+    times = None
+    if timed:
+        base = (unmerged, opened.network.disable_adapter)
+        timing: dict[str, Any] = {"base": base, "unmerged": (unmerged, None), "merged": (merged, None)}
+        times = latency.compare(timing, _prompt(opened.tokenizer, numerics.device))
+    return {"fidelity": asdict(gap) | {"loss_difference": gap.loss_difference}, "latency": times}
 
 
 def _control(source: Source, onto: str, items: list[Any]) -> dict[str, Any]:
@@ -164,6 +178,7 @@ def _control(source: Source, onto: str, items: list[Any]) -> dict[str, Any]:
     opened = adapted.open_source(source, exact=True)
     plain, _, numerics = adapted.load_base(source, exact=True)
     fold.merge(opened.network, plain, source.config.variant, onto == "dequantised")
+    plain.to(numerics.device)
     gap = fidelity.gap(Solo(opened.network, numerics), Solo(plain, numerics), items, opened.tokenizer.pad_token_id)
     return asdict(gap) | {"loss_difference": gap.loss_difference}
 

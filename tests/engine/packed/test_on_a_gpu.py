@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from src.config.schema import Config
+from src.config.schema import CONF_FOLDER, Config
 from src.engine.packed import head, kernels, optimizer
 from src.engine.packed.decode import GreedyDecoder
 from src.engine.packed.dropout import drop, layer_key, step_keys
@@ -24,11 +24,7 @@ from tests.engine.packed.test_decode import NO_TOKEN, left_padded, token_within
 from tests.engine.packed.test_equals_solo import padding
 from tests.engine.packed.test_isolation import build, configs_of, with_noise
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.filterwarnings("default"),  # compilers warn of much that is none of ours
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # compilers warn of much that is none of ours
 
 GPU = torch.device("cuda")
 FP32 = Numerics(GPU, torch.float32, None)
@@ -44,6 +40,7 @@ RUNS = [
 ]
 # Losses are about 5.5, of which a unit of bf16 is 0.03; their mean over some 40 tokens is right to about 1e-3.
 LOSSES_BF16 = 1e-2
+ADAPTERS = sorted(path.stem for path in (CONF_FOLDER / "variant").glob("*.yaml") if path.stem not in ("full", "frozen"))
 
 
 @pytest.fixture(autouse=True)
@@ -170,13 +167,14 @@ def test_layers_of_speed_over_an_nf4_base() -> None:
     assert gap <= LOSSES_BF16 and other <= LOSSES_BF16
 
 
-@pytest.mark.parametrize("variant", ["lora", "dora", "qlora", "qdora"])
+@pytest.mark.parametrize("variant", ADAPTERS)
 def test_level_2_in_bf16(variant: str) -> None:
-    config = config_of(variant, *SHAPE, "lora.r=8", "train.lr=0.002", NO_COMPILE)
+    # B learns at 16 times the rate in LoRA+, and the faster a run learns the further rounding is carried.
+    config = config_of(variant, *SHAPE, "lora.r=8", f"train.lr={0.0003 if variant == 'loraplus' else 0.002}", NO_COMPILE)
     (stock,) = trace(peft_of(config, BF16, 20, ITEMS))
     gap = worst(losses([config], BF16, 20)[0], stock.losses)
     print(f"level 2: bf16, {variant}: losses differ from PEFT's by {gap:.1e} at most over 20 steps")
-    assert gap <= LOSSES_BF16
+    assert gap <= (2 if config.variant.base_precision == "int8" else 1) * LOSSES_BF16
 
 
 @pytest.mark.parametrize("variants", [["lora", "rslora", "dora", "dora"], ["qlora", "qlora", "qdora", "qdora"]], ids="-".join)
