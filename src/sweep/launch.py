@@ -17,6 +17,7 @@ from .child import Workers
 from .display import Display, describe, notice
 from .fit import Memory
 from .locks import Claims
+from .machine import untested
 from .outlook import outlook
 from .packs import Pack, group
 from .plan import Job, plan, prepare
@@ -34,6 +35,8 @@ def run_jobs(nodes: Sequence[tuple[DictConfig, Any]]) -> None:
         RunsFailed: at least one run failed or ran out of memory.
     """
     jobs = plan(nodes)
+    if warning := untested():
+        notice(warning)
     prepare(jobs)
     launch(jobs)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -21,6 +23,17 @@ class Machine:
 def machine_of(device: str) -> Machine:
     """Find where a run with this ``device`` of its config computes: the GPU if there is one, unless it says ``cpu``."""
     return (None if device == "cpu" else _gpu()) or Machine(None, free_memory())
+
+
+def untested() -> str | None:
+    """Say in a line why nothing is known of this platform; None on Linux with a processor or a GPU of NVIDIA's."""
+    if sys.platform == "darwin":
+        return "macOS: runs on the processor, Apple's GPU is not used; lora-assay is tested on Linux alone"
+    if not sys.platform.startswith("linux"):
+        return f"{sys.platform}: lora-assay is tested on Linux alone"
+    if "rocm" in metadata.version("torch"):
+        return "ROCm: an AMD GPU is used as device=cuda; lora-assay is tested with NVIDIA's GPUs and processors alone"
+    return None
 
 
 def _gpu() -> Machine | None:
