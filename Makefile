@@ -1,11 +1,11 @@
 # make demo: install, train the embedded sweep, print its comparison table. make test: install, pass all tests.
 # make test-faults: the long form of tests/faults, which writes docs/reliability.md.
 # make test-gpu: what only a machine with a CUDA device can test, with the measured figures; under 9 minutes on one H200.
-# make test-gpu-long: that and what takes longer, marked gpu_long: the real SmolLM2, trained and merged by commands.
+# make test-gpu-long: that and what takes longer, marked gpu_long: the real SmolLM2 by commands, faults of memory.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-ON_A_GPU = $(shell find tests -name test_on_a_gpu.py) # no other file has such tests: tests/test_house.py
+ON_A_GPU = $(shell grep -rl --include='test_*.py' 'mark\.gpu' tests) # so the other tests need not be imported
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-faults test-gpu test-gpu-long check install clean

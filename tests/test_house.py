@@ -61,13 +61,6 @@ def test_a_folder_imports_only_folders_above_it(room: str) -> None:
     assert wrong == []
 
 
-def test_what_needs_a_gpu_is_in_files_that_make_test_gpu_runs() -> None:
-    """The Makefile looks for them by name, so that a machine with a GPU need not import the other tests."""
-    marked = {path.name for path in (CODE / "tests").rglob("test_*.py") if f"mark.{'gpu'}" in path.read_text(encoding="utf-8")}
-    assert marked == {"test_on_a_gpu.py"}
-    assert "find tests -name test_on_a_gpu.py" in (CODE / "Makefile").read_text(encoding="utf-8")
-
-
 def test_no_files_import_each_other_in_a_circle() -> None:
     arrows = {path: {target for _, target in imported(path) if target.suffix and target != path} for path in files()}
     while free := [path for path, targets in arrows.items() if not targets & arrows.keys()]:

@@ -5,7 +5,6 @@ Loading is strict. PEFT warns of a tensor that is missing, left over or misnamed
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,21 +17,21 @@ from ..command import words
 from ..command.cli import compose
 from ..command.messages import suggest
 from ..command.words import Key
-from ..config.schema import ALL_LINEAR, CONF_FOLDER, Config, ModelConfig, variant_name
-from ..config.values import CHOICES, MODULE_NAME, refuse_outside
+from ..config.schema import CONF_FOLDER, Config, ModelConfig, variant_name
+from ..config.values import CHOICES
 from ..data import datasets, inputs
 from ..files.errors import ConfigError
 from ..model import embedded, models
 from ..model.models import NO_CODE
 from ..record.records import RESULT, RUNS, RunFolder
-from ..variants.methods.point import PEFT_OPTIONS, from_peft
+from ..variants.methods.point import from_peft
 from ..variants.methods.precision import QUANTIZED
 from . import serving
+from .settings import SETTINGS, WEIGHTS, lora_config, read_settings
 
 if TYPE_CHECKING:
     from ..model.device import Numerics
 
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 KEYS = {
     "run": Key(words.run_id, "0eed806141"),
     "adapter": Key(str, "FOLDER"),
@@ -47,12 +46,6 @@ USAGE = """\
   precision=NAME   with adapter=: the precision of the base, bf16 (default), fp32, int8, nf4 or fp4
   device=NAME      auto (default), cpu or cuda
 """
-# Initializers that only say where A and B started. Others (PiSSA, OLoRA, LoftQ, CorDA) change the base's weights as well.
-HARMLESS = (True, False, None, "gaussian", "orthogonal")
-# What PEFT's config can ask for besides the parts of our variants: neither its loading nor its merging is checked here.
-BEYOND = ("modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices", "target_parameters", "use_qalora",
-          "fan_in_fan_out", "alora_invocation_tokens", "arrow_config", "use_bdlora", "kasa_config", "monteclora_config",
-          "velora_config", "exclude_modules", "layers_pattern", "layers_to_transform")  # fmt: skip
 
 
 @dataclass
@@ -81,6 +74,8 @@ class Adapted:
     network: Any
     tokenizer: Any
     numerics: Numerics
+    # Weights of the base itself that the adapter's file replaces, in words; switching the adapter off does not bring them back.
+    replaced: str = ""
 
 
 def find(values: Mapping[str, Any]) -> Source:
@@ -153,56 +148,6 @@ def _base(settings: Mapping[str, Any], model: str | None, folder: str) -> ModelC
     raise ConfigError(f"{where} is neither a folder with a model nor known{suggest(name, known)}; {choices}")
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Read adapter_config.json.
-
-    Raises:
-        ConfigError: it describes what cannot be loaded strictly or merged, or the weights are missing, or only there as a pickle.
-    """
-    where = folder / SETTINGS
-    try:
-        settings = json.loads(inputs.read(str(where), "adapter").decode())
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{where}: is not JSON ({error})") from error
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
-        raise ConfigError(f"{where}: is not a LoRA adapter's")
-    for key, limits in (("r", "lora.r"), ("lora_alpha", "lora.alpha")):
-        if type(settings.get(key)) not in ((int,) if key == "r" else (int, float)):
-            raise ConfigError(f"{where}: {key} needs a number")
-        refuse_outside(limits, settings[key], f"{where}: {key}")
-    for key in PEFT_OPTIONS:
-        if not isinstance(settings.get(key, False), bool):
-            raise ConfigError(f"{where}: {key} needs true or false")
-    if not isinstance(settings.get("base_model_name_or_path") or "", str):
-        raise ConfigError(f"{where}: base_model_name_or_path needs a text")
-    if beyond := [key for key in BEYOND if settings.get(key)] + ["bias"] * (settings.get("bias", "none") != "none"):
-        raise ConfigError(f"{where}: has {', '.join(beyond)}, which is not supported here")
-    if settings.get("init_lora_weights", True) not in HARMLESS:
-        raise ConfigError(
-            f"{where}: init_lora_weights={settings['init_lora_weights']} changes the base too; save it as plain LoRA"
-        )
-    targets = settings.get("target_modules")
-    named = isinstance(targets, list) and targets and all(isinstance(n, str) and MODULE_NAME.fullmatch(n) for n in targets)
-    if not named and targets != ALL_LINEAR:
-        raise ConfigError(f"{where}: target_modules needs a list of module names; a pattern is not read")
-    for key, limits in (("rank_pattern", "lora.r"), ("alpha_pattern", "lora.alpha")):
-        values = settings.get(key) or {}
-        if not isinstance(values, dict) or not all(
-            MODULE_NAME.fullmatch(n) and type(v) in (int, float) for n, v in values.items()
-        ):
-            raise ConfigError(f"{where}: {key} needs numbers by module name; a pattern is not read")
-        for name, value in values.items():
-            refuse_outside(limits, value, f"{where}: {key}: {name}")
-            if key == "rank_pattern" and type(value) is not int:
-                raise ConfigError(f"{where}: {key}: {name} needs a whole number")
-    if not (folder / WEIGHTS).is_file():
-        pickled = "; a pickle (adapter_model.bin) is never loaded" if (folder / "adapter_model.bin").exists() else ""
-        raise ConfigError(f"{folder}: has no {WEIGHTS}{pickled}")
-    return settings
-
-
 def own_splits(source: Source, used: str) -> datasets.Splits:
     """Load the data of a run, and warn where they are no longer what it was trained on. ``used``: such as ``it is scored``."""
     assert source.record is not None
@@ -242,28 +187,26 @@ def open_source(source: Source, exact: bool = False) -> Adapted:
         assert source.record is not None
         network = AutoModelForCausalLM.from_pretrained(source.record.model, dtype=numerics.base, use_safetensors=True, **NO_CODE)
     network = quantization.place(network, config.variant, numerics.device, numerics.compute)
+    replaced = ""
     if source.adapter is not None:
         try:
-            network = adapters.attach_as(network, _peft_config(source.settings), 0)
+            network = adapters.attach_as(network, lora_config(source.settings), 0)
         except ValueError as error:  # PEFT's, where no module has one of these names
             raise ConfigError(f"{source.adapter / SETTINGS}: does not fit this base: {' '.join(str(error).split())}") from error
-        load_strictly(network, source.adapter / WEIGHTS)
+        replaced = load_strictly(network, source.adapter / WEIGHTS)
+        if source.settings.get("bias", "none") != "none":
+            replaced = "biases and embeddings" if replaced else "biases"
         if not exact:
             _refuse_other_base(source, network, numerics)
     network.requires_grad_(False)
-    return Adapted(network.eval(), tokenizer, numerics)
+    return Adapted(network.eval(), tokenizer, numerics, replaced)
 
 
-def _peft_config(settings: dict[str, Any]) -> Any:
-    from peft import LoraConfig
-
-    kept = ("r", "lora_alpha", "target_modules", *PEFT_OPTIONS, "rank_pattern", "alpha_pattern")
-    values = {key: settings[key] for key in kept if settings.get(key) is not None}
-    return LoraConfig(**values, task_type="CAUSAL_LM")
-
-
-def load_strictly(network: Any, file: Path) -> None:
+def load_strictly(network: Any, file: Path) -> str:
     """Fill the adapter of PEFT's model from a file that has its tensors, all of them and no others, in their shapes.
+
+    PEFT also saves the base's embeddings where the adapter is on them; they are loaded as PEFT does. Returns ``embeddings``
+    where they are other ones than the base has, else nothing.
 
     Raises:
         ConfigError: it does not; one line with how many tensors are wrong and the first of them.
@@ -278,7 +221,12 @@ def load_strictly(network: Any, file: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{file}: cannot be read as safetensors ({error})") from error
     # Without the last word PEFT would ask the hub whether the vocabulary has grown.
-    wanted = get_peft_model_state_dict(network, save_embedding_layers=False)
+    adapter = wanted = get_peft_model_state_dict(network, save_embedding_layers=False)
+    if tensors.keys() - adapter.keys():
+        with_embeddings = get_peft_model_state_dict(network, save_embedding_layers=True)
+        if tensors.keys() <= with_embeddings.keys():
+            # Of tied embeddings PEFT may name both, or one.
+            wanted = {name: with_embeddings[name] for name in {*tensors, *adapter}}
     for problem, names in (
         ("lacks", sorted(wanted.keys() - tensors.keys())),
         ("has, unexpected by this base and adapter_config.json,", sorted(tensors.keys() - wanted.keys())),
@@ -290,7 +238,9 @@ def load_strictly(network: Any, file: Path) -> None:
             raise ConfigError(f"{file}: {name} has the shape {list(tensor.shape)} where {list(wanted[name].shape)} is needed")
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise ConfigError(f"{file}: {name} holds what is no finite number")
+    others = any(not torch.equal(tensors[name].to(wanted[name]), wanted[name]) for name in wanted.keys() - adapter.keys())
     set_peft_model_state_dict(network, {name: tensor.float() for name, tensor in tensors.items()})
+    return "embeddings" if others else ""
 
 
 def _refuse_other_base(source: Source, network: Any, numerics: Numerics) -> None:

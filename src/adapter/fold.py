@@ -37,10 +37,12 @@ def merge(adapted: Any, plain: Any, variant: VariantConfig, dequantised: bool, d
         ConfigError: the adapter changes something else, such as embeddings or the output head.
     """
     from peft.tuners.lora import LoraLayer
+    from peft.utils import AuxiliaryTrainingWrapper
     from peft.utils.integrations import dequantize_module_weight
 
     inner, linears = adapted.get_base_model(), dict(linear_layers(plain))
     outside = [name for name, layer in inner.named_modules() if isinstance(layer, LoraLayer) and name not in linears]
+    outside += [name for name, module in inner.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)]
     if outside:
         raise ConfigError(
             f"the adapter changes {outside[0]}, which is no linear layer of the decoder; only those are merged here"
@@ -55,4 +57,9 @@ def merge(adapted: Any, plain: Any, variant: VariantConfig, dequantised: bool, d
             parts = {part.name: layer.get_parameter(part.parameter) for part in parts_of(variant)}
             weight = merged_weight(weight, parts, layer.scaling[NAME], variant)
         linear.weight.data = weight.to(linear.weight.device, dtype)
+    for name, bias in plain.named_parameters():
+        if name.endswith(".bias"):  # those that trained, and those that did not
+            owner = inner.get_submodule(name.rpartition(".")[0])
+            base = owner.get_base_layer() if isinstance(owner, LoraLayer) else owner
+            bias.data = base.bias.to(bias.device, dtype)
     plain.to(dtype)

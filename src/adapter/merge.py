@@ -121,6 +121,10 @@ def merge(
 
     dtype = torch.float32 if values.get("dtype") == "fp32" else torch.bfloat16
     opened = adapted.open_source(source)
+    if "embeddings" in opened.replaced:
+        raise ConfigError(
+            f"{source.name}: holds other embeddings than its base; only linear layers of the decoder are merged here"
+        )
     if examples is None:
         text = prose.load(source.config.forgetting)
         items = prose.windows(text, opened.tokenizer, source.config.forgetting.tokens, prose.WINDOW)[: values.get("examples", 64)]

@@ -13,6 +13,7 @@ from ..command.words import Key
 from ..files.errors import ConfigError
 from . import adapted
 from .adapted import Source
+from .settings import SETTINGS, WEIGHTS
 
 USAGE = """\
 usage: python -m src.eval push run=ID to=OWNER/NAME [private=true] [base=OWNER/NAME]
@@ -33,7 +34,7 @@ KEYS = {
     "base": Key(words.matching(HUB_NAME, "a repository's name"), "OWNER/NAME"),
 }
 CARD = "README.md"
-FILES = (adapted.SETTINGS, adapted.WEIGHTS, CARD)
+FILES = (SETTINGS, WEIGHTS, CARD)
 
 
 def run(arguments: list[str]) -> None:
@@ -75,7 +76,7 @@ def prepare(source: Source, folder: Path, base: str | None) -> None:
             shutil.copyfile(source.adapter / name, folder / name)
     if base is not None:
         settings = source.settings | {"base_model_name_or_path": base}
-        (folder / adapted.SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     if base is not None or not is_own_card(folder / CARD):
         from . import card
 

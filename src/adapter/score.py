@@ -106,7 +106,7 @@ def score(
     """Return (what was measured and on what, a row for each example). ``base``: with the adapter switched off.
 
     Raises:
-        ConfigError: the log-loss is not finite.
+        ConfigError: the log-loss is not finite, or there is no base to switch to.
     """
     from contextlib import nullcontext
 
@@ -116,6 +116,8 @@ def score(
     from ..model import device
 
     opened = adapted.open_source(source)
+    if base and opened.replaced:
+        raise ConfigError(f"base: {source.name} replaces {opened.replaced} of the base, which stay when it is switched off")
     tokenizer, dataset = opened.tokenizer, config.dataset
     items = batches.tokenize(examples, tokenizer, dataset.max_length, dataset.chat_template)
     scorer = Scorer(Solo(opened.network, opened.numerics), evaluation.batch_size, tokenizer.pad_token_id)

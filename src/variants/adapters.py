@@ -59,7 +59,8 @@ def attach_as(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftMode
     adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     for name, parameter in adapted.named_parameters():
         # PEFT leaves DoRA's m in the base's format on some paths; in bf16 its updates would be rounded away.
-        if parameter.requires_grad and parameter.dtype != torch.float32:
+        # Biases and whole modules, which an adapter of others may train too, stay in its format, as PEFT loads them.
+        if "lora_" in name and parameter.requires_grad and parameter.dtype != torch.float32:
             adapted.get_parameter(name).data = parameter.data.float()
     return adapted  # type: ignore[return-value]
 

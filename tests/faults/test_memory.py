@@ -15,7 +15,7 @@ from tests.conftest import ENVIRONMENT
 
 torch = pytest.importorskip("torch")
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = [pytest.mark.gpu, pytest.mark.gpu_long]
 
 # Takes all memory of the GPU but so many GiB as soon as a pack stands there and has not trained yet, and keeps it; with
 # "greedy" also what is given back later.
