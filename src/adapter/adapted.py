@@ -22,8 +22,8 @@ from ..config.schema import ALL_LINEAR, CONF_FOLDER, Config, ModelConfig, varian
 from ..config.values import CHOICES, MODULE_NAME, refuse_outside
 from ..data import datasets, inputs
 from ..files.errors import ConfigError
-from ..model import embedded, models
-from ..model.models import NO_CODE
+from ..model import embedded, models, refusals
+from ..model.pretrained import load_whole
 from ..record.records import RESULT, RUNS, RunFolder
 from ..variants.methods.point import PEFT_OPTIONS, from_peft
 from ..variants.methods.precision import QUANTIZED
@@ -99,7 +99,7 @@ def find(values: Mapping[str, Any]) -> Source:
     else:
         source = _from_folder(values["adapter"], values.get("model"), values.get("precision", "bf16"))
     source.config.device = values.get("device", "auto")
-    models.refuse_impossible(source.config.model)
+    refusals.refuse_impossible(source.config.model)
     return source
 
 
@@ -237,10 +237,8 @@ def open_source(source: Source, exact: bool = False) -> Adapted:
     config = source.config
     network, tokenizer, numerics = load_base(source, exact)
     if config.variant.trains == "all":
-        from transformers import AutoModelForCausalLM
-
         assert source.record is not None
-        network = AutoModelForCausalLM.from_pretrained(source.record.model, dtype=numerics.base, use_safetensors=True, **NO_CODE)
+        network = load_whole(source.record.model, f"{source.name}: {source.record.model}", numerics.base)
     network = quantization.place(network, config.variant, numerics.device, numerics.compute)
     if source.adapter is not None:
         try:

@@ -13,7 +13,7 @@ from ..files.durable import dump_json, replacing, seal_text
 from ..files.errors import ConfigError
 from ..files.terminal import quiet_libraries
 from ..model import models
-from ..model.models import NO_CODE
+from ..model.pretrained import load_whole
 from ..variants.methods.point import warning_onto_original
 from ..variants.methods.precision import QUANTIZED
 from . import adapted, serving
@@ -111,7 +111,6 @@ def merge(
 ) -> dict[str, Any]:
     """Write the merged model to ``folder``, measure it, and return the content of merge.json."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from ..data import batches
     from ..measure.scorer import Solo
@@ -134,7 +133,8 @@ def merge(
     del plain
     # In the adapter's own format of products, so that the gap is the merge's and not theirs.
     kept = torch.promote_types(numerics.base, dtype)
-    read_back = AutoModelForCausalLM.from_pretrained(folder, dtype=kept, use_safetensors=True, **NO_CODE).to(numerics.device)
+    read_back: Any = load_whole(folder, f"the merged model {folder}", kept)
+    read_back = read_back.to(numerics.device)
     unmerged, merged = Solo(opened.network, numerics), Solo(read_back, numerics)
     gap = fidelity.gap(unmerged, merged, items, pad)
     report: dict[str, Any] = {
