@@ -40,7 +40,21 @@ def saved(place: Path, family: str = "llama", **more: Any) -> Path:
             if tensor.ndim > 1:
                 tensor.mul_(3)
     network.save_pretrained(place)
+    if family == "mixtral":  # transformers takes no other class for it than this one
+        return with_bytes(place)
     ByT5Tokenizer().save_pretrained(place)
+    return place
+
+
+def with_bytes(place: Path) -> Path:
+    """Save a tokenizer of single bytes as tokenizer.json."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {text: n for n, text in enumerate(["<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    inner = Tokenizer(models.BPE(vocab=words, merges=[]))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="<pad>").save_pretrained(place)
     return place
 
 

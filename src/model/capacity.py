@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 SHORTEST = 8  # the least that dataset.max_length can be
 
 
-def refuse(config: Config, network: Any, splits: Mapping[str, Sequence[Item]], pad: int, new_tokens: int) -> None:
+def refuse(network: Any, splits: Mapping[str, Sequence[Item]], pad: int, new_tokens: int, packed: bool = False) -> None:
     """Raise ConfigError, with its number, for a row of ``splits`` that the loaded base cannot read as it is.
 
     ``pad``: the id that fills batches. ``new_tokens``: how many follow each prompt of the test split where answers are generated.
+    ``packed``: the packed engine reads the rows, which has no masks of a sliding window.
     """
     embedding = len(network.get_input_embeddings().weight)
     if pad >= embedding:
-        raise ConfigError(_beyond(f"model={config.model.name}: its pad token", pad, embedding))
+        raise ConfigError(_beyond("the tokenizer's pad token", pad, embedding))
     values = network.config.get_text_config().to_dict()
     positions, learned = _positions(values), _learned(network)
-    window = dimension(values, "sliding_window") if is_packed(config) else None
+    window = dimension(values, "sliding_window") if packed else None
     for split, items in splits.items():
         for item in items:
             name = f"row {item.example.id} ({split})"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..files.errors import ConfigError
-from ..files.text import counted, first_line
+from ..files.text import clean, counted
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Passed to transformers each time: without it, it asks on the terminal where a model brings its own code.
 NO_CODE = {"trust_remote_code": False}
+LONGEST = 300  # characters of what a library says
 CONVERSION = "above report"  # what transformers calls a text that was not shown
 UNUSED = "rotary_emb.inv_freq"  # files of earlier versions hold this table, which is computed now
 
@@ -101,6 +102,6 @@ def one_line(what: str) -> Iterator[None]:
 
         if isinstance(error, ConfigError) or is_out_of_memory(error):
             raise
-        text = first_line(error)
+        text = clean(str(error)) or type(error).__name__
         cause = "its tensors cannot be turned into those of this kind of model" if CONVERSION in text else text
-        raise ConfigError(f"{what} cannot be loaded: {cause}") from error
+        raise ConfigError(f"{what} cannot be loaded: {cause[:LONGEST]}") from error

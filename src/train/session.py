@@ -139,7 +139,8 @@ def load(config: Config, rows: Rows | None = None) -> Loaded:
     total = sum(parameter.numel() for parameter in network.parameters())
     targets = counts.targets(linears, config.lora.target_modules, config.model.name)
     rows = rows or reading.read(config, tokenizer)
-    capacity.refuse(config, network, {**rows.items, "held-out prose": rows.prose}, rows.pad, _new_tokens(config, rows))
+    read = {**rows.items, "held-out prose": rows.prose}
+    capacity.refuse(network, read, rows.pad, _new_tokens(config, rows), is_packed(config))
     return Loaded(config, numerics, network, linears, targets, total, rows)
 
 

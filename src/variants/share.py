@@ -53,8 +53,8 @@ def refuse_left_out(network: Any, precision: str) -> None:
     parameter: torch.Tensor = module.get_parameter(name.rpartition(".")[2])
     kind = "fused experts" if parameter.ndim == 3 else f"a {type(module).__name__}"
     raise ConfigError(
-        f"variant.base_precision={precision}: {_percent(share)} of {network.config.model_type}'s decoder weights are of a kind that"
-        f" bitsandbytes does not quantize, such as {name} ({kind}); use a 16-bit variant"
+        f"variant.base_precision={precision}: {_percent(share)} of {network.config.model_type}'s decoder weights are of a kind"
+        f" that bitsandbytes does not quantize, such as {name} ({kind}); use a 16-bit variant"
     )
 
 
