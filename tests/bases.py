@@ -23,9 +23,17 @@ GEMMA3 = {
         "patch_size": 14,
     },
 }  # fmt: skip
+BERT = {
+    "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 256,
+}  # fmt: skip
 SIZES: dict[str, dict[str, Any]] = {
     "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA | {"head_dim": 8}, "gpt2": GPT2, "mixtral": MIXTRAL,
-    "gemma3": GEMMA3,
+    "gemma3": GEMMA3, "gemma": LLAMA | {"head_dim": 8}, "roberta": BERT, "bert": BERT,
+    "opt": {
+        "vocab_size": VOCABULARY, "hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "word_embed_proj_dim": 16, "max_position_embeddings": 256,
+    },
 }  # fmt: skip
 
 

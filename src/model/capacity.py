@@ -28,7 +28,8 @@ def refuse(network: Any, splits: Mapping[str, Sequence[Item]], pad: int, new_tok
     if pad >= embedding:
         raise ConfigError(_beyond("the tokenizer's pad token", pad, embedding))
     values = network.config.get_text_config().to_dict()
-    positions, learned = _positions(values), _learned(network)
+    learned = _learned(network)
+    positions = min((known for known in (_positions(values), learned) if known is not None), default=None)
     window = dimension(values, "sliding_window") if packed else None
     for split, items in splits.items():
         for item in items:
@@ -43,7 +44,7 @@ def refuse(network: Any, splits: Mapping[str, Sequence[Item]], pad: int, new_tok
     if learned is None or not new_tokens:
         return
     for item in splits.get("test", ()):
-        if len(item.prompt) + new_tokens - 1 > learned:
+        if len(item.prompt) + new_tokens - 1 > learned:  # all but the last token are read again
             raise ConfigError(
                 f"row {item.example.id} (test) has a prompt of {len(item.prompt)} tokens, and its answer up to {new_tokens};"
                 f" the model has {learned} positions: lower eval.max_new_tokens or dataset.max_length, or set eval.generate=false"
@@ -94,13 +95,17 @@ def _window(values: dict[str, Any]) -> int | None:
 
 
 def _learned(network: Any) -> int | None:
-    """Count the rows of a table of positions; None where positions are computed, and generation may go beyond."""
+    """Count the positions of a table of them; None where they are computed, and generation may go beyond.
+
+    Some families begin behind a few rows: OPT by an offset, RoBERTa behind the padding's.
+    """
     from torch import nn
 
     tables = [
         m for n, m in network.get_decoder().named_modules() if isinstance(m, nn.Embedding) and ("wpe" in n or "position" in n)
     ]
-    return min((table.num_embeddings for table in tables), default=None)
+    before = [getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1 for table in tables]
+    return min((table.num_embeddings - rows for table, rows in zip(tables, before, strict=True)), default=None)
 
 
 def _beyond(what: str, token: int, embedding: int) -> str:

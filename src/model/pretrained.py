@@ -30,7 +30,8 @@ def load_whole(source: Any, where: str, dtype: torch.dtype | str = "auto", **opt
     ``device_map={"": "meta"}`` gives all modules without reading a number.
 
     Raises:
-        ConfigError: tensors are missing, left over, of other shapes, or cannot be read; names how many and the first.
+        ConfigError: tensors are missing, left over, of other shapes, or cannot be read; names how many and the first. Or it is
+            no causal model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -40,6 +41,7 @@ def load_whole(source: Any, where: str, dtype: torch.dtype | str = "auto", **opt
     _refuse_differences(report, where)
     if getattr(network, "_hf_peft_config_loaded", False):
         raise ConfigError(f"{where}: an adapter lies beside its weights and is loaded over them; merge it, or take it away")
+    _refuse_both_ways(network, where)
     loaded: PreTrainedModel = network
     return loaded
 
@@ -82,6 +84,16 @@ def _refuse_differences(report: dict[str, Any], where: str) -> None:
         raise ConfigError(
             f"{where}: {counted(len(other), 'tensor')} {'has' if len(other) == 1 else 'have'} other shapes than config.json says,"
             f" the first is {name}: {list(held)} in its weights, {list(wanted)} wanted"
+        )
+
+
+def _refuse_both_ways(network: Any, where: str) -> None:
+    """Raise ConfigError where tokens see later ones, as in BERT: it would be told the target that it is scored on."""
+    causal = {module.is_causal for module in network.get_decoder().modules() if isinstance(getattr(module, "is_causal", 0), bool)}
+    if causal == {False}:  # where some are, the others look at an encoder, which is not run
+        raise ConfigError(
+            f"{where}: tokens of this {network.config.model_type} see later ones, so it predicts nothing; take a decoder, such as"
+            " one with is_decoder=true in config.json"
         )
 
 

@@ -8,7 +8,7 @@ from ..config.schema import ModelConfig
 from ..files.errors import ConfigError
 from . import configs, embedded, headers, tokenizer_files
 from .configs import called
-from .models import FAMILIES
+from .models import FAMILIES, find_shape
 
 ADAPTER = "adapter_config.json"  # beside a model, transformers loads it over the weights
 
@@ -45,6 +45,7 @@ def refuse_choice(model: ModelConfig) -> None:
     elif (values := configs.known(model)) is not None:
         configs.refuse_kernels(values, called(model))
         configs.refuse_quantized(values, called(model))
+        find_shape(model)
 
 
 def _refuse_folder(folder: Path, where: str) -> None:

@@ -30,6 +30,10 @@ def refuse(jobs: Sequence[Config]) -> None:
     if folder is None or (held := _held(config, folder)) is None:
         return
     if shape is None or not tensors.fits(held, shape):
+        layers = configs.dimension(values or {}, "num_hidden_layers", "n_layer", "num_layers") or 0
+        if layers > len(held):  # before anyone builds so many
+            where = configs.called(config.model)
+            raise ConfigError(f"{where}: config.json says {layers} layers; its weights hold {len(held)} tensors")
         _refuse_layers(jobs, folder)
 
 

@@ -41,6 +41,26 @@ def test_positions(folder: Path, family: str, key: str, split: str) -> None:
     assert str(error.value) == f"row rows.jsonl:7 ({split}) has 13 tokens; the model has 12 positions: dataset.max_length=12"
 
 
+@pytest.mark.parametrize(("family", "more"), [("opt", {}), ("roberta", {"is_decoder": True}), ("gpt2", {})])
+def test_a_table_of_positions_holds_as_many_as_the_model_reads(folder: Path, family: str, more: dict[str, Any]) -> None:
+    """Tables that begin behind an offset: the model itself fails one token beyond what is let in."""
+    key = "n_positions" if family == "gpt2" else "max_position_embeddings"
+    network = base(folder, family, **{key: 12}, **more)
+    longest = max(n for n in range(1, 16) if accepts(network, n))
+    network(input_ids=torch.full((1, longest), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        network(input_ids=torch.full((1, longest + 1), 5))
+    assert longest == (10 if family == "roberta" else 12)
+
+
+def accepts(network: Any, tokens: int) -> bool:
+    try:
+        checked(network, item(tokens - 1, 1))
+    except ConfigError:
+        return False
+    return True
+
+
 def test_positions_of_a_scaled_rotary_embedding(folder: Path) -> None:
     rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 12, "rope_theta": 10000.0}
     network = base(folder, "llama", max_position_embeddings=12, rope_parameters=rope)

@@ -73,6 +73,16 @@ def test_a_table_of_rotary_frequencies_is_not_surplus(folder: Path) -> None:
     load_whole(folder, "x", torch.float32)
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "gemma"])
+def test_a_model_whose_tokens_see_later_ones(folder: Path, family: str) -> None:
+    """Such a model knows the target before it predicts it: its loss would be far too low, without an error."""
+    both_ways = {"use_bidirectional_attention": True} if family == "gemma" else {}
+    causal = {} if family == "gemma" else {"is_decoder": True}
+    for options in ({}, META):
+        assert f"tokens of this {family} see later ones" in says(saved(folder, family, **both_ways), **options)
+        load_whole(saved(folder, family, **causal), "x", torch.float32, **options)
+
+
 def test_errors_of_the_libraries_become_one_line(folder: Path) -> None:
     place = saved(folder)
     (place / "model.safetensors").write_bytes(b"no weights at all, but long enough")

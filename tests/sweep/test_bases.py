@@ -68,6 +68,13 @@ def test_tensors_that_do_not_belong_to_the_config(folder: Path) -> None:
     assert "9 tensors in its weights are no part" in says(place, "-m", "variant=lora,full")
 
 
+def test_a_config_of_a_billion_layers_is_never_built(folder: Path) -> None:
+    for family, key in (("qwen3", "num_hidden_layers"), ("gpt2", "n_layer")):
+        place = saved(folder / "base", family)
+        change(place / "config.json", **{key: 10**9})
+        assert "config.json says 1000000000 layers; its weights hold " in says(place, "engine=peft")
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
 def test_a_base_of_a_known_family_needs_no_torch_to_be_accepted(
     folder: Path, family: str, monkeypatch: pytest.MonkeyPatch
