@@ -38,7 +38,7 @@ from src.config.schema import Config
 from src.files.durable import dump_json, write_atomically
 from src.files.errors import ConfigError
 from src.files.terminal import quiet_libraries
-from src.model import device, models
+from src.model import device, models, refusals
 from src.model.device import reset_peak
 from src.record import records
 
@@ -117,7 +117,7 @@ def configs_of(asked: dict[str, Any]) -> tuple[list[Config], list[Config]]:
 def measure(asked: dict[str, Any]) -> dict[str, Any]:
     """Train everything; gives the seconds and the memory of each part, and what failed."""
     plan, (adapters, full) = plan_of(asked), configs_of(asked)
-    models.refuse_impossible((adapters or full)[0].model)
+    refusals.refuse_impossible((adapters or full)[0].model)
     if asked["model"] == "smollm2_135m":
         models.location((adapters or full)[0].model)  # converted once, before processes want it side by side
     parts: dict[str, Any] = {"failed": []}

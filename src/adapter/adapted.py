@@ -21,8 +21,8 @@ from ..config.schema import CONF_FOLDER, Config, ModelConfig, variant_name
 from ..config.values import CHOICES
 from ..data import datasets, inputs
 from ..files.errors import ConfigError
-from ..model import embedded, models
-from ..model.models import NO_CODE
+from ..model import embedded, models, refusals
+from ..model.pretrained import load_whole
 from ..record.records import RESULT, RUNS, RunFolder
 from ..variants.methods.point import from_peft
 from ..variants.methods.precision import QUANTIZED
@@ -94,7 +94,7 @@ def find(values: Mapping[str, Any]) -> Source:
     else:
         source = _from_folder(values["adapter"], values.get("model"), values.get("precision", "bf16"))
     source.config.device = values.get("device", "auto")
-    models.refuse_impossible(source.config.model)
+    refusals.refuse_impossible(source.config.model)
     return source
 
 
@@ -182,10 +182,8 @@ def open_source(source: Source, exact: bool = False) -> Adapted:
     config = source.config
     network, tokenizer, numerics = load_base(source, exact)
     if config.variant.trains == "all":
-        from transformers import AutoModelForCausalLM
-
         assert source.record is not None
-        network = AutoModelForCausalLM.from_pretrained(source.record.model, dtype=numerics.base, use_safetensors=True, **NO_CODE)
+        network = load_whole(source.record.model, f"{source.name}: {source.record.model}", numerics.base)
     network = quantization.place(network, config.variant, numerics.device, numerics.compute)
     replaced = ""
     if source.adapter is not None:

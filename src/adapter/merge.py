@@ -13,7 +13,7 @@ from ..files.durable import dump_json, replacing, seal_text
 from ..files.errors import ConfigError
 from ..files.terminal import quiet_libraries
 from ..model import models
-from ..model.models import NO_CODE
+from ..model.pretrained import load_whole
 from ..variants.methods.point import warning_onto_original
 from ..variants.methods.precision import QUANTIZED
 from . import adapted, serving
@@ -157,13 +157,12 @@ def _measure(opened: Adapted, folder: Path, dtype: torch.dtype, items: list[Any]
     ``dtype`` is the adapter's own format of products, so that the gap is the merge's and not theirs. The model that is read back
     leaves the device with this call.
     """
-    from transformers import AutoModelForCausalLM
-
     from ..measure.scorer import Solo
     from . import fidelity, latency
 
     numerics = opened.numerics
-    read_back = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **NO_CODE).to(numerics.device)
+    read_back: Any = load_whole(folder, f"the merged model {folder}", dtype)
+    read_back = read_back.to(numerics.device)
     unmerged, merged = Solo(opened.network, numerics), Solo(read_back, numerics)
     gap = fidelity.gap(unmerged, merged, items, opened.tokenizer.pad_token_id)
     times = None

@@ -113,13 +113,15 @@ def score(
     from ..data import batches
     from ..measure.measure import measure
     from ..measure.scorer import Scorer, Solo
-    from ..model import device
+    from ..model import capacity, device
 
     opened = adapted.open_source(source)
     if base and opened.replaced:
         raise ConfigError(f"base: {source.name} replaces {opened.replaced} of the base, which stay when it is switched off")
     tokenizer, dataset = opened.tokenizer, config.dataset
     items = batches.tokenize(examples, tokenizer, dataset.max_length, dataset.chat_template)
+    new_tokens = (evaluation.max_new_tokens or max(len(item.target) for item in items)) if evaluation.generate else 0
+    capacity.refuse(opened.network, {"test": items}, tokenizer.pad_token_id, new_tokens)
     scorer = Scorer(Solo(opened.network, opened.numerics), evaluation.batch_size, tokenizer.pad_token_id)
     with opened.network.disable_adapter() if base and source.adapter else nullcontext():
         (outcome,) = measure(scorer, tokenizer, items, dataset, labels, evaluation, lambda what, total: lambda rows: None)

@@ -29,6 +29,7 @@ MEASURED = (
     "test_rows_repeated",
     "prose",
     "wall_seconds",
+    "base_share",
     "hold_dequantised",
     "halved_from",
     "speed",

@@ -20,10 +20,10 @@ from ..data import datasets, prose
 from ..files.errors import ConfigError
 from ..files.terminal import spinner
 from ..measure import answers
-from ..model import embedded, models
+from ..model import embedded, refusals
 from ..record import checkpoint
 from ..record.records import RunFolder, run_id, write_sweep
-from ..variants.counts import linears, targets
+from . import bases
 from .child import PRODUCT, environment
 
 
@@ -91,10 +91,8 @@ def _by_inputs(jobs: Any) -> list[list[Job]]:
 def refuse(jobs: Sequence[Job]) -> None:
     """Raise ConfigError where these jobs, which share their inputs, cannot run."""
     config = jobs[0].config
-    models.refuse_impossible(config.model)
-    shape = models.find_shape(config.model)
-    if shape is not None:
-        targets(linears(shape), config.lora.target_modules, config.model.name)
+    refusals.refuse_impossible(config.model)
+    bases.refuse([job.config for job in jobs])
     asked = {job.config.forgetting.path: job.config.forgetting for job in jobs if job.config.forgetting.tokens}
     read = {path: prose.load(forgetting).fingerprint() for path, forgetting in asked.items() if path is not None}
     for job in jobs:
@@ -104,6 +102,7 @@ def refuse(jobs: Sequence[Job]) -> None:
     if splits is None:
         return
     answers.refuse_unanswerable(config.dataset, splits.test)
+    bases.refuse_rows(config, splits)
     now = splits.fingerprint()
     for job in jobs:
         _refuse_other_contents(job, "dataset", "data_fingerprint", now)

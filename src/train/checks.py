@@ -14,6 +14,7 @@ from ..model.fingerprint import fingerprint, frozen_tensors
 from ..variants.methods.part import PartSeen, Seen
 from ..variants.methods.point import all_parts, proofs_of
 from ..variants.quantization import BITS, quantised_layers
+from ..variants.share import quantized_share
 
 Check = dict[str, Any]  # {"ok": bool, "detail": str}
 
@@ -21,11 +22,16 @@ Check = dict[str, Any]  # {"ok": bool, "detail": str}
 class LiveChecks:
     """Takes what must not change, or must, before training; judges each run of the pack after."""
 
-    def __init__(self, engine: Engine, configs: Sequence[Config], trainable: Sequence[int], linears: int) -> None:
+    def __init__(
+        self, engine: Engine, configs: Sequence[Config], trainable: Sequence[int], linears: int, closed_form: bool = True
+    ) -> None:
+        """``trainable``: parameters that shall train in each run, ``closed_form``: by a formula of the model's dimensions and not
+        counted from its modules. ``linears``: how many layers a quantized base quantizes."""
         self.engine = engine
         self.configs = configs
         self.expected_trainable = trainable
         self.linears = linears
+        self.closed_form = closed_form
         self.all_train = configs[0].variant.trains == "all"
         self.base_before = fingerprint(self._base_tensors())
         self.before = engine.digests()
@@ -71,7 +77,8 @@ class LiveChecks:
     def _trainable(self, run: int) -> Check:
         trains = sum(tensor.numel() for tensor in self.engine.trained(run).values())
         wanted = self.expected_trainable[run]
-        return _check(trains == wanted, f"{trains:,} parameters train; the closed form says {wanted:,}")
+        source = "the closed form says" if self.closed_form else "counted from the modules it is"
+        return _check(trains == wanted, f"{trains:,} parameters train; {source} {wanted:,}")
 
     def _base(self) -> Check:
         same = self.base_after == self.base_before
@@ -81,7 +88,11 @@ class LiveChecks:
         precision = self.configs[run].variant.base_precision
         counted = quantised_layers(self.engine.network)  # on a 16-bit base too: there it must be none
         wanted = {kind: self.linears if kind == precision else 0 for kind in BITS}
-        return _check(counted == wanted, ", ".join(f"{counted[kind]} of {wanted[kind]} {kind} layers" for kind in BITS))
+        detail = ", ".join(f"{counted[kind]} of {wanted[kind]} {kind} layers" for kind in BITS)
+        if precision not in BITS:
+            return _check(counted == wanted, detail)
+        share = quantized_share(self.engine.network, precision)  # layers alone do not show experts that are no layers
+        return _check(counted == wanted and share == 1, f"{detail}; {share:.1%} of the decoder's weights are {precision}")
 
 
 def _check(ok: bool, detail: str) -> Check:

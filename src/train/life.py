@@ -49,7 +49,8 @@ def train(pack: Pack, placed: Loaded, stop: Stop) -> None:
     for run in pack.runs:
         run.outcome.measured |= facts
     trainable = [run.outcome.measured["trainable_parameters"] for run in pack.runs]
-    live = LiveChecks(engine, pack.configs, trainable, sum(linear.count for linear in placed.linears))
+    layers = sum(linear.count for linear in placed.linears)
+    live = LiveChecks(engine, pack.configs, trainable, layers, placed.closed_form)
     read = rows.fingerprints
     fingerprints = {"token_fingerprint": read["token_fingerprint"], "base_fingerprint": live.base_before}
     resume.refuse_others(pack, fingerprints)

@@ -24,13 +24,13 @@ from ..engine.peft import PeftEngine
 from ..engine.protocol import Engine
 from ..files.errors import ConfigError
 from ..measure.scorer import Scorer, per_token
-from ..model import device, models
+from ..model import capacity, device, models
 from ..model.device import Numerics
 from ..sweep import fit
 from ..sweep.fit import Fit, Tokens
 from ..sweep.machine import free_memory
 from ..sweep.packs import agreement
-from ..variants import adapters, counts, quantization
+from ..variants import adapters, counts, quantization, share
 from ..variants.counts import Linear
 from ..variants.methods.precision import FOUR_BIT
 from . import rows as reading
@@ -49,6 +49,13 @@ class Loaded:
     targets: list[Linear]  # those that get an adapter
     total_parameters: int
     rows: Rows
+    base_share: dict[str, float] | None = None  # of the base's parameters in each format, once it is placed
+
+    @property
+    def closed_form(self) -> bool:
+        """Tell whether the model's dimensions alone give the number of its adapters' parameters."""
+        shape = models.find_shape(self.config.model)
+        return shape is not None and sorted(counts.linears(shape), key=repr) == sorted(self.linears, key=repr)
 
     @cached_property
     def tokens(self) -> Tokens:
@@ -92,6 +99,7 @@ class Session:
         return {
             "device": device.describe(loaded.numerics.device),
             "base_precision": _precision(loaded),
+            "base_share": loaded.base_share,
             "engine": engine.name,
             "pack_size": len(self.configs),
             "hold_dequantised": engine.name == "packed" and model.hold_dequantised and variant.base_precision in FOUR_BIT,
@@ -128,9 +136,19 @@ def load(config: Config, rows: Rows | None = None) -> Loaded:
         prepare_to_compile(config, numerics)
     network, tokenizer = models.load(config.model, numerics.base, numerics.device)
     linears = adapters.linears_of(network)
+    share.refuse_left_out(network, config.variant.base_precision)
     total = sum(parameter.numel() for parameter in network.parameters())
     targets = counts.targets(linears, config.lora.target_modules, config.model.name)
-    return Loaded(config, numerics, network, linears, targets, total, rows or reading.read(config, tokenizer))
+    rows = rows or reading.read(config, tokenizer)
+    read = {**rows.items, "held-out prose": rows.prose}
+    capacity.refuse(network, read, rows.pad, _new_tokens(config, rows), is_packed(config))
+    return Loaded(config, numerics, network, linears, targets, total, rows)
+
+
+def _new_tokens(config: Config, rows: Rows) -> int:
+    """Count the tokens that an answer may have; 0 where none is generated."""
+    longest = max((len(item.target) for item in rows.items["test"]), default=0)
+    return (config.eval.max_new_tokens or longest) if config.eval.generate else 0
 
 
 def fit_of(loaded: Loaded, configs: Sequence[Config]) -> Fit:
@@ -149,7 +167,8 @@ def _free(loaded: Loaded) -> float | None:
 def place(loaded: Loaded) -> Loaded:
     """Quantize the base as the variant has it and move it where it computes."""
     numerics = loaded.numerics
-    return replace(loaded, network=quantization.place(loaded.network, loaded.config.variant, numerics.device, numerics.compute))
+    network = quantization.place(loaded.network, loaded.config.variant, numerics.device, numerics.compute)
+    return replace(loaded, network=network, base_share=share.base_share(network))
 
 
 def build(placed: Loaded, configs: Sequence[Config], steps: int | None = None) -> Session:

@@ -68,10 +68,10 @@ def shape_of(config: Config) -> Shape:
     Raises:
         ConfigError: the dimensions are not known without loading the model.
     """
-    from ..model import models
+    from ..model import models, refusals
 
     if config.model.source == "path":
-        models.refuse_impossible(config.model)
+        refusals.refuse_choice(config.model)
     shape = models.find_shape(config.model)
     if shape is None:
         raise ConfigError(

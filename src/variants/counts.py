@@ -103,7 +103,7 @@ def targets(linears: Sequence[Linear], target_modules: str | Sequence[str], mode
     if target_modules == ALL_LINEAR:
         return list(linears)
     names = [target_modules] if isinstance(target_modules, str) else target_modules
-    known = [linear.name for linear in linears]
+    known = list(dict.fromkeys(linear.name for linear in linears))
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(
             f"lora.target_modules=[{','.join(unknown)}]: matches no linear layer of {model_name};"

@@ -66,9 +66,10 @@ def placing(variant: VariantConfig, device: torch.device, compute: torch.dtype |
 
 
 def linear_layers(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
-    """The layers that a quantized base quantizes and that all-linear adapts: every linear layer but the output head."""
-    head = model.get_output_embeddings()
-    return [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    """The layers that a quantized base quantizes and that all-linear adapts: every linear layer of the decoder that reads
+    text, without the output head. No text reaches a model's towers for images or sound."""
+    head, decoder = model.get_output_embeddings(), set(model.get_decoder().modules())
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head and m in decoder]
 
 
 def _quantize(linear: nn.Linear, variant: VariantConfig, device: torch.device, compute: torch.dtype) -> nn.Module:

@@ -14,6 +14,7 @@ from peft.utils.integrations import dequantize_module_weight
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from src.adapter import adapted
+from src.adapter import merge as merge_module
 from src.adapter.adapted import find
 from src.adapter.fidelity import gap
 from src.adapter.fold import merged_weight
@@ -23,6 +24,7 @@ from src.measure.scorer import Solo
 from src.record.records import RunFolder
 from src.variants import quantization
 from src.variants.methods.point import VariantConfig
+from tests.bases import rewrite
 from tests.conftest import Run, evaluate
 
 ADAPTERS = sorted(path.stem for path in (CONF_FOLDER / "variant").glob("*.yaml") if path.stem not in ("full", "frozen"))
@@ -208,3 +210,29 @@ def test_the_real_model_in_4_bits(command: Callable[..., subprocess.CompletedPro
         fidelity[onto] = unseal((Path(onto) / "merge.json").read_bytes())["fidelity"]
     assert fidelity["dequantised"]["kl"] < 0.02 < fidelity["original"]["kl"]
     assert abs(fidelity["dequantised"]["loss_difference"]) < 0.05
+
+
+def test_models_that_are_read_back_are_whole_or_refused(
+    run: Run, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merged model, and one of which all was trained: a tensor that is missing would be drawn at random."""
+
+    def less(place: Path) -> None:
+        rewrite(place, lambda tensors: {name: t for name, t in tensors.items() if name != "model.layers.1.mlp.up_proj.weight"})
+
+    record, _ = run(*QUICK)
+    save = merge_module._save
+
+    def saved_in_part(plain: Any, tokenizer: Any, source: Any, place: Path) -> None:
+        save(plain, tokenizer, source, place)
+        less(place)
+
+    monkeypatch.setattr(merge_module, "_save", saved_in_part)
+    assert evaluate(["merge", f"run={record.run_id}", "out=merged", "latency=false", "control=false"]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "1 tensor of the model" in line and "model.layers.1.mlp.up_proj.weight" in line and not Path("merged").exists()
+    full, _ = run("variant=full", *QUICK)
+    less(full.model)
+    monkeypatch.setattr(RunFolder, "damage", lambda *_: [])  # the checksums of the record see it first
+    assert evaluate(["score", f"run={full.run_id}"]) == 2
+    assert f"error: run {full.run_id}: " in (error := capsys.readouterr().err) and "1 tensor of the model" in error

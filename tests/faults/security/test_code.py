@@ -18,6 +18,7 @@ from src.command.cli import compose
 from src.compare.frame import gather, run_ids
 from src.compare.logs import curves
 from src.config.schema import CONF_FOLDER, ModelConfig
+from src.files.errors import ConfigError
 from src.model import models
 from src.record.records import RUNS, run_id
 from tests.conftest import TINY, Run
@@ -180,7 +181,7 @@ def test_a_pickled_model_is_refused_and_never_opened(model_folder: Path, refused
     (model_folder / "model.safetensors").unlink()
     (model_folder / "pytorch_model.bin").write_bytes(evil.read_bytes())
     assert "a pickle (pytorch_model.bin) is never loaded" in refused("model=path", f"model.path={model_folder}")
-    with opened() as paths, pytest.raises(OSError, match=r"model\.safetensors"):
+    with opened() as paths, pytest.raises(ConfigError, match=r"model\.safetensors"):
         load(model_folder)
     assert not [path for path in paths if path.endswith(".bin")] and not marker.exists()
 
