@@ -14,9 +14,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ..config.schema import Config
+from ..config.schema import Config, ModelConfig
 from ..config.values import resolve
-from ..data import datasets, prose
+from ..data import datasets, prose, renderable
 from ..files.errors import ConfigError
 from ..files.terminal import spinner
 from ..measure import answers
@@ -104,9 +104,17 @@ def refuse(jobs: Sequence[Job]) -> None:
     if splits is None:
         return
     answers.refuse_unanswerable(config.dataset, splits.test)
+    if _has_tokenizer(config.model):
+        random = config.model.weights == "random"
+        renderable.refuse_unrenderable(splits, None if random else models.location(config.model), config.dataset)
     now = splits.fingerprint()
     for job in jobs:
         _refuse_other_contents(job, "dataset", "data_fingerprint", now)
+
+
+def _has_tokenizer(model: ModelConfig) -> bool:
+    """Tell whether the base's tokenizer can be read now, without a network and before the embedded model is unpacked."""
+    return model.weights == "random" or model.source == "path" or (model.source == "embedded" and embedded.is_ready())
 
 
 def _refuse_other_contents(job: Job, key: str, fingerprint: str, now: str | None) -> None:
