@@ -8,6 +8,8 @@ what depends on more than that is refused when the run reads its rows, by the sa
 from __future__ import annotations
 
 import json
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from .template import ASSISTANT, messages_of, shape
 from .tokens import tokenize
 
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+OF_BYTES = re.compile(r"</s>|<pad>|<unk>|<extra_id_\d+>")  # of the tokenizer that random weights have
 KINDS = 256  # sequences of roles that are looked at
 
 
@@ -30,17 +33,15 @@ def refuse_unrenderable(splits: Splits, tokenizer_folder: str | None, dataset: D
     refuse_idle_turns(dataset, splits)
     examples = [*splits.train, *splits.val, *splits.test]
     chats = [example for example in examples if dataset.chat_template or not isinstance(example.prompt, str)]
-    if tokenizer_folder is None:
-        if chats:
-            raise ConfigError("dataset.chat_template: this model's tokenizer has no chat template")
-        return
-    folder = Path(tokenizer_folder).expanduser()
+    folder = None if tokenizer_folder is None else Path(tokenizer_folder).expanduser()
+    if folder is None and chats:
+        raise ConfigError("dataset.chat_template: this model's tokenizer has no chat template")
     kinds: dict[Any, Example] = {}
     for example in chats:
         kinds.setdefault(shape(messages_of(example), example.tools), example)
-    written = pattern(_special_tokens(folder))
+    written = OF_BYTES if folder is None else pattern(_special_tokens(folder))
     looked_at = [*list(kinds.values())[:KINDS], *(example for example in examples if written.search(example.target))]
-    if looked_at or not _names_end_token(folder):
+    if looked_at or (folder is not None and not _names_end_token(folder)):
         _tokenize(looked_at, folder, dataset)
 
 
@@ -57,11 +58,12 @@ def refuse_idle_turns(dataset: DatasetConfig, splits: Splits) -> None:
     )
 
 
-def _tokenize(examples: list[Example], folder: Path, dataset: DatasetConfig) -> None:
-    from transformers import AutoTokenizer
+def _tokenize(examples: list[Example], folder: Path | None, dataset: DatasetConfig) -> None:
+    from transformers import AutoTokenizer, ByT5Tokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        load: Any = ByT5Tokenizer if folder is None else partial(AutoTokenizer.from_pretrained, folder, trust_remote_code=False)
+        tokenizer = load()
     except Exception as error:  # transformers has no error of its own for a file that is damaged or missing
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"model.path={folder}: its tokenizer cannot be loaded: {words}") from error
@@ -83,8 +85,12 @@ def _special_tokens(folder: Path) -> set[str]:
 
 
 def _names_end_token(folder: Path) -> bool:
-    """Tell whether a tokenizer's files name an end token; a class of tokenizers may have one without."""
-    return any(_json(folder / name).get("eos_token") for name in SETTINGS)
+    """Tell whether a tokenizer's files name an end token; a class of tokenizers may have one without.
+
+    A folder without these files has no tokenizer, which is refused where the model is looked at.
+    """
+    files = [_json(folder / name) for name in SETTINGS]
+    return not any(files) or any(settings.get("eos_token") for settings in files)
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -44,6 +44,13 @@ def test_special_tokens_in_any_target_are_refused(folder: Path, target: str) -> 
         refuse_unrenderable(splits(PLAIN, [Example("rows.jsonl:9", "q", target, "g")]), base, DatasetConfig())
 
 
+def test_random_weights_have_special_tokens_too() -> None:
+    refuse_unrenderable(splits(PLAIN, [Example("rows.jsonl:9", "q", "a</s>", "g")]), None, DatasetConfig())
+    for target in ("a<pad>", "a</s>b", "<unk>", "<extra_id_7>"):
+        with pytest.raises(ConfigError, match=r"rows.jsonl:9: the target"):
+            refuse_unrenderable(splits(PLAIN, [Example("rows.jsonl:9", "q", target, "g")]), None, DatasetConfig())
+
+
 def test_chats_without_a_template_are_refused(folder: Path) -> None:
     for base in (saved(folder, None), None):
         refuse_unrenderable(splits(PLAIN), base, DatasetConfig())
