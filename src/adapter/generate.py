@@ -75,7 +75,7 @@ def uses_chat(source: Source) -> bool:
 def generate(
     source: Source, prompts: list[str], max_new_tokens: int, chat: bool, temperature: float | None = None, seed: int = 0
 ) -> list[str]:
-    """Return the answer to each prompt, up to the end-of-sequence token.
+    """Return the answer to each prompt, up to the first token at which decoding stops (src/data/ending.py).
 
     Raises:
         ConfigError: a prompt and its answer do not fit into the model's positions, or there is no chat template.
@@ -84,6 +84,8 @@ def generate(
     from transformers import GenerationConfig
 
     from ..data.batches import tokenize
+    from ..data.ending import stop_ids
+    from ..model import models
 
     opened = adapted.open_source(source)
     tokenizer, network = opened.tokenizer, opened.network
@@ -98,9 +100,9 @@ def generate(
     if temperature is not None:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}  # the distribution, uncut
     # transformers fills what a call leaves open from the model's own settings, which may hold penalties.
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **sampling
-    )
+    own = models.generation_config(source.config.model, tokenizer)
+    stop = stop_ids(tokenizer, (item.end for item in items), own)
+    settings = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=tokenizer.pad_token_id, **sampling)
     torch.manual_seed(seed)
     answers = []
     for item in items:  # one by one, so that no answer depends on the other prompts

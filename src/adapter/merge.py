@@ -130,7 +130,7 @@ def merge(
         items = prose.windows(text, opened.tokenizer, source.config.forgetting.tokens, prose.WINDOW)[: values.get("examples", 64)]
     else:
         dataset = source.config.dataset
-        items = batches.tokenize(examples, opened.tokenizer, dataset.max_length, dataset.chat_template)
+        items = batches.tokenize(examples, opened.tokenizer, dataset.max_length, dataset.chat_template, dataset.turns)
     plain, _, numerics = adapted.load_base(source)
     parameters = sum(p.numel() for p in plain.parameters())
     fold.merge(opened.network, plain, source.config.variant, onto == "dequantised", dtype)

@@ -110,21 +110,25 @@ def score(
     """
     from contextlib import nullcontext
 
-    from ..data import batches
+    from ..data import batches, ending
     from ..measure.measure import measure
     from ..measure.scorer import Scorer, Solo
-    from ..model import capacity, device
+    from ..model import capacity, device, models
 
     opened = adapted.open_source(source)
     if base and opened.replaced:
         raise ConfigError(f"base: {source.name} replaces {opened.replaced} of the base, which stay when it is switched off")
     tokenizer, dataset = opened.tokenizer, config.dataset
-    items = batches.tokenize(examples, tokenizer, dataset.max_length, dataset.chat_template)
+    items = batches.tokenize(examples, tokenizer, dataset.max_length, dataset.chat_template, dataset.turns)
     new_tokens = (evaluation.max_new_tokens or max(len(item.target) for item in items)) if evaluation.generate else 0
     capacity.refuse(opened.network, {"test": items}, tokenizer.pad_token_id, new_tokens)
+    own = models.generation_config(source.config.model, tokenizer)
+    stop = ending.stop_ids(tokenizer, (item.end for item in items), own)
+    for item in items if evaluation.generate else ():
+        ending.refuse_unreachable(item.example.id, item.target, stop, tokenizer)
     scorer = Scorer(Solo(opened.network, opened.numerics), evaluation.batch_size, tokenizer.pad_token_id)
     with opened.network.disable_adapter() if base and source.adapter else nullcontext():
-        (outcome,) = measure(scorer, tokenizer, items, dataset, labels, evaluation, lambda what, total: lambda rows: None)
+        (outcome,) = measure(scorer, tokenizer, stop, items, dataset, labels, evaluation, lambda what, total: lambda rows: None)
     if "loss" not in outcome.metrics:
         raise ConfigError(f"{source.name}: its log-loss on {dataset.name} is not finite")
     return {

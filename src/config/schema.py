@@ -80,6 +80,7 @@ class DatasetConfig:
     target_column: str = "target"
     labels: list[str] | None = None  # a label task: macro-F1 and parse failures are reported; answer=label alone collects them
     chat_template: bool = False
+    turns: str = "last"  # of a chat, the assistant's turns that carry loss: last | all
     max_length: int = 512
     val_share: float = 0.05
     test_share: float = 0.1

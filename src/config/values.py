@@ -28,6 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "lora.init": ("kaiming", "gaussian"),
     "dataset.source": ("cldr_names", "jsonl", "hub", "task"),
     "dataset.format": ("pairs", "gsm8k", "commonsense", "banking77", "e2e"),
+    "dataset.turns": ("last", "all"),
     "dataset.answer": ("text", "label", "number", "choice", "tags", "overlap", "bleu"),
     "train.schedule": ("linear", "cosine", "constant"),
     "train.optimizer": ("adamw", "adamw_bnb_8bit", "paged_adamw_8bit"),

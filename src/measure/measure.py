@@ -10,6 +10,7 @@ from typing import Any
 from ..config.schema import DatasetConfig, EvalConfig
 from ..data.batches import Item, tokenize
 from ..data.datasets import Example
+from ..data.ending import without_end
 from . import answers
 from .scorer import Advance, Scorer, per_token
 
@@ -28,13 +29,17 @@ class Measured:
 def measure(
     scorer: Scorer,
     tokenizer: Any,
+    stop: Sequence[int],
     items: Sequence[Item],
     dataset: DatasetConfig,
     labels: Sequence[str],
     evaluation: EvalConfig,
     progress: Progress,
 ) -> list[Measured]:
-    """Score all models of ``scorer`` on ``items``, as ``dataset.answer`` says. ``labels`` are those of a label task."""
+    """Score all models of ``scorer`` on ``items``, as ``dataset.answer`` says. ``labels`` are those of a label task.
+
+    stop: the ids at which answers end (src/data/ending.py).
+    """
     measured = []
     for losses in scorer.losses(items, progress("scoring the test split", len(items))):
         rows = [
@@ -47,8 +52,9 @@ def measure(
         if answers.kind(dataset) == "choice":
             _choose(measured, scorer, tokenizer, items, dataset, progress)
         if evaluation.generate:
+            labels = without_end(labels, tokenizer, stop)
             longest = evaluation.max_new_tokens or max(len(item.target) for item in items)
-            _answer(measured, scorer, tokenizer, items, longest, answers.kind(dataset), labels, progress)
+            _answer(measured, scorer, tokenizer, stop, items, longest, answers.kind(dataset), labels, progress)
     return measured
 
 
@@ -81,6 +87,7 @@ def _answer(
     measured: list[Measured],
     scorer: Scorer,
     tokenizer: Any,
+    stop: Sequence[int],
     items: Sequence[Item],
     longest: int,
     kind: str,
@@ -88,7 +95,7 @@ def _answer(
     progress: Progress,
 ) -> None:
     """Generate an answer to each prompt, at most ``longest`` tokens, judge it, and add both to the rows."""
-    ids = scorer.generate(items, tokenizer.eos_token_id, longest, progress("generating answers", len(items)))
+    ids = scorer.generate(items, stop, longest, progress("generating answers", len(items)))
     for model, output in zip(measured, ids, strict=True):
         texts = tokenizer.batch_decode(output, skip_special_tokens=True)
         judged = answers.judge(kind, texts, [item.example for item in items], labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Protocol
 
 import torch
@@ -37,7 +38,7 @@ class Scored(Protocol):
 
 @dataclass(frozen=True)
 class TargetLoss:
-    """The summed log-loss of one example's target, in nats, and its number of tokens."""
+    """The summed log-loss of one example's labeled tokens, in nats, and their number."""
 
     nats: float
     tokens: int
@@ -72,15 +73,15 @@ class Scorer:
                 sums = torch.zeros(runs, len(indices), device=device, dtype=torch.float64)
                 for run, nats in enumerate(sums.index_add_(1, rows, losses.double()).tolist()):
                     for index, value in zip(indices, nats, strict=True):
-                        by_run[run][index] = TargetLoss(value, len(items[index].target))
+                        by_run[run][index] = TargetLoss(value, items[index].labeled)
                 advance(len(indices))
         return by_run
 
     def generate(
-        self, items: Sequence[Item], eos: int, max_new_tokens: int, advance: Advance = lambda rows: None
+        self, items: Sequence[Item], eos: int | Sequence[int], max_new_tokens: int, advance: Advance = lambda rows: None
     ) -> list[list[list[int]]]:
-        """Return for each run greedy continuations of the prompts as token ids, up to and without ``eos``."""
-        device = self.scored.numerics.device
+        """Return for each run greedy continuations of the prompts as token ids, up to and without the first id of ``eos``."""
+        device, stop = self.scored.numerics.device, [eos] if isinstance(eos, int) else list(eos)
         answers: list[list[list[int]]] = [[[] for _ in items] for _ in range(self.scored.runs)]
         with self.scored.evaluating():
             for indices in self._batches([len(item.prompt) for item in items], max_new_tokens):
@@ -88,10 +89,10 @@ class Scorer:
                 width = max(len(prompt) for prompt in prompts)
                 ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts], device=device)
                 mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-                output = self.scored.generate(ids, mask, max_new_tokens=max_new_tokens, pad_token_id=self.pad, eos_token_id=eos)
+                output = self.scored.generate(ids, mask, max_new_tokens=max_new_tokens, pad_token_id=self.pad, eos_token_id=stop)
                 for run, rows in enumerate(output.tolist()):
                     for index, row in zip(indices, rows, strict=True):
-                        answers[run][index] = row[: row.index(eos)] if eos in row else row
+                        answers[run][index] = list(takewhile(lambda token: token not in stop, row))
                 advance(len(indices))
         return answers
 

@@ -6,7 +6,6 @@ Everything above ``load`` reads the config alone, so that a refusal needs no tor
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 # Families whose linear layers and parameter count can be computed from Shape (src/variants/counts.py).
 FAMILIES = ("llama", "qwen2", "mistral")
+GENERATION = "generation_config.json"
 
 
 def find_shape(model: ModelConfig) -> Shape | None:
@@ -138,11 +138,22 @@ def _draw(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device, pl
 
 
 def generation_config(model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Load the base's own generation settings, which ``load`` replaces; with none, use the tokenizer's end token."""
-    from transformers import GenerationConfig
+    """Load the base's own generation settings, which ``load`` replaces; where it has none, take what its config.json says.
+
+    Random weights have neither: they end in the tokenizer's end token.
+
+    Raises:
+        ConfigError: there is a generation_config.json, but it cannot be read.
+    """
+    from transformers import AutoConfig, GenerationConfig
 
     if model.weights == "pretrained":
+        source = location(model)
         options = {"revision": model.revision} if model.source == "hub" and model.revision else {}
-        with suppress(OSError):
-            return GenerationConfig.from_pretrained(location(model), **NO_CODE, **options)
+        try:
+            return GenerationConfig.from_pretrained(source, **NO_CODE, **options)
+        except OSError as error:
+            if (Path(source) / GENERATION).is_file():
+                raise ConfigError(f"model.path={source}: {GENERATION} cannot be read: mend or remove it") from error
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(source, **NO_CODE, **options))
     return GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)

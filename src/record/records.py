@@ -59,7 +59,7 @@ ENDED = ("ok", "diverged")
 # Fields that are younger than the first records. Left out of the identity at their default, so that old run ids stay.
 LATER = (
     "forgetting",
-    *("dataset.version", "dataset.format", "dataset.answer"),
+    *("dataset.version", "dataset.format", "dataset.answer", "dataset.turns"),
     *("dataset.train_files", "dataset.val_files", "dataset.test_files"),
     *("train.optimizer", "train.warmup_steps"),
     *(f"variant.{axis}" for axis in point.LATER),

@@ -27,6 +27,7 @@ MEASURED = (
     "rows_cut",
     "rows_left_out",
     "test_rows_repeated",
+    "target_end",
     "prose",
     "wall_seconds",
     "base_share",

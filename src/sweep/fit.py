@@ -142,8 +142,10 @@ def length(row: Example, dataset: DatasetConfig) -> int:
 
 
 def _text(row: Example) -> str:
-    prompt = row.prompt if isinstance(row.prompt, str) else "".join(message["content"] for message in row.prompt)
-    return prompt + row.target
+    if isinstance(row.prompt, str):
+        return row.prompt + row.target
+    texts = [str(value) for message in row.prompt for key, value in message.items() if key != "role" and value]
+    return "".join(texts) + (str(row.tools) if row.tools else "") + row.target
 
 
 def fewest_parts(jobs: Sequence[Job], memory: Memory, limit: int | None) -> list[list[Job]]:

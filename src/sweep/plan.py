@@ -14,13 +14,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ..config.schema import Config
+from ..config.schema import Config, ModelConfig
 from ..config.values import resolve
-from ..data import datasets, prose
+from ..data import datasets, prose, renderable
 from ..files.errors import ConfigError
 from ..files.terminal import spinner
 from ..measure import answers
-from ..model import embedded, refusals
+from ..model import embedded, models, refusals
 from ..record import checkpoint
 from ..record.records import RunFolder, run_id, write_sweep
 from . import bases
@@ -103,9 +103,17 @@ def refuse(jobs: Sequence[Job]) -> None:
         return
     answers.refuse_unanswerable(config.dataset, splits.test)
     bases.refuse_rows(config, splits)
+    if _has_tokenizer(config.model):
+        random = config.model.weights == "random"
+        renderable.refuse_unrenderable(splits, None if random else models.location(config.model), config.dataset)
     now = splits.fingerprint()
     for job in jobs:
         _refuse_other_contents(job, "dataset", "data_fingerprint", now)
+
+
+def _has_tokenizer(model: ModelConfig) -> bool:
+    """Tell whether the base's tokenizer can be read now, without a network and before the embedded model is unpacked."""
+    return model.weights == "random" or model.source == "path" or (model.source == "embedded" and embedded.is_ready())
 
 
 def _refuse_other_contents(job: Job, key: str, fingerprint: str, now: str | None) -> None:

@@ -26,7 +26,7 @@ def conclude(pack: Pack, session: Session, live: LiveChecks, forgetting: Forgett
     try:
         saved = [writing.submit(_save, engine, place, run) for place, run in runs.items() if run.config.keep_weights]
         if runs:
-            final.test(runs, session.scorer, rows.tokenizer, rows.items["test"], pack.events, rows.splits.labels)
+            final.test(runs, session.scorer, rows.tokenizer, rows.stop, rows.items["test"], pack.events, rows.splits.labels)
             forgetting.after({place: run for place, run in runs.items() if run.outcome.status == "ok"})
         for future in saved:
             future.result()

@@ -16,11 +16,20 @@ BEFORE, AFTER = "forgetting/before", "forgetting/after"
 
 
 def test(
-    runs: dict[int, Run], scorer: Scorer, tokenizer: Any, items: list[Item], events: Events, labels: Sequence[str] = ()
+    runs: dict[int, Run],
+    scorer: Scorer,
+    tokenizer: Any,
+    stop: Sequence[int],
+    items: list[Item],
+    events: Events,
+    labels: Sequence[str] = (),
 ) -> None:
-    """Score ``runs``, by their place in the pack, and write their predictions. ``labels`` are those of a label task."""
+    """Score ``runs``, by their place in the pack, and write their predictions.
+
+    stop: the ids at which answers end. labels: those of a label task.
+    """
     config = next(iter(runs.values())).config  # for what the runs of a pack agree on
-    measured = measure(scorer, tokenizer, items, config.dataset, labels, config.eval, events.scoring)
+    measured = measure(scorer, tokenizer, stop, items, config.dataset, labels, config.eval, events.scoring)
     for place, run in runs.items():
         if "loss" not in measured[place].metrics:
             run.outcome.status, run.outcome.reason = "diverged", "the test loss was not finite"

@@ -108,6 +108,7 @@ class Session:
             "rows_left_out": rows.splits.left_out,
             "test_rows_repeated": rows.splits.repeated,
             "rows_cut": rows.cut,
+            "target_end": rows.target_end,
             "prose": rows.prose_read,
         }
 

@@ -44,6 +44,7 @@ def test_the_runs_of_a_session_stand_in_slot_order_and_its_losses_are_those_of_t
         "hold_dequantised": False,
         "speed": "eager", "steps": 3, "rows_left_out": opened.loaded.rows.splits.left_out, "test_rows_repeated": 0,
         "rows_cut": {"train": 0, "val": 0, "test": 0}, "prose": None,
+        "target_end": {"tokens": ["</s>"], "stop": ["</s>"]},
     }  # fmt: skip
     assert tokenizer.pad_token_id == opened.loaded.rows.pad
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from . import masks
@@ -33,10 +35,12 @@ class KeyValues:
 
 
 class Sequences:
-    """The state of N = runs * rows sequences of up to ``width`` tokens. Nothing in it ever moves."""
+    """The state of N = runs * rows sequences of up to ``width`` tokens, and up to ``stops`` ids that end one. Nothing in it
+    ever moves.
+    """
 
-    def __init__(self, backbone: Backbone, runs: int, rows: int, width: int) -> None:
-        self.backbone, self.runs, self.rows, self.width = backbone, runs, rows, width
+    def __init__(self, backbone: Backbone, runs: int, rows: int, width: int, stops: int) -> None:
+        self.backbone, self.runs, self.rows, self.width, self.stops = backbone, runs, rows, width, stops
         count, device = runs * rows, backbone.device
         layers, heads, head_dim = backbone.cache_shape
         self.newest = torch.zeros(1, dtype=torch.int64, device=device)  # the slot of the newest token
@@ -45,16 +49,17 @@ class Sequences:
         self.tokens = torch.zeros(count, width, dtype=torch.int64, device=device)  # chosen ones, by slot
         self.positions = torch.zeros(count, 1, dtype=torch.int64, device=device)  # of the newest token
         self.ended = torch.zeros(count, dtype=torch.bool, device=device)
-        self.pad, self.eos = self.newest.new_zeros(()), self.newest.new_zeros(())
+        self.pad, self.stop = self.newest.new_zeros(()), self.newest.new_zeros(stops)
 
-    def begin(self, ids: torch.Tensor, real: torch.Tensor, pad: int, eos: int) -> None:
+    def begin(self, ids: torch.Tensor, real: torch.Tensor, pad: int, stop: list[int]) -> None:
         """Read prompts [rows, tokens], the same for each run, and choose the first token; ``real`` is false at padding."""
         prompt = ids.shape[1]
         # Old entries are masked, but a number that is not finite would outlive even a weight of zero.
         self.cache.keys.zero_()
         self.cache.values.zero_()
         self.pad.fill_(pad)
-        self.eos.fill_(eos)
+        self.stop.fill_(stop[0])  # what is not needed repeats the first
+        self.stop[: len(stop)] = torch.tensor(stop)
         self.ended.fill_(False)
         positions = (real.cumsum(1) - 1).clamp_min_(0).repeat(self.runs, 1)
         mask = masks.prompts(real, self.backbone.dtype).repeat(self.runs, 1, 1, 1)
@@ -76,7 +81,7 @@ class Sequences:
     def _choose(self, hidden: torch.Tensor) -> None:
         chosen = self.backbone.logits(hidden).argmax(-1)
         chosen = torch.where(self.ended, self.pad, chosen)
-        self.ended |= chosen == self.eos
+        self.ended |= (chosen[:, None] == self.stop).any(1)
         self.newest += 1
         self.positions += 1
         self.tokens.index_copy_(1, self.newest, chosen[:, None])
@@ -91,14 +96,18 @@ class GreedyDecoder:
         self.graphs = Graphs(self._step, enabled=recorded)
 
     def generate(
-        self, ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int, pad_token_id: int, eos_token_id: int
+        self, ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int, pad_token_id: int, eos_token_id: int | Sequence[int]
     ) -> torch.Tensor:
-        """Continue left-padded prompts [rows, tokens] to [runs, rows, new tokens]; after its end a row holds padding."""
+        """Continue left-padded prompts [rows, tokens] to [runs, rows, new tokens].
+
+        A row ends at any of ``eos_token_id``, one id or several, as in transformers; after its end it holds padding.
+        """
         rows, prompt = ids.shape
-        held = self._room(rows, prompt + max_new_tokens)
+        stop = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+        held = self._room(rows, prompt + max_new_tokens, len(stop))
         # Copies of a prompt fill a smaller batch: they end when it does.
         ids, real = (torch.cat([part, part[:1].expand(held.rows - rows, -1)]) for part in (ids, mask.bool()))
-        held.begin(ids, real, pad_token_id, eos_token_id)
+        held.begin(ids, real, pad_token_id, stop)
         made = 1
         while made < max_new_tokens and not (made % LOOK == 0 and bool(held.ended.all())):
             self.graphs.run((held.rows, held.width), ())
@@ -115,11 +124,11 @@ class GreedyDecoder:
         assert self.held is not None
         self.held.step()
 
-    def _room(self, rows: int, width: int) -> Sequences:
+    def _room(self, rows: int, width: int, stops: int) -> Sequences:
         """Give sequences that the batch fits into: those held, or new ones that are no smaller."""
-        if self.held is None or self.held.rows < rows or self.held.width < width:
+        if self.held is None or self.held.rows < rows or self.held.width < width or self.held.stops < stops:
             if self.held is not None:
-                rows, width = max(rows, self.held.rows), max(width, self.held.width)
+                rows, width, stops = max(rows, self.held.rows), max(width, self.held.width), max(stops, self.held.stops)
             self.release()
-            self.held = Sequences(self.backbone, self.runs, rows, -(-width // SLOTS) * SLOTS)
+            self.held = Sequences(self.backbone, self.runs, rows, -(-width // SLOTS) * SLOTS, stops)
         return self.held

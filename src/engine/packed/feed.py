@@ -55,10 +55,11 @@ class Feed:
         self.orders = sorted({member.data_seed for member in members})
         self.of_run = torch.tensor([self.orders.index(member.data_seed) for member in members])
         self.ids = [np.array(item.prompt + item.target) for item in items]
+        self.places = [np.concatenate([np.arange(*span) for span in item.spans()]) for item in items]  # tokens that carry loss
         surveyed = [rows for step in range(min(steps, SURVEYED)) for rows in self._rows(step)]
         layout = choose([[len(items[row]) for row in rows] for rows in surveyed])
         self.shared, self.width, self.sequences = layout.shared, layout.width, layout.sequences
-        counts = [sum(len(items[row].target) for row in rows) for rows in surveyed]
+        counts = [sum(items[row].labeled for row in rows) for rows in surveyed]
         self.labeled = up(max(counts), 32)
 
     def _rows(self, step: int) -> list[list[int]]:
@@ -71,7 +72,7 @@ class Feed:
         batches = self._rows(step)
         layouts = [self._layout([len(self.items[row]) for row in rows]) for rows in batches]
         sequences, width = self._size(layouts, batches)
-        labeled = max(sum(len(self.items[row].target) for row in rows) for rows in batches)
+        labeled = max(sum(self.items[row].labeled for row in rows) for rows in batches)
         if self.static:
             labeled = self.labeled * -(-labeled // self.labeled)
         shape = (len(batches), sequences, width)
@@ -83,15 +84,15 @@ class Feed:
             for sequence, members in enumerate(layout):
                 start = 0
                 for place in members:
-                    item, tokens = self.items[batch[place]], self.ids[batch[place]]
+                    tokens, labeled_places = self.ids[batch[place]], self.places[batch[place]]
                     end = start + len(tokens)
                     ids[index, sequence, start:end] = tokens
                     rows[index, sequence, start:end] = first_row + place
                     positions[index, sequence, start:end] = np.arange(len(tokens))
-                    count, more = int(counts[index]), len(item.target)
-                    before = sequence * width + end - more - 1  # the token that predicts the first target
-                    carrying[index, count : count + more] = np.arange(before, before + more)
-                    targets[index, count : count + more] = tokens[-more:]
+                    count, more = int(counts[index]), len(labeled_places)
+                    # The token before each labeled one predicts it.
+                    carrying[index, count : count + more] = sequence * width + start + labeled_places - 1
+                    targets[index, count : count + more] = tokens[labeled_places]
                     counts[index] += more
                     start = end
         return self._spread(ids, rows, positions, carrying, targets, counts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, reduce
 from typing import Any
 
@@ -53,6 +53,11 @@ def rows(count: int, prompt: tuple[int, int] = (2, 9), target: tuple[int, int] =
         tokens = [[draw.randrange(3, 259) for _ in range(draw.randint(*span))] for span in (prompt, target)]
         found.append(Item(Example(str(at), "", "", str(at)), tokens[0], [*tokens[1], EOS], False))
     return found
+
+
+def two_turns(items: Sequence[Item]) -> list[Item]:
+    """The same rows, each with a turn more in its prompt that carries loss, if the prompt has room for it."""
+    return [replace(item, earlier=((1, 1 + len(item.prompt) // 2),) if len(item.prompt) > 2 else ()) for item in items]
 
 
 ITEMS = rows(32)

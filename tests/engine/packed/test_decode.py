@@ -38,7 +38,9 @@ def left_padded(prompts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tenso
     return ids, torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
 
 
-def answers(pack: PackedEngine, size: int, new: int, eos: int = EOS, items: Sequence[Item] = ITEMS) -> list[list[list[int]]]:
+def answers(
+    pack: PackedEngine, size: int, new: int, eos: int | Sequence[int] = EOS, items: Sequence[Item] = ITEMS
+) -> list[list[list[int]]]:
     return Scorer(pack.scored, size, PAD).generate(items, eos, new)
 
 
@@ -79,6 +81,21 @@ def test_tokens_are_those_of_transformers(variants: list[str], overrides: tuple[
     assert answers(pack, size, 12, NO_TOKEN) == wanted
     assert answers(pack, size, 12, eos) == ending
     assert answers(pack, size, 1, eos) == [[answer[:1] for answer in one_run] for one_run in ending]
+
+
+def test_answers_end_at_the_first_of_several_tokens() -> None:
+    """By transformers and in place: where free answers would be cut. Later batches may have more ends than the first."""
+    pack = trained_pack(MIXED)
+    free = answers(pack, 4, 12, NO_TOKEN)
+    first = token_within(free)
+    second = token_within([[answer for answer in one_run if first not in answer] for one_run in free])
+    in_place(pack)
+    for stop in ([first], [first, second], [NO_TOKEN, second, first, NO_TOKEN + 1]):
+        wanted = [[answer[: min(map(answer.index, {*stop} & {*answer}), default=12)] for answer in one_run] for one_run in free]
+        assert answers(pack, 4, 12, stop) == wanted != free
+        decoder, pack.model.greedy = pack.model.greedy, None
+        assert answers(pack, 4, 12, stop) == wanted
+        pack.model.greedy = decoder
 
 
 def test_a_row_that_ended_holds_padding() -> None:
@@ -166,11 +183,11 @@ def test_a_recorded_step_serves_all_tokens_of_all_batches_that_fit(variants: lis
     items = [*ITEMS, *rows(7, (20, 40), seed=6)]
     wanted = answers(pack, 5, 12, NO_TOKEN, items)
     eos = token_within(wanted)
-    ending = answers(pack, 5, 12, eos, items)
+    ending = answers(pack, 5, 12, [eos, EOS], items)
     greedy = in_place(pack)
     recording = Replayed(greedy._step)
     greedy.graphs = recording  # type: ignore[assignment]
-    assert answers(pack, 5, 12, eos, items) == ending
+    assert answers(pack, 5, 12, [eos, EOS], items) == ending
     assert recording.shapes == [(5, SLOTS), (5, 2 * SLOTS)]
     assert recording.replays > 20
     assert greedy.held is None and not recording.calls  # given back

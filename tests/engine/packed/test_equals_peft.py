@@ -32,6 +32,7 @@ from tests.engine.packed.conftest import (
     pack_of,
     peft_of,
     trace,
+    two_turns,
 )
 
 # LLM.int8() finds its outliers over all rows it is given, in PEFT padding among them. So its rows have no padding here.
@@ -140,6 +141,17 @@ def test_twenty_steps(variant: str) -> None:
         assert wanted.losses.max() - wanted.losses.min() > 0.1
         assert gap <= LOGITS
         assert found.gap(wanted) <= WEIGHTS
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora"])
+def test_rows_in_which_two_turns_carry_loss(variant: str) -> None:
+    """The loss of a step counts the labeled tokens of both turns, which the last turn alone does not reach."""
+    configs, items = configs_of(variant), two_turns(ITEMS)
+    for config, of_both, of_last in zip(configs, *(trace(pack_of(configs, FP32, 8, of)) for of in (items, ITEMS)), strict=True):
+        (wanted,) = trace(peft_of(config, FP32, 8, items))
+        assert (of_both.losses - wanted.losses).abs().max() <= LOGITS
+        assert of_both.gap(wanted) <= WEIGHTS
+        assert of_last.gap(wanted) > 10 * WEIGHTS
 
 
 QWEN, MISTRAL = "model.shape.model_type=qwen2", "model.shape.model_type=mistral"

@@ -9,7 +9,7 @@ from src.data.batches import IGNORE, Item, collate, rows_at
 from src.engine.packed.feed import Feed, Inputs, share
 from src.engine.packed.masks import rows_apart
 from src.engine.packed.members import Member, member
-from tests.engine.packed.conftest import CPU, PAD, config_of, rows
+from tests.engine.packed.conftest import CPU, PAD, config_of, rows, two_turns
 
 STEPS = 12
 SIZE, ACCUM = 4, 2
@@ -17,6 +17,7 @@ UNEVEN = rows(40, (2, 40), (1, 6))
 LAYOUTS = {
     "uneven": UNEVEN,
     "even": rows(40, (20, 20), (11, 11)),
+    "two turns": two_turns(UNEVEN),
     "one long": [*rows(39, (2, 6), (1, 3)), *rows(1, (90, 90), (30, 30))],
 }
 

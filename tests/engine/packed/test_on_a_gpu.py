@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -278,22 +279,22 @@ def test_one_graph_decodes_several_batches(variants: list[str], numerics: Numeri
     reference = None if numerics is FP32 else GreedyDecoder(model.backbone, model.runs, recorded=False)
     batches = [left_padded([item.prompt for item in part]) for part in (ITEMS[:9], ITEMS[9:18], ITEMS[18:23])]
 
-    def answers(greedy: GreedyDecoder | None, eos: int) -> list[list[list[int]]]:
-        """Of all runs one after the other, a list for each batch; what follows ``eos`` is cut off."""
+    def answers(greedy: GreedyDecoder | None, *stop: int) -> list[list[list[int]]]:
+        """Of all runs one after the other, a list for each batch; what follows the first of ``stop`` is cut off."""
         model.greedy, found = greedy, []
         for ids, mask in batches:
-            tokens = model.generate(ids.to(GPU), mask.to(GPU), max_new_tokens=24, pad_token_id=PAD, eos_token_id=eos)
-            found.append([row[: row.index(eos)] if eos in row else row for row in tokens.flatten(0, 1).tolist()])
+            tokens = model.generate(ids.to(GPU), mask.to(GPU), max_new_tokens=24, pad_token_id=PAD, eos_token_id=stop)
+            found.append([list(takewhile(lambda token: token not in stop, row)) for row in tokens.flatten(0, 1).tolist()])
         return found
 
     with model.evaluating():
-        wanted = answers(reference, NO_TOKEN)
+        wanted = answers(reference, NO_TOKEN, NO_TOKEN)
         eos = token_within(wanted)
-        ending = answers(reference, eos)
+        ending = answers(reference, NO_TOKEN, eos)
         if reference is not None:
             reference.release()
-        assert answers(by_graph, NO_TOKEN) == wanted
-        assert answers(by_graph, eos) == ending != wanted
+        assert answers(by_graph, NO_TOKEN, NO_TOKEN) == wanted
+        assert answers(by_graph, NO_TOKEN, eos) == ending != wanted
         assert len(by_graph.graphs.recorded) == 1
     assert by_graph.held is None and not by_graph.graphs.recorded
 
