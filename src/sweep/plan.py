@@ -104,6 +104,12 @@ def refuse(jobs: Sequence[Job]) -> None:
     if splits is None:
         return
     answers.refuse_unanswerable(config.dataset, splits.test)
+    if splits.leaking:
+        print(
+            f"note: {splits.leaking} training rows ask questions of validation or test, as dataset.leaks={config.dataset.leaks}"
+            " lets them",
+            file=sys.stderr,
+        )
     now = splits.fingerprint()
     for job in jobs:
         _refuse_other_contents(job, "dataset", "data_fingerprint", now)

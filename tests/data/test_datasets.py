@@ -9,8 +9,8 @@ import pytest
 
 from src.config.schema import DatasetConfig
 from src.data.cldr_names import LANGUAGES
+from src.data.columns import Reader
 from src.data.datasets import Example, Splits, load, refuse_impossible
-from src.data.formats import pairs
 from src.files.errors import ConfigError
 
 CLDR = DatasetConfig(name="cldr_names", source="cldr_names")
@@ -78,7 +78,7 @@ def test_the_fingerprint_sees_every_change() -> None:
     ("row", "expected"),
     [
         ({"context": "c", "target": "t"}, ("c", "t")),
-        ({"prompt": "p", "completion": "c", "other": 1}, ("p", "c")),
+        ({"prompt": "p", "completion": "c"}, ("p", "c")),
         (
             {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
             ([{"role": "user", "content": "q"}], "a"),
@@ -86,7 +86,7 @@ def test_the_fingerprint_sees_every_change() -> None:
     ],
 )
 def test_rows(row: object, expected: object) -> None:
-    read = pairs(row, "here")
+    read = Reader(DatasetConfig()).read(row, "here")
     assert (read.prompt, read.target) == expected
 
 
@@ -99,7 +99,7 @@ def test_rows(row: object, expected: object) -> None:
         (b'{"context": "a", "target": "b"}\n\xff\xfe\n', "line 2: not UTF-8"),
         (b'{"context": "a", "target": "b"}\n{"context"\n', "line 2: not JSON"),
         (b"[1, 2]\n", "line 1: needs an object"),
-        (b'{"text": "a"}\n', "line 1: needs the keys"),
+        (b'{"body": "a"}\n', "line 1: needs the keys"),
         (b'{"messages": [{"role": "user", "content": "a"}]}\n', "line 1: no target"),
         (b'{"messages": "a"}\n', "line 1: 'messages' needs a list"),
         (b'{"context": "\\ud800", "target": "b"}\n', "line 1: has half of a surrogate pair"),
@@ -175,7 +175,12 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     labeled = table.add_column("label", [0, 1] * 25).cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: labeled)
     config.target_column, config.test_split = "label", None
+    with pytest.raises(ConfigError, match=r"dataset\.id=a/b: train, row 0: has keys that are not read: answer; name them in"):
+        load(config)
+    config.ignore_columns = ["answer"]
     assert {e.target for e in load(config).train} == {"no", "yes"}
     config.prompt_column = "nosuch"
-    with pytest.raises(ConfigError, match="has no column nosuch; it has question, answer"):
+    with pytest.raises(
+        ConfigError, match=r"no column nosuch, which dataset\.prompt_column names; it has question, answer, label"
+    ):
         load(config)

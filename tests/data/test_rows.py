@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from src.config.schema import DatasetConfig
 from src.data import inputs, rows
-from src.data.formats import FORMATS
+from src.data.columns import FORMATS, Reader
 from src.files.errors import ConfigError
 
 KEY = "dataset.path"
@@ -33,7 +34,7 @@ def test_a_json_list_and_a_json_of_lines(folder: Path) -> None:
 def test_csv_by_the_names_of_its_first_row(folder: Path) -> None:
     path = folder / "a.csv"
     path.write_bytes('\ufefftext,category\r\n"one, ""two""\nthree",é\r\n\r\nx,\r\n'.encode())
-    assert [row.value for row in read(path)] == [{"text": 'one, "two"\nthree', "category": "é"}, {"text": "x", "category": ""}]
+    assert [row.value for row in read(path)] == [{"text": 'one, "two"\nthree', "category": "é"}, {"text": "x", "category": None}]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ ROWS = st.one_of(CELLS, st.dictionaries(NAMES, st.one_of(CELLS, OPTIONS, st.just
 @given(st.sampled_from(sorted(FORMATS)), ROWS)
 def test_any_row_is_read_or_refused_in_one_line(name: str, row: object) -> None:
     try:
-        read = FORMATS[name](row, "rows, line 1")
+        read = Reader(DatasetConfig(format=name)).read(row, "rows, line 1")
     except ConfigError as error:
         assert str(error).startswith("rows, line 1: ") and "\n" not in str(error)
     else:
