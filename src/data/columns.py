@@ -139,7 +139,7 @@ def _shape(name: str, row: dict[str, Any], where: str, mapped: Container[str]) -
     fitting = [shape for shape in shapes if given.issuperset(shape.needs)]
     if fitting:
         return max(fitting, key=lambda shape: (sum(key in mapped for key in (*shape.needs, *shape.may)), len(shape.needs)))
-    nearest = max(shapes, key=lambda shape: len(given.intersection(shape.needs)))
+    nearest = max(shapes, key=lambda shape: (len(given.intersection(shape.needs)), sum(key in row for key in shape.needs)))
     lacking = [key for key in nearest.needs if key not in given]
     if name == "pairs" and (len(lacking) == len(nearest.needs) or lacking[0] == nearest.needs[0]):
         raise ConfigError(

@@ -106,11 +106,11 @@ def refuse_impossible(dataset: DatasetConfig, batch_size: int) -> Splits | None:
             raise ConfigError("dataset.id: dataset=hub needs the id of a Hugging Face dataset, dataset.id=OWNER/NAME")
         return None
     splits = load(dataset)
+    refuse_empty(splits, dataset)
     where = f"dataset={dataset.name or dataset.source}"
     if len(splits.train) < batch_size:
         why = f" ({splits.left_out} more have prompts of the other splits)" if splits.left_out else ""
         raise ConfigError(f"train.batch_size={batch_size}: {where} has only {len(splits.train)} training examples{why}")
-    refuse_empty(splits, dataset)
     if dataset.labels:
         known = {label.strip().casefold() for label in dataset.labels}
         # Several named tasks may share one training file, each with its own labels.

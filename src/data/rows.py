@@ -175,6 +175,9 @@ def _csv(file: File, delimiter: str) -> Iterator[Row]:
         for cells in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
             if not cells:
                 continue
+            if delimiter == "\t" and any("\n" in cell or "\r" in cell for cell in cells):
+                place = f"row {number + 1}" if names else "the first line"
+                raise ConfigError(f"{where}, {place}: a quotation mark opens a cell that goes on in the next, which TSV has not")
             if names is None:
                 names = cells
                 _refuse_doubles(names, where)
@@ -183,8 +186,7 @@ def _csv(file: File, delimiter: str) -> Iterator[Row]:
             here = f"{where}, row {number}"
             if len(cells) != len(names):
                 raise ConfigError(f"{here}: has {len(cells)} cells where the first line names {len(names)}")
-            if delimiter == "\t" and any("\n" in cell for cell in cells):
-                raise ConfigError(f"{here}: a quotation mark opens a cell that goes on in the next line, which TSV has not")
             yield Row(number, here, {name: cell or None for name, cell in zip(names, cells, strict=True)})
     except csv.Error as error:
-        raise ConfigError(f"{where}, row {number + 1}: not {'CSV' if delimiter == ',' else 'TSV'} ({error})") from error
+        kind, why = "CSV" if delimiter == "," else "TSV", str(error).replace("'\t'", "a tab")
+        raise ConfigError(f"{where}, row {number + 1}: not {kind} ({why})") from error

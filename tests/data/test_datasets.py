@@ -129,6 +129,44 @@ def test_a_missing_file_and_too_few_rows(folder: Path, rows: Path) -> None:
         refuse_impossible(jsonl(two), 1)
 
 
+def texts(count: int) -> list[dict[str, object]]:
+    return [{"prompt": f"p{n}", "completion": "c"} for n in range(count)]
+
+
+@pytest.mark.parametrize("count", range(3, 12))
+def test_few_rows_are_told_the_smallest_shares_that_leave_no_split_empty(folder: Path, count: int) -> None:
+    dataset = jsonl(write(folder / "few.jsonl", texts(count)), val_share=0.01, test_share=0.01)
+    with pytest.raises(ConfigError) as caught:
+        refuse_impossible(dataset, 1)
+    message = str(caught.value)
+    start = f"dataset=jsonl: no validation and no test examples are left of {count}; "
+    assert message.startswith(start) and message.endswith(" leaves some in each, or add rows")
+    words = message.removeprefix(start).removesuffix(" leaves some in each, or add rows").split()
+    shares = {word.partition("=")[0].removeprefix("dataset."): float(word.partition("=")[2]) for word in words}
+    splits = refuse_impossible(jsonl(folder / "few.jsonl", **shares), 1)
+    assert splits is not None and splits.train and splits.val and splits.test
+    with pytest.raises(ConfigError, match="no test examples are left"):
+        refuse_impossible(jsonl(folder / "few.jsonl", **shares | {"test_share": shares["test_share"] - 0.0001}), 1)
+    with pytest.raises(ConfigError, match="no validation examples are left"):
+        refuse_impossible(jsonl(folder / "few.jsonl", **shares | {"val_share": shares["val_share"] - 0.0001}), 1)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_so_few_rows_that_no_share_helps_are_told_to_add_some(folder: Path, count: int) -> None:
+    path = write(folder / "few.jsonl", texts(count))
+    with pytest.raises(ConfigError, match=rf"^dataset=jsonl: no .* examples are left of {count}; add rows$"):
+        refuse_impossible(jsonl(path), 1)
+
+
+def test_no_training_row_is_left_where_all_stand_in_the_test(folder: Path) -> None:
+    path = write(folder / "a.jsonl", texts(9))
+    says = (
+        r"^dataset=jsonl: no training and no validation examples are left of 9, as 9 more ask questions of the other splits; add"
+    )
+    with pytest.raises(ConfigError, match=says):
+        refuse_impossible(jsonl(path, test_path=str(path)), 1)
+
+
 def test_training_rows_that_stand_in_a_given_test_file_are_left_out_and_counted(folder: Path) -> None:
     train = write(folder / "train.jsonl", [{"context": f"p{n}", "target": "t"} for n in range(10)])
     test = write(folder / "test.jsonl", [{"context": f"p{n}", "target": "t"} for n in (3, 4, 99)])
