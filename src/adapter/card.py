@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.schema import Config
-from ..data.datasets import from_hub
+from ..data.sources import from_hub
 from ..files.credentials import redact
 from ..files.durable import write_atomically
 from ..files.text import clean

@@ -13,7 +13,7 @@ from typing import Any
 from ..command import cli, words
 from ..command.words import Key
 from ..config.schema import Config, EvalConfig
-from ..data import datasets
+from ..data import datasets, sources
 from ..files.durable import dump_json, seal_text, write_atomically
 from ..files.errors import ConfigError
 from ..files.terminal import quiet_libraries, spinner
@@ -59,6 +59,8 @@ def run(arguments: list[str]) -> None:
     if not about_data and source.record is None:
         raise ConfigError("dataset: an adapter's folder does not say what it was trained on; dataset=NAME chooses one")
     config = cli.compose(about_data) if about_data else source.config
+    if about_data:
+        sources.refuse_idle(config.dataset)
     splits = datasets.load_test(config.dataset) if about_data else adapted.own_splits(source, "it is scored")
     limit = values.get("examples", None if about_data else config.eval.test_examples)
     if not (examples := splits.test[:limit]):

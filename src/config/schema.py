@@ -76,14 +76,19 @@ class DatasetConfig:
     train_split: str = "train"
     val_split: str | None = None
     test_split: str | None = None
-    prompt_column: str = "prompt"
+    prompt_column: str = "prompt"  # short for columns={prompt: ...}
     target_column: str = "target"
+    columns: Any = None  # {key that the format reads: the name that these rows have for it}
+    ignore_columns: list[str] | None = None  # keys of the rows that are left unread on purpose
     labels: list[str] | None = None  # a label task: macro-F1 and parse failures are reported; answer=label alone collects them
     chat_template: bool = False
     turns: str = "last"  # of a chat, the assistant's turns that carry loss: last | all
     max_length: int = 512
     val_share: float = 0.05
     test_share: float = 0.1
+    leaks: str = (
+        "near"  # training rows left out whose question is held out: near (but for case, space, Unicode form) | exact | off
+    )
     train_examples: int | None = None
 
 

@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dataset.format": ("pairs", "gsm8k", "commonsense", "banking77", "e2e"),
     "dataset.turns": ("last", "all"),
     "dataset.answer": ("text", "label", "number", "choice", "tags", "overlap", "bleu"),
+    "dataset.leaks": ("near", "exact", "off"),
     "train.schedule": ("linear", "cosine", "constant"),
     "train.optimizer": ("adamw", "adamw_bnb_8bit", "paged_adamw_8bit"),
     "tracking.mode": ("offline", "online", "disabled"),
@@ -101,6 +102,7 @@ def resolve(node: DictConfig) -> Config:
         raise ConfigError("variant.name: is derived from the other fields of variant; leave it out")
     config.lora.target_modules = _target_modules(config.lora.target_modules)
     config.variant.name = variant_name(config.variant)
+    config.dataset.columns = config.dataset.columns or None  # an empty map is none: the same run
     check(config)
     return config
 
@@ -185,14 +187,25 @@ def check(config: Config) -> None:
 
 def _check_dataset(dataset: DatasetConfig) -> None:
     # OmegaConf lets a list into a list of texts.
-    for key, example in (("labels", "[yes,no]"), *((f"{split}_files", "[a.jsonl]") for split in ("train", "val", "test"))):
+    files = ((f"{split}_files", "[a.jsonl]") for split in ("train", "val", "test"))
+    for key, example in (("labels", "[yes,no]"), ("ignore_columns", "[id,meta]"), *files):
         value = getattr(dataset, key)
         if not all(isinstance(text, str) and text.strip() for text in value or []):
             raise ConfigError(f"dataset.{key}={value}: needs a list of texts such as {example}")
+    columns = dataset.columns
+    if columns is not None and not _are_named_texts(columns):
+        raise ConfigError(f"dataset.columns={columns}: needs names of columns, such as {{prompt: question,target: answer}}")
+    for key in ("prompt", "target"):
+        if key in (columns or {}) and getattr(dataset, f"{key}_column") != key:
+            raise ConfigError(f"dataset.{key}_column: dataset.columns names the {key} too; leave out one of them")
     if dataset.labels and dataset.answer not in ("text", "label"):
         raise ConfigError(f"dataset.labels: belong to dataset.answer=label, not to {dataset.answer}")
     if dataset.answer == "choice" and dataset.format != "commonsense":
         raise ConfigError(f"dataset.answer=choice: rows of dataset.format={dataset.format} name no choices; commonsense does")
+
+
+def _are_named_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) and text.strip() for pair in value.items() for text in pair)
 
 
 def _check_shape(shape: Shape, weights: str) -> None:

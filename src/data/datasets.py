@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config.schema import DatasetConfig
 from ..files.errors import ConfigError
-from . import inputs, rows
+from . import hub, inputs, leaks, rows, sources
 from .cldr_names import cldr_rows
-from .formats import FORMATS, POOLED, Messages, normalized
+from .columns import Reader, column_map
+from .formats import POOLED, Messages, ParsedRow
+from .sources import from_hub
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Splits:
     train: list[Example]
     val: list[Example]
     test: list[Example]
-    left_out: int = 0  # training rows left out because their prompt is in validation or test as well
+    left_out: int = 0  # rows left out because their question is in a split that is held out from them as well
+    leaking: int = 0  # training rows kept although their question, but for its spelling, is in validation or test
     repeated: int = 0  # test examples whose prompt occurs earlier in the test split; they stay in it
     labels: tuple[str, ...] = ()  # of a label task: dataset.labels, or else all targets
 
@@ -49,25 +52,28 @@ class Splits:
         return digest.hexdigest()
 
 
-def load(dataset: DatasetConfig) -> Splits:
-    """Read the dataset and split it.
+def load(dataset: DatasetConfig, is_part: bool = False) -> Splits:
+    """Read the dataset and split it. ``is_part``: not all of its files are read, so a column may be in none of them.
 
     Raises:
         ConfigError: a file is missing, empty or malformed; the message names the file and the line.
     """
+    reader = Reader(dataset)
     if dataset.source == "cldr_names":
         splits = _split(dataset, list(cldr_rows_as_examples()))
     elif from_hub(dataset):
-        splits = _load_hub(dataset)
+        splits = _load_hub(dataset, reader)
     else:
-        splits = _load_files(dataset)
+        splits = _load_files(dataset, reader)
+    if not is_part and dataset.ignore_columns not in sources.written(dataset, "ignore_columns"):
+        reader.refuse_unknown()
     labels: Sequence[str] = dataset.labels or []
     if dataset.answer == "label" and not labels:
         labels = sorted({example.target.strip() for example in [*splits.train, *splits.val, *splits.test]})
     train = splits.train
     if dataset.train_examples is not None:
         train = sorted(train, key=lambda example: share_of(example.id))[: dataset.train_examples]
-    repeated = len(splits.test) - len({_question(dataset, example) for example in splits.test})
+    repeated = len(splits.test) - len({_question(dataset, example, dataset.leaks) for example in splits.test})
     return replace(splits, train=train, repeated=repeated, labels=tuple(labels))
 
 
@@ -80,34 +86,31 @@ def load_test(dataset: DatasetConfig) -> Splits:
     whole: dict[str, Any] = {"val_share": 0.0, "test_share": 1.0, "train_examples": None}
     files: dict[str, Any] = {"train_files": None, "val_files": None, "test_files": None, "val_path": None, "test_path": None}
     if dataset.test_path:
-        splits = load(replace(dataset, path=dataset.test_path, **whole, **files))
+        splits = load(replace(dataset, path=dataset.test_path, **whole, **files), is_part=True)
         if dataset.source != "task":  # the user's own rows are tested in the order of the file, so that the first n stay the same
             splits.test.sort(key=lambda example: int(example.id.rpartition(":")[2]))
         return splits
     if from_hub(dataset) and dataset.test_split:
-        return load(replace(dataset, train_split=dataset.test_split, val_split=None, test_split=None, **whole))
+        return load(replace(dataset, train_split=dataset.test_split, val_split=None, test_split=None, **whole), is_part=True)
     if dataset.path and dataset.test_files and rows.holds_files(dataset.path):
-        return load(replace(dataset, **whole, **files | {"train_files": dataset.test_files}))
+        return load(replace(dataset, **whole, **files | {"train_files": dataset.test_files}), is_part=True)
     return load(dataset)
-
-
-def from_hub(dataset: DatasetConfig) -> bool:
-    """Tell whether the rows come from the Hugging Face hub."""
-    return dataset.source == "hub" or (dataset.source == "task" and not dataset.path and dataset.id is not None)
 
 
 def refuse_impossible(dataset: DatasetConfig, batch_size: int) -> Splits | None:
     """Read the splits if that needs no network, else return None. Raises ConfigError where they cannot train or score."""
+    sources.refuse_idle(dataset)
     if from_hub(dataset):
+        column_map(dataset)
         if not dataset.id:
             raise ConfigError("dataset.id: dataset=hub needs the id of a Hugging Face dataset, dataset.id=OWNER/NAME")
         return None
     splits = load(dataset)
+    refuse_empty(splits, dataset)
     where = f"dataset={dataset.name or dataset.source}"
     if len(splits.train) < batch_size:
         why = f" ({splits.left_out} more have prompts of the other splits)" if splits.left_out else ""
         raise ConfigError(f"train.batch_size={batch_size}: {where} has only {len(splits.train)} training examples{why}")
-    refuse_empty(splits, dataset)
     if dataset.labels:
         known = {label.strip().casefold() for label in dataset.labels}
         # Several named tasks may share one training file, each with its own labels.
@@ -118,13 +121,44 @@ def refuse_impossible(dataset: DatasetConfig, batch_size: int) -> Splits | None:
 
 
 def refuse_empty(splits: Splits, dataset: DatasetConfig) -> None:
-    """Raise ConfigError where the validation or the test split is empty."""
-    for name, split in (("validation", splits.val), ("test", splits.test)):
-        if not split:
-            raise ConfigError(
-                f"dataset={dataset.name or dataset.source}: no {name} examples are left; raise dataset.val_share and"
-                " dataset.test_share or add rows"
-            )
+    """Raise ConfigError where a split is empty; the line says which shares would leave none empty, if there are any."""
+    empty = [name for name in ("train", "val", "test") if not getattr(splits, name)]
+    if not empty:
+        return
+    words = {"train": "training", "val": "validation", "test": "test"}
+    total = len(splits.train) + len(splits.val) + len(splits.test)
+    why = f", as {splits.left_out} more ask questions of the other splits" if splits.left_out else ""
+    helps = _shares_that_help(splits, dataset)
+    remedy = f"{helps} leaves some in each, or add rows" if helps else "add rows"
+    raise ConfigError(
+        f"dataset={dataset.name or dataset.source}: no {' and no '.join(words[name] for name in empty)} examples are left of"
+        f" {total}{why}; {remedy}"
+    )
+
+
+def _shares_that_help(splits: Splits, dataset: DatasetConfig) -> str:
+    """Find the smallest shares, at least those of the config, that leave no split empty; an empty text where none do."""
+    shares = sorted({share_of(example.group) for split in (splits.train, splits.val, splits.test) for example in split})
+    test_share, val_share = dataset.test_share, dataset.val_share
+    if not splits.test and shares:
+        test_share = max(test_share, _above(shares[0]))
+    if beyond := [share for share in shares if share >= test_share]:
+        val_share = max(val_share, _above(beyond[0] - test_share))
+    larger = replace(dataset, test_share=test_share, val_share=val_share)
+    changed = {
+        key: share for key, share in (("test", test_share), ("val", val_share)) if share != getattr(dataset, f"{key}_share")
+    }
+    if not changed or test_share + val_share >= 1:
+        return ""
+    tried = load(larger, is_part=True)
+    if not (tried.train and tried.val and tried.test):
+        return ""
+    return " ".join(f"dataset.{key}_share={share:g}" for key, share in changed.items())
+
+
+def _above(share: float) -> float:
+    """Round up to a share of four digits that is larger."""
+    return (int(share * 10_000) + 1) / 10_000
 
 
 def cldr_rows_as_examples() -> Iterator[Example]:
@@ -138,37 +172,54 @@ def share_of(group: str) -> float:
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
 
 
-def _question(dataset: DatasetConfig, example: Example) -> str:
-    """Make the key that two examples of one question share: the group; for pairs, the prompt without case and white space."""
-    prompt = example.prompt
-    if dataset.format != "pairs":
-        return example.group
-    return normalized(prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False))
+def _question(dataset: DatasetConfig, example: Example, mode: str) -> str:
+    """Make the key that two examples of one question share; ``mode`` is a value of dataset.leaks."""
+    if dataset.format == "pairs":
+        return leaks.same_question(example.prompt or example.target, mode)
+    return example.group if mode == "exact" else leaks.spelled(example.group)
 
 
 def _split(
     dataset: DatasetConfig, rows: list[Example], val: list[Example] | None = None, test: list[Example] | None = None
 ) -> Splits:
-    """Split ``rows`` by group where ``val`` or ``test`` is None; leave out training questions of the other splits."""
-    test_questions = {_question(dataset, example) for example in test or []}
-    val_rows = val or []
-    if dataset.source == "task":  # the user's own validation file is used as it is
-        val_rows = [example for example in val_rows if _question(dataset, example) not in test_questions]
-    held_out = test_questions | {_question(dataset, example) for example in val_rows}
-    fresh = [example for example in rows if _question(dataset, example) not in held_out] if held_out else rows
+    """Split ``rows`` by group where ``val`` or ``test`` is None; leave out rows whose question is held out from their split."""
     test_below = 0.0 if test is not None else dataset.test_share
     val_below = test_below + (0.0 if val is not None else dataset.val_share)
-    parts: dict[str, list[Example]] = {"train": [], "val": val_rows, "test": test or []}
-    for example in fresh:
+    parts: dict[str, list[Example]] = {"train": [], "val": val or [], "test": test or []}
+    for example in rows:
         share = share_of(example.group)
         parts["test" if share < test_below else "val" if share < val_below else "train"].append(example)
+
+    def questions(name: str, mode: str) -> set[str]:
+        return {_question(dataset, example, mode) for example in parts[name]}
+
+    def leave_out(name: str, held_out: set[str]) -> int:
+        kept = [example for example in parts[name] if _question(dataset, example, dataset.leaks) not in held_out]
+        parts[name], before = kept, len(parts[name])
+        return before - len(kept)
+
+    left_out = 0
+    if dataset.leaks != "off":
+        # A user's own validation and test files stay as they are; rows that we split give way to them.
+        if test is None and val is not None:
+            left_out += leave_out("test", questions("val", dataset.leaks))
+        elif val is None:
+            left_out += leave_out("val", questions("test", dataset.leaks))
+    if val is not None and dataset.source == "task" and test is not None:
+        leave_out("val", questions("test", dataset.leaks))
+    if dataset.leaks != "off":
+        left_out += leave_out("train", questions("test", dataset.leaks) | questions("val", dataset.leaks))
+    leaking = 0
+    if dataset.leaks != "near":
+        held_out = questions("test", "near") | questions("val", "near")
+        leaking = sum(_question(dataset, example, "near") in held_out for example in parts["train"])
     for name, in_file in (("val", val), ("test", test)):
         if dataset.format in POOLED:
             parts[name] = _pooled(parts[name])
         # Held-out rows are read in the order of their hash, so that the first n of them are a fair sample.
         if in_file is None or dataset.source == "task":
             parts[name].sort(key=lambda example: share_of(example.id))
-    return Splits(parts["train"], parts["val"], parts["test"], left_out=len(rows) - len(fresh))
+    return Splits(parts["train"], parts["val"], parts["test"], left_out=left_out, leaking=leaking)
 
 
 def _pooled(examples: list[Example]) -> list[Example]:
@@ -179,7 +230,7 @@ def _pooled(examples: list[Example]) -> list[Example]:
     return [replace(group[0], references=tuple(example.target for example in group)) for group in groups.values()]
 
 
-def _load_files(dataset: DatasetConfig) -> Splits:
+def _load_files(dataset: DatasetConfig, reader: Reader) -> Splits:
     path, name = dataset.path, dataset.name or dataset.source
     named = {split: getattr(dataset, f"{split}_files") or [] for split in ("train", "val", "test")}
     origin = f", from {dataset.files_from}" if dataset.files_from else ""
@@ -197,49 +248,32 @@ def _load_files(dataset: DatasetConfig) -> Splits:
     for split, own_path in (("val", dataset.val_path), ("test", dataset.test_path)):
         if own_path:
             files[split] = [rows.open_file(own_path, f"dataset.{split}_path")]
-    examples = {split: None if opened is None else _examples(dataset, opened) for split, opened in files.items()}
+    examples = {
+        split: None if opened is None else [
+            example for file in opened for example in _examples(dataset, reader, rows.rows(file), file.name)
+        ]
+        for split, opened in files.items()
+    }  # fmt: skip
     return _split(dataset, examples["train"] or [], examples["val"], examples["test"])
 
 
-def _examples(dataset: DatasetConfig, files: list[rows.File]) -> list[Example]:
-    """Parse the rows of files. Pairs of the user's own are grouped by their exact prompt, which decides their split."""
-    exact = dataset.source == "jsonl" and dataset.format == "pairs"
-    examples = []
-    for file in files:
-        for number, where, value in rows.rows(file):
-            row = FORMATS[dataset.format](value, where)
-            group = json.dumps(row.prompt) if exact else row.question
-            examples.append(Example(f"{file.name}:{number}", row.prompt, row.target, group, row.choices))
-    return examples
+def _examples(dataset: DatasetConfig, reader: Reader, numbered: Iterable[rows.Row], file: str) -> Iterator[Example]:
+    for number, where, value in numbered:
+        row = reader.read(value, where)
+        yield Example(f"{file}:{number}", row.prompt, row.target, _group(dataset, row), row.choices, tools=row.tools)
 
 
-def _load_hub(dataset: DatasetConfig) -> Splits:
-    import datasets
+def _group(dataset: DatasetConfig, row: ParsedRow) -> str:
+    """Name the group of a row, which decides its split: the question, or the exact prompt of the user's own pairs."""
+    if dataset.format != "pairs" or dataset.source == "task":
+        return row.question
+    asked = row.prompt or row.target  # of a text without a prompt, the text
+    return asked if dataset.source == "hub" and isinstance(asked, str) else json.dumps(asked)
 
+
+def _load_hub(dataset: DatasetConfig, reader: Reader) -> Splits:
     def examples(split: str) -> list[Example]:
-        table = datasets.load_dataset(dataset.id, dataset.subset, split=split, revision=dataset.revision)
-        if dataset.format != "pairs":
-            where = f"dataset.id={dataset.id}: {split}, row"
-            parsed = [FORMATS[dataset.format](row, f"{where} {number}") for number, row in enumerate(table)]
-            return [
-                Example(f"{split}:{number}", row.prompt, row.target, row.question, row.choices)
-                for number, row in enumerate(parsed)
-            ]
-        missing = {dataset.prompt_column, dataset.target_column} - set(table.column_names)
-        if missing:
-            raise ConfigError(
-                f"dataset.prompt_column, dataset.target_column: {dataset.id} has no column {', '.join(sorted(missing))}; "
-                f"it has {', '.join(table.column_names)}"
-            )
-        pairs = []
-        names = getattr(table.features[dataset.target_column], "int2str", str)  # a ClassLabel column holds numbers
-        for number, row in enumerate(table):
-            prompt, value = row[dataset.prompt_column], row[dataset.target_column]
-            target = value if isinstance(value, str) else "" if value is None else names(value)
-            if not isinstance(prompt, str) or not target.strip():
-                raise ConfigError(f"dataset.id={dataset.id}: row {number} of {split} has no prompt text or no target")
-            pairs.append(Example(f"{split}:{number}", prompt, target, prompt))
-        return pairs
+        return list(_examples(dataset, reader, hub.rows(dataset, split), split))
 
     val = examples(dataset.val_split) if dataset.val_split else None
     test = examples(dataset.test_split) if dataset.test_split else None

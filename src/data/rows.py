@@ -1,4 +1,4 @@
-"""Read rows of JSONL, a JSON list or CSV, from a file, a folder or a .zip; a malformed row is refused with its place."""
+"""Read rows of JSONL, a JSON list, CSV, TSV or Parquet, from a file, a folder or a .zip; a bad row is refused with its place."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..files.errors import ConfigError
 from . import inputs
 
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LFS = b"version https://git-lfs.github.com/spec/v1"
 
 
@@ -65,7 +66,7 @@ def places(name: str) -> list[str]:
 
 
 def rows(file: File) -> Iterator[Row]:
-    """Yield the rows of a file in the format of its name: .csv, .json where it holds a list, else JSONL.
+    """Yield the rows of a file in the format of its name: .csv, .tsv, .parquet, .json where it holds a list, else JSONL.
 
     Raises:
         ConfigError: the file is malformed or has no row.
@@ -74,8 +75,10 @@ def rows(file: File) -> Iterator[Row]:
         raise ConfigError(f"{file.key}: {file.path}: stands for a file that Git LFS keeps; 'git lfs pull' brings it")
     suffix = Path(file.name).suffix.casefold()
     parsed = None
-    if suffix == ".csv":
-        parsed = _csv(file)
+    if suffix in DELIMITERS:
+        parsed = _csv(file, DELIMITERS[suffix])
+    elif suffix == ".parquet":
+        parsed = _parquet(file)
     elif suffix == ".json" and file.contents.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
         parsed = _json(file)
     empty = True
@@ -102,7 +105,7 @@ def _json(file: File) -> Iterator[Row]:
 def _decoded(raw: bytes, where: str, part: str, first: bool) -> Any:
     """Parse JSON and check that its texts are valid Unicode; ``first``: a byte order mark may precede it."""
     try:
-        value = json.loads(raw.decode("utf-8-sig" if first else "utf-8"))
+        value = json.loads(raw.decode("utf-8-sig" if first else "utf-8"), object_pairs_hook=_object)
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ConfigError(f"{where}: has half of a surrogate pair (\\ud800 to \\udfff), which is no text") from error
@@ -110,13 +113,57 @@ def _decoded(raw: bytes, where: str, part: str, first: bool) -> Any:
         raise ConfigError(f"{where}: not UTF-8 (byte {error.start + 1} {part})") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}: not JSON ({error.msg}, character {error.pos + 1} {part})") from error
+    except _NamedTwice as error:
+        raise ConfigError(f"{where}: has the key {str(error)!r} twice, and only one can be read") from error
     except (ValueError, RecursionError) as error:  # Python's own errors, for 5,000 digits or 1,000 brackets
         raise ConfigError(f"{where}: not JSON ({error})") from error
     return value
 
 
-def _csv(file: File) -> Iterator[Row]:
-    """Yield rows as dicts; the first row names the columns."""
+class _NamedTwice(Exception):
+    """An object of JSON names a key twice; JSON's reader would keep the last value."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _NamedTwice(next(key for key in keys if keys.count(key) > 1)[:60])
+    return value
+
+
+def without_nulls(value: Any) -> Any:
+    """Leave out the empty keys of nested objects: a table's column has the same keys in every row, whoever gave them."""
+    if isinstance(value, dict):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def _parquet(file: File) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    where = f"{file.key}: {file.path}"
+    try:
+        table = parquet.read_table(pyarrow.BufferReader(file.contents))
+        _refuse_doubles(table.column_names, where)
+        values = table.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError, OverflowError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where}: not Parquet ({' '.join(str(error).split())[:200]})") from error
+    for number, value in enumerate(values, start=1):
+        yield Row(number, f"{where}, row {number}", {key: without_nulls(part) for key, part in value.items()})
+
+
+def _refuse_doubles(columns: list[str], where: str) -> None:
+    for name in columns:
+        if columns.count(name) > 1:
+            raise ConfigError(f"{where}: has the column {name[:60]!r} twice, and only one can be read")
+
+
+def _csv(file: File, delimiter: str) -> Iterator[Row]:
+    """Yield rows as dicts; the first row names the columns. An empty cell is None, as a text in it cannot be told from none."""
     where = f"{file.key}: {file.path}"
     try:
         text = file.contents.decode("utf-8-sig")
@@ -125,16 +172,21 @@ def _csv(file: File) -> Iterator[Row]:
     names: list[str] | None = None
     number = 0
     try:
-        for cells in csv.reader(io.StringIO(text, newline=""), strict=True):
+        for cells in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
             if not cells:
                 continue
+            if delimiter == "\t" and any("\n" in cell or "\r" in cell for cell in cells):
+                place = f"row {number + 1}" if names else "the first line"
+                raise ConfigError(f"{where}, {place}: a quotation mark opens a cell that goes on in the next, which TSV has not")
             if names is None:
                 names = cells
+                _refuse_doubles(names, where)
                 continue
             number += 1
             here = f"{where}, row {number}"
             if len(cells) != len(names):
                 raise ConfigError(f"{here}: has {len(cells)} cells where the first line names {len(names)}")
-            yield Row(number, here, dict(zip(names, cells, strict=True)))
+            yield Row(number, here, {name: cell or None for name, cell in zip(names, cells, strict=True)})
     except csv.Error as error:
-        raise ConfigError(f"{where}, row {number + 1}: not CSV ({error})") from error
+        kind, why = "CSV" if delimiter == "," else "TSV", str(error).replace("'\t'", "a tab")
+        raise ConfigError(f"{where}, row {number + 1}: not {kind} ({why})") from error

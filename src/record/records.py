@@ -61,6 +61,7 @@ LATER = (
     "forgetting",
     *("dataset.version", "dataset.format", "dataset.answer", "dataset.turns"),
     *("dataset.train_files", "dataset.val_files", "dataset.test_files"),
+    *("dataset.columns", "dataset.ignore_columns", "dataset.leaks"),
     *("train.optimizer", "train.warmup_steps"),
     *(f"variant.{axis}" for axis in point.LATER),
 )

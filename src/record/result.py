@@ -26,6 +26,7 @@ MEASURED = (
     "checkpoint_seconds",
     "rows_cut",
     "rows_left_out",
+    "rows_leaking",
     "test_rows_repeated",
     "target_end",
     "prose",

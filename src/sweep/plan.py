@@ -106,6 +106,12 @@ def refuse(jobs: Sequence[Job]) -> None:
     if _has_tokenizer(config.model):
         random = config.model.weights == "random"
         renderable.refuse_unrenderable(splits, None if random else models.location(config.model), config.dataset)
+    if splits.leaking:
+        print(
+            f"note: {splits.leaking} training rows ask questions of validation or test, as dataset.leaks={config.dataset.leaks}"
+            " lets them",
+            file=sys.stderr,
+        )
     now = splits.fingerprint()
     for job in jobs:
         _refuse_other_contents(job, "dataset", "data_fingerprint", now)

@@ -106,6 +106,7 @@ class Session:
             "speed": engine.speed_layers,
             "steps": engine.steps,
             "rows_left_out": rows.splits.left_out,
+            "rows_leaking": rows.splits.leaking,
             "test_rows_repeated": rows.splits.repeated,
             "rows_cut": rows.cut,
             "target_end": rows.target_end,

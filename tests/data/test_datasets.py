@@ -9,8 +9,8 @@ import pytest
 
 from src.config.schema import DatasetConfig
 from src.data.cldr_names import LANGUAGES
+from src.data.columns import Reader
 from src.data.datasets import Example, Splits, load, refuse_impossible
-from src.data.formats import pairs
 from src.files.errors import ConfigError
 
 CLDR = DatasetConfig(name="cldr_names", source="cldr_names")
@@ -78,7 +78,7 @@ def test_the_fingerprint_sees_every_change() -> None:
     ("row", "expected"),
     [
         ({"context": "c", "target": "t"}, ("c", "t")),
-        ({"prompt": "p", "completion": "c", "other": 1}, ("p", "c")),
+        ({"prompt": "p", "completion": "c"}, ("p", "c")),
         (
             {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
             ([{"role": "user", "content": "q"}], "a"),
@@ -86,7 +86,7 @@ def test_the_fingerprint_sees_every_change() -> None:
     ],
 )
 def test_rows(row: object, expected: object) -> None:
-    read = pairs(row, "here")
+    read = Reader(DatasetConfig()).read(row, "here")
     assert (read.prompt, read.target) == expected
 
 
@@ -99,7 +99,7 @@ def test_rows(row: object, expected: object) -> None:
         (b'{"context": "a", "target": "b"}\n\xff\xfe\n', "line 2: not UTF-8"),
         (b'{"context": "a", "target": "b"}\n{"context"\n', "line 2: not JSON"),
         (b"[1, 2]\n", "line 1: needs an object"),
-        (b'{"text": "a"}\n', "line 1: needs the keys"),
+        (b'{"body": "a"}\n', "line 1: needs the keys"),
         (b'{"messages": [{"role": "user", "content": "a"}]}\n', "line 1: no target"),
         (b'{"messages": "a"}\n', "line 1: 'messages' needs a list"),
         (b'{"context": "\\ud800", "target": "b"}\n', "line 1: has half of a surrogate pair"),
@@ -127,6 +127,44 @@ def test_a_missing_file_and_too_few_rows(folder: Path, rows: Path) -> None:
     two = write(folder / "two.jsonl", [{"context": "a", "target": "b"}, {"context": "c", "target": "d"}])
     with pytest.raises(ConfigError, match="examples are left"):
         refuse_impossible(jsonl(two), 1)
+
+
+def texts(count: int) -> list[dict[str, object]]:
+    return [{"prompt": f"p{n}", "completion": "c"} for n in range(count)]
+
+
+@pytest.mark.parametrize("count", range(3, 12))
+def test_few_rows_are_told_the_smallest_shares_that_leave_no_split_empty(folder: Path, count: int) -> None:
+    dataset = jsonl(write(folder / "few.jsonl", texts(count)), val_share=0.01, test_share=0.01)
+    with pytest.raises(ConfigError) as caught:
+        refuse_impossible(dataset, 1)
+    message = str(caught.value)
+    start = f"dataset=jsonl: no validation and no test examples are left of {count}; "
+    assert message.startswith(start) and message.endswith(" leaves some in each, or add rows")
+    words = message.removeprefix(start).removesuffix(" leaves some in each, or add rows").split()
+    shares = {word.partition("=")[0].removeprefix("dataset."): float(word.partition("=")[2]) for word in words}
+    splits = refuse_impossible(jsonl(folder / "few.jsonl", **shares), 1)
+    assert splits is not None and splits.train and splits.val and splits.test
+    with pytest.raises(ConfigError, match="no test examples are left"):
+        refuse_impossible(jsonl(folder / "few.jsonl", **shares | {"test_share": shares["test_share"] - 0.0001}), 1)
+    with pytest.raises(ConfigError, match="no validation examples are left"):
+        refuse_impossible(jsonl(folder / "few.jsonl", **shares | {"val_share": shares["val_share"] - 0.0001}), 1)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_so_few_rows_that_no_share_helps_are_told_to_add_some(folder: Path, count: int) -> None:
+    path = write(folder / "few.jsonl", texts(count))
+    with pytest.raises(ConfigError, match=rf"^dataset=jsonl: no .* examples are left of {count}; add rows$"):
+        refuse_impossible(jsonl(path), 1)
+
+
+def test_no_training_row_is_left_where_all_stand_in_the_test(folder: Path) -> None:
+    path = write(folder / "a.jsonl", texts(9))
+    says = (
+        r"^dataset=jsonl: no training and no validation examples are left of 9, as 9 more ask questions of the other splits; add"
+    )
+    with pytest.raises(ConfigError, match=says):
+        refuse_impossible(jsonl(path, test_path=str(path)), 1)
 
 
 def test_training_rows_that_stand_in_a_given_test_file_are_left_out_and_counted(folder: Path) -> None:
@@ -175,7 +213,12 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     labeled = table.add_column("label", [0, 1] * 25).cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: labeled)
     config.target_column, config.test_split = "label", None
+    with pytest.raises(ConfigError, match=r"dataset\.id=a/b: train, row 0: has keys that are not read: answer; name them in"):
+        load(config)
+    config.ignore_columns = ["answer"]
     assert {e.target for e in load(config).train} == {"no", "yes"}
     config.prompt_column = "nosuch"
-    with pytest.raises(ConfigError, match="has no column nosuch; it has question, answer"):
+    with pytest.raises(
+        ConfigError, match=r"no column nosuch, which dataset\.prompt_column names; it has question, answer, label"
+    ):
         load(config)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import pytest
 
+from src.config.schema import DatasetConfig
 from src.config.values import CHOICES
-from src.data.formats import FORMATS, ParsedRow, banking77, commonsense, e2e, gsm8k, normalized, pairs, wording
+from src.data.columns import FORMATS, Reader
+from src.data.formats import ParsedRow, gsm8k, normalized, wording
 from src.files.errors import ConfigError
 
 ARC = (
     "Please choose the correct answer to the question: What is hot?\n\nAnswer1: ice Answer2: fire Answer3: snow\n\n"
     "Answer format: answer1/answer2/answer3"
 )
+
+
+def read(name: str, row: object, where: str = "") -> ParsedRow:
+    return Reader(DatasetConfig(format=name)).read(row, where)
+
+
 BOOLQ = "Please answer the following question with true or false, question: is it so?\n\nAnswer format: true/false"
 
 
@@ -23,9 +31,9 @@ def test_what_makes_two_rows_the_same_question() -> None:
     assert normalized(" Is  It\tSO\n") == "is it so"
     assert wording("Is it-so?") == wording("is it  so") != wording("is it not so")
     assert wording("?!") == "?!"  # nothing but signs is still something
-    assert pairs({"context": "3+4", "target": "7"}, "").question != pairs({"context": "3-4", "target": "7"}, "").question
+    assert read("pairs", {"context": "3+4", "target": "7"}).question != read("pairs", {"context": "3-4", "target": "7"}).question
     chats = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "a"}]} for text in ("É", "é")]
-    assert pairs(chats[0], "").question == pairs(chats[1], "").question
+    assert read("pairs", chats[0]).question == read("pairs", chats[1]).question
 
 
 def test_gsm8k_keeps_the_worked_answer() -> None:
@@ -35,15 +43,15 @@ def test_gsm8k_keeps_the_worked_answer() -> None:
 
 def test_the_commonsense_prompt_is_that_of_llm_adapters() -> None:
     """The white space of the function generate_prompt in LLM-Adapters' finetune.py, which DoRA's repeats."""
-    read = commonsense({"instruction": ARC, "input": "", "output": "the correct answer is answer2", "answer": "answer2"}, "")
+    long = read("commonsense", {"instruction": ARC, "input": "", "output": "the correct answer is answer2", "answer": "answer2"})
     pad = " " * 16
-    assert read.prompt == (
+    assert long.prompt == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n\n"
         f"{pad}### Instruction:\n{pad}{ARC}\n\n{pad}### Response:\n{pad}"
     )
-    assert read.target == "the correct answer is answer2"
-    assert read.choices == tuple(f"the correct answer is answer{n}" for n in (1, 2, 3))
-    with_input = commonsense({"instruction": ARC, "input": "Hint.", "output": "the correct answer is answer2"}, "").prompt
+    assert long.target == "the correct answer is answer2"
+    assert long.choices == tuple(f"the correct answer is answer{n}" for n in (1, 2, 3))
+    with_input = read("commonsense", {"instruction": ARC, "input": "Hint.", "output": "the correct answer is answer2"}).prompt
     assert with_input == (
         "Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
         f"that appropriately completes the request.\n\n{pad}### Instruction:\n{pad}{ARC}\n\n{pad}### Input:\n{pad}Hint.\n\n"
@@ -53,23 +61,23 @@ def test_the_commonsense_prompt_is_that_of_llm_adapters() -> None:
 
 def test_rows_of_the_hub_become_the_same_examples() -> None:
     options = {"text": ["ice", "fire", "snow"], "label": ["A", "B", "C"]}
-    local = commonsense({"instruction": ARC, "output": "the correct answer is answer2"}, "")
-    assert commonsense({"id": "1", "question": "What is hot?", "choices": options, "answerKey": "B"}, "") == local
-    assert commonsense({"question_stem": "What is hot?", "choices": options, "answerKey": "B"}, "") == local
+    local = read("commonsense", {"instruction": ARC, "output": "the correct answer is answer2"})
+    assert read("commonsense", {"id": "1", "question": "What is hot?", "choices": options, "answerKey": "B"}) == local
+    assert read("commonsense", {"question_stem": "What is hot?", "choices": options, "answerKey": "B"}) == local
     numbered = options | {"label": ["1", "2", "3"]}
-    assert commonsense({"question": "What is hot?", "choices": numbered, "answerKey": "2"}, "") == local
-    true = commonsense({"instruction": BOOLQ, "output": "the correct answer is true"}, "")
-    assert commonsense({"question": "is it so", "answer": True, "passage": "..."}, "") == true
+    assert read("commonsense", {"question": "What is hot?", "choices": numbered, "answerKey": "2"}) == local
+    true = read("commonsense", {"instruction": BOOLQ, "output": "the correct answer is true"})
+    assert read("commonsense", {"question": "is it so", "answer": True, "passage": "..."}) == true
     assert true.choices == ("the correct answer is true", "the correct answer is false")
-    assert banking77({"text": "t", "label": 3, "label_text": "a"}, "") == banking77({"text": "t", "category": "a"}, "")
-    assert e2e({"meaning_representation": "m", "human_reference": "r"}, "") == e2e({"mr": "m", "ref": "r"}, "")
+    assert read("banking77", {"text": "t", "label": 3, "label_text": "a"}) == read("banking77", {"text": "t", "category": "a"})
+    assert read("e2e", {"meaning_representation": "m", "human_reference": "r"}) == read("e2e", {"mr": "m", "ref": "r"})
 
 
 def test_banking77_and_e2e() -> None:
-    assert banking77({"text": "Lost my card?", "category": "lost"}, "") == ParsedRow(
+    assert read("banking77", {"text": "Lost my card?", "category": "lost"}) == ParsedRow(
         "Query: Lost my card?\nIntent:\n", "lost", "lostmycard"
     )
-    assert e2e({"mr": "name[X],  food[Y]", "ref": "X has Y."}, "") == ParsedRow(
+    assert read("e2e", {"mr": "name[X],  food[Y]", "ref": "X has Y."}) == ParsedRow(
         "Data: name[X],  food[Y]\nText:\n", "X has Y.", "name[x], food[y]"
     )
 
@@ -95,14 +103,17 @@ def test_banking77_and_e2e() -> None:
         ),
         ("commonsense", {"question": "q", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "B"}, "one of the labels"),
         ("commonsense", {"question": "q", "choices": {"text": 3, "label": ["A"]}, "answerKey": "A"}, "needs the lists"),
-        ("commonsense", {"question": "q"}, "'instruction' is none"),
+        ("commonsense", {"question": "q"}, "'answer' is none"),
         ("banking77", {"text": "t", "category": ""}, "'category' is none"),
-        ("banking77", {"text": "t", "label_text": None}, "'label_text' is none"),
+        ("banking77", {"text": "t", "label_text": 3}, "'label_text' is none"),
         ("e2e", {"mr": "m"}, "'ref' is none"),
-        ("e2e", {"meaning_representation": "m", "ref": "r"}, "'human_reference' is none"),
+        ("e2e", {"meaning_representation": "m"}, "'human_reference' is none"),
+        ("e2e", {"meaning_representation": "m", "human_reference": "r", "mr": "m"}, "has keys that are not read: mr"),
+        ("gsm8k", {"question": "q", "answer": "#### 4", "hint": "h"}, "has keys that are not read: hint"),
+        ("commonsense", {"question": "q", "answer": "yes"}, "'answer' needs true or false"),
     ],
 )
 def test_a_malformed_row_is_refused_with_its_place(name: str, row: object, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        FORMATS[name](row, "rows.csv, row 3")
+        read(name, row, "rows.csv, row 3")
     assert str(caught.value).startswith("rows.csv, row 3: ") and says in str(caught.value) and "\n" not in str(caught.value)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from src.config.schema import DatasetConfig
 from src.data import inputs, rows
-from src.data.formats import FORMATS
+from src.data.columns import FORMATS, Reader
 from src.files.errors import ConfigError
 
 KEY = "dataset.path"
@@ -33,7 +34,27 @@ def test_a_json_list_and_a_json_of_lines(folder: Path) -> None:
 def test_csv_by_the_names_of_its_first_row(folder: Path) -> None:
     path = folder / "a.csv"
     path.write_bytes('\ufefftext,category\r\n"one, ""two""\nthree",é\r\n\r\nx,\r\n'.encode())
-    assert [row.value for row in read(path)] == [{"text": 'one, "two"\nthree', "category": "é"}, {"text": "x", "category": ""}]
+    assert [row.value for row in read(path)] == [{"text": 'one, "two"\nthree', "category": "é"}, {"text": "x", "category": None}]
+
+
+def test_tsv_has_tabs_between_its_cells(folder: Path) -> None:
+    path = folder / "a.TSV"
+    path.write_bytes('\ufefftext\tcategory\r\none, two\t"a ""b"""\r\nx\t\r\n'.encode())
+    assert [row.value for row in read(path)] == [{"text": "one, two", "category": 'a "b"'}, {"text": "x", "category": None}]
+
+
+def test_parquet_is_read_with_its_lists_and_without_the_empty_keys_of_tables(folder: Path) -> None:
+    from datasets import Dataset
+
+    values = [{"a": "x", "m": [{"k": "v"}]}, {"a": None, "m": [{"l": 1}]}]
+    Dataset.from_list(values).to_parquet(str(folder / "a.parquet"))
+    assert [(row.number, row.value) for row in read(folder / "a.parquet")] == [(1, values[0]), (2, values[1])]
+    assert read(folder / "a.parquet")[1].where == f"{KEY}: {folder / 'a.parquet'}, row 2"
+    whole = (folder / "a.parquet").read_bytes()
+    for length in range(0, len(whole), 97):
+        (folder / "a.parquet").write_bytes(whole[:length])
+        with pytest.raises(ConfigError, match=r"a\.parquet: not Parquet \("):
+            read(folder / "a.parquet")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +68,14 @@ def test_csv_by_the_names_of_its_first_row(folder: Path) -> None:
         ("a.csv", b"", "the file is empty"),
         ("a.csv", b"a,b\n", "the file is empty"),
         ("a.csv", b"a,b\n1,2\n1,2,3\n", "row 2: has 3 cells where the first line names 2"),
+        ("a.csv", b"a,b,a\n1,2,3\n", "has the column 'a' twice, and only one can be read"),
+        ("a.tsv", b"a\tb\n1\t2\t3\n", "row 1: has 3 cells where the first line names 2"),
+        ("a.tsv", b'a\tb\n1\t"2\n3\t4"\n', "row 1: a quotation mark opens a cell that goes on in the next"),
+        ("a.tsv", b'a\tb\n1\t"2\n', "row 1: not TSV (unexpected end of data)"),
+        ("a.parquet", b"", "not Parquet ("),
+        ("a.parquet", b"PAR1 and so on PAR1", "not Parquet ("),
+        ("a.jsonl", b'{"prompt": "a", "prompt": "b", "target": "c"}\n', "line 1: has the key 'prompt' twice"),
+        ("a.json", b'[{"a": {"b": 1, "b": 2}}]', "has the key 'b' twice"),
         ("a.csv", b"a,b\n1\n", "row 1: has 1 cells"),
         ("a.csv", b'a,b\n1,"2\n', "row 1: not CSV"),
         ("a.csv", b'a,b\n1,2\n1,"2"3\n', "row 2: not CSV"),
@@ -127,7 +156,7 @@ ROWS = st.one_of(CELLS, st.dictionaries(NAMES, st.one_of(CELLS, OPTIONS, st.just
 @given(st.sampled_from(sorted(FORMATS)), ROWS)
 def test_any_row_is_read_or_refused_in_one_line(name: str, row: object) -> None:
     try:
-        read = FORMATS[name](row, "rows, line 1")
+        read = Reader(DatasetConfig(format=name)).read(row, "rows, line 1")
     except ConfigError as error:
         assert str(error).startswith("rows, line 1: ") and "\n" not in str(error)
     else:
@@ -135,7 +164,10 @@ def test_any_row_is_read_or_refused_in_one_line(name: str, row: object) -> None:
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["a.csv", "a.json", "a.zip"]), st.one_of(st.binary(max_size=60), st.text('a,"\n\r[]{}:\0 ', max_size=40)))
+@given(
+    st.sampled_from(["a.csv", "a.tsv", "a.json", "a.parquet", "a.zip"]),
+    st.one_of(st.binary(max_size=60), st.text('a,"\n\r[]{}:\0 ', max_size=40)),
+)
 def test_any_bytes_are_rows_or_refused_in_one_line(folder: Path, name: str, content: bytes | str) -> None:
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -13,8 +13,8 @@ import pytest
 from src.command.cli import compose
 from src.config.schema import CONF_FOLDER, DatasetConfig
 from src.data import datasets as ours
+from src.data.columns import FORMATS
 from src.data.datasets import Splits, load, refuse_impossible
-from src.data.formats import FORMATS
 from src.files.errors import ConfigError
 from src.record.records import run_id
 
