@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from src.command.cli import compose
 from src.config.schema import DatasetConfig
 from src.data.datasets import Example, Splits, load
 from src.data.leaks import same_question, spelled
+from src.record.records import run_id
+from src.sweep.plan import Job, refuse
 
 SPELLINGS = {
     "case": lambda text: text.upper(),
@@ -90,3 +93,13 @@ def test_the_default_dataset_has_no_twins_and_its_splits_are_those_of_its_record
     splits = load(DatasetConfig(name="cldr_names", source="cldr_names"))
     assert splits.fingerprint() == "aa8911606e5e9aa5e6d3e4b24b80a8e04329675894030f604256d3eb80626700"
     assert (splits.left_out, splits.leaking) == (0, 0)
+
+
+def test_planning_says_how_many_leaks_are_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder / "a.jsonl", [text for n in range(60) for text in (f"word {n}", f"Word  {n}")])
+    for leaks in ("near", "exact"):
+        config = compose(["model=tiny", "dataset=jsonl", "dataset.path=a.jsonl", f"dataset.leaks={leaks}"])
+        leaking = load(config.dataset).leaking
+        refuse([Job(run_id(config), config)])
+        note = f"note: {leaking} training rows ask questions of validation or test, as dataset.leaks=exact lets them\n"
+        assert capsys.readouterr().err == ("" if leaks == "near" else note)

@@ -31,13 +31,14 @@ MESSAGES = st.lists(
     ),
     max_size=4,
 )
-PAIRS = (("context", "target"), ("prompt", "completion"), ("prompt", "target"))
+PAIRS = (("context", "target"), ("prompt", "completion"), ("prompt", "target"), ("instruction", "output"))
 
 
 @st.composite
-def good_rows(draw: st.DrawFn) -> dict[str, Any]:
+def good_rows(draw: st.DrawFn, chats: bool) -> dict[str, Any]:
+    """Draw a row that is read. One file holds chats or texts, not both."""
     number = draw(st.integers(0, 999))
-    if not draw(st.integers(0, 9)):
+    if chats:
         return {"messages": [{"role": "user", "content": f"say {number}"}, {"role": "assistant", "content": f"{number}"}]}
     prompt, target = draw(st.sampled_from(PAIRS))
     return {prompt: f"say {number}", target: draw(st.sampled_from(["yes", "no", " Yes\n", "é😀"]))}
@@ -89,7 +90,7 @@ def odd_lines(draw: st.DrawFn) -> bytes:
 @st.composite
 def jsonl(draw: st.DrawFn) -> bytes:
     """A file of examples: mostly good rows, and nothing, something or everything amiss."""
-    lines = [json.dumps(row).encode() for row in draw(st.lists(good_rows(), max_size=30))]
+    lines = [json.dumps(row).encode() for row in draw(st.lists(good_rows(not draw(st.integers(0, 9))), max_size=30))]
     if draw(st.booleans()):
         for line in draw(st.lists(odd_lines(), min_size=1, max_size=3)):
             lines.insert(draw(st.integers(0, len(lines))), line)
