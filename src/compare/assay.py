@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -75,7 +75,8 @@ def assay(
     comparison = compare(selection.reported(), metric, gathered.expected, tuple(gathered.absent))
     numbers = row_conditions(comparison.runs)
     conditions = [selection.conditions[number] for number in numbers]
-    labels = _labels(comparison)
+    names = _names(comparison)
+    labels = _labels(comparison, names)
     margin = metrics.metric(metric).margin if margin is None else margin
     values = contrasts.by_seed(comparison.runs, metric, "row")
     rows = contents.of_rows(comparison.runs)
@@ -98,7 +99,7 @@ def assay(
         views=views,
         audit=replace(
             between,
-            lines=[*contents.lines(rows, labels, read), *between.lines, *_mixed_origins(comparison.runs, labels)],
+            lines=[*contents.lines(rows, names, read), *between.lines, *_mixed_origins(comparison.runs, labels)],
         ),
         flags=row_flags,
         rates=rates(selection, metric, numbers),
@@ -163,12 +164,12 @@ def of_pair(fixed: pd.DataFrame, contrast: Contrast) -> pd.DataFrame:
     return fixed[(fixed["row"] == contrast.row) & (fixed["reference"] == contrast.reference)].set_index("learning_rate")
 
 
-def _labels(comparison: Comparison) -> list[str]:
-    """Name the rows: ``lora r=4``, the alpha and fields that tell rows of that name apart, and contents in which rows differ."""
+def _names(comparison: Comparison) -> list[str]:
+    """Name the rows: ``lora r=4``, and the alpha and fields that tell rows of that name apart. Contents do not."""
     table = comparison.table
     plain = list(map(named, table["variant"], table["r"]))
-    labels = []
-    read = [key for key in comparison.differing if key in contents.NAMES]
+    keys = [key for key in comparison.differing if key not in contents.NAMES]
+    names = []
     for row, name in enumerate(plain):
         if plain.count(name) > 1:
             details = (
@@ -176,12 +177,19 @@ def _labels(comparison: Comparison) -> list[str]:
                 if table["alpha"].dropna().nunique() > 1 and pd.notna(table["alpha"][row])
                 else []
             )
-            details += [
-                f"{key} {table[key][row]}" for key in comparison.differing if pd.notna(table[key][row]) and key not in read
-            ]
+            details += [f"{key} {table[key][row]}" for key in keys if pd.notna(table[key][row])]
             name = ", ".join([name, *details])
-        labels.append(", ".join([name, *(f"{key} {table[key][row]}" for key in read if pd.notna(table[key][row]))]))
-    return labels
+        names.append(name)
+    return names
+
+
+def _labels(comparison: Comparison, names: Sequence[str]) -> list[str]:
+    """Add to the names of all rows the contents in which rows differ: whatever is said of a row says what it read."""
+    table, read = comparison.table, contents.columns(comparison.table)
+    return [
+        ", ".join([name, *(f"{key} {table[key][row]}" for key in read if pd.notna(table[key][row]))])
+        for row, name in enumerate(names)
+    ]
 
 
 def _recorded_facts(runs: pd.DataFrame) -> pd.DataFrame:
