@@ -78,6 +78,8 @@ def test_without_a_reference_that_read_the_same_nothing_is_tested(make, key) -> 
             make(2.0, seed, lr=rate, variant=RSLORA, **with_other(key))
     result = assayed()
     assert [contrast.verdict for contrast in result.views[0].contrasts] == [f"other {NAMES[key]}"]
+    assert [contrast.seeds for view in result.views for contrast in view.contrasts] == [(), ()], "though both have seed 1"
+    assert result.table["difference"].isna().all()
     assert not len(at_fixed_rates(result)), "at a fixed rate neither"
 
 
