@@ -31,15 +31,20 @@ RUNS, STEPS = 48, 300
 
 
 def command(folder: Path, overrides: list[str]) -> tuple[float, list[dict[str, Any]]]:
-    """Run a sweep; gives (seconds from the command to its end, the results)."""
+    """Run a sweep; gives (seconds from the command to its end, the results). One that fails says why and ends this process."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "src.train", "-m", "tracking=disabled", *overrides], cwd=folder, check=True)
+    done = subprocess.run([sys.executable, "-m", "src.train", "-m", "tracking=disabled", *overrides], cwd=folder)
+    if done.returncode:
+        sys.exit(done.returncode)
     seconds = time.perf_counter() - started
     return seconds, [json.loads(path.read_text()) for path in folder.glob("runs/*/result.json")]
 
 
 def main() -> int:
     extra = sys.argv[1:]
+    if "--help" in extra or "-h" in extra:
+        print(f"{__doc__}\nWords after it are added to the sweep's: {' '.join(SWEEP)}")
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         seconds, results = command(Path(folder), [*SWEEP, *extra])
     assert len(results) == RUNS and all(result["status"] in ("ok", "diverged") for result in results)

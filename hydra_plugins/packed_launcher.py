@@ -57,7 +57,7 @@ class GridSweeper(BasicSweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         words = [*self._parse_config(), *arguments]
         bounds.refuse_large_arguments(words)
-        overrides = parser.parse_overrides(words)
+        overrides = parser.parse_overrides(self.launcher.product_module(".command.texts").as_typed(words))
         for override in overrides:
             admission.refuse_override(override)
         bounds.refuse_many_jobs(overrides)

@@ -26,7 +26,7 @@ from ..config.schema import CONF_FOLDER
 from ..config.values import refuse_texts
 from ..files import credentials
 from ..files.errors import ConfigError
-from . import bounds
+from . import bounds, texts
 
 ALLOWED = ("mode", "sweeper.params")
 # What Hydra writes into its node while it composes. Nothing there is instantiated; the overrides are checked one by one.
@@ -100,6 +100,7 @@ def refuse_command(options: argparse.Namespace) -> None:
     loader = ConfigLoaderImpl(search_path)
     # As Hydra composes to find out hydra.mode: values that make a sweep are left to the sweeper.
     refuse_settings(loader.load_configuration("config", options.overrides, RunMode.MULTIRUN, validate_sweep_overrides=False))
+    texts.refuse_unquoted(loader, options.overrides)
 
 
 def refuse_settings(composed: DictConfig) -> None:

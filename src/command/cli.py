@@ -26,7 +26,7 @@ from ..config.values import resolve
 from ..files.credentials import redact, redacting
 from ..files.durable import CannotWrite
 from ..files.errors import ConfigError
-from . import admission, bounds
+from . import admission, bounds, texts
 from .messages import join_lines, one_line, raised_by_libraries
 
 FAILED, BAD_INPUT = 1, 2
@@ -51,8 +51,10 @@ def compose(overrides: list[str]) -> Config:
     refuse_malformed(overrides)
     register_schema()
     GlobalHydra.instance().clear()
+    overrides = texts.as_typed(overrides)
     with initialize_config_dir(config_dir=str(CONF_FOLDER), version_base="1.3"):
         try:
+            texts.refuse_unquoted(GlobalHydra.instance().config_loader(), overrides)
             return resolve(hydra_compose(config_name="config", overrides=overrides))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(one_line(error)) from error
@@ -70,13 +72,17 @@ def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequen
     nodes = []
 
     def compose_by_hydra(overrides: Sequence[str]) -> tuple[DictConfig, Any]:
+        texts.refuse_unquoted(loader, overrides)
         node = loader.load_sweep_config(master, list(overrides))
         admission.refuse_settings(node)  # a job's experiment has a hydra section of its own
         with open_dict(node):
             return node, node.pop("hydra").runtime.choices
 
-    for job in jobs:
-        parsed = parser.parse_overrides(list(job))
+    for words in jobs:
+        parsed = parser.parse_overrides(list(words))
+        job = [texts.quoted(override) for override in parsed]
+        if job != list(words):
+            parsed = parser.parse_overrides(job)
         values = [o for o in parsed if o.key_or_group not in groups and not o.key_or_group.startswith("hydra")]
         choices = tuple(text for text, o in zip(job, parsed, strict=True) if o not in values)
         try:
@@ -112,7 +118,8 @@ def refuse_malformed(arguments: list[str]) -> None:
         if override is None or not override.key_or_group:
             hint = """; a value with spaces or signs is quoted: 'key="my file"'""" if "=" in argument[1:] else ""
             raise ConfigError(f"{argument if argument.strip() else repr(argument)}: not of the form key=value{hint}")
-        admission.refuse_override(override)
+        word = texts.quoted(override)
+        admission.refuse_override(override if word == argument else parser.parse_override(word))
 
 
 class Signaled(KeyboardInterrupt):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ import pandas as pd
 from ..files.text import few
 from ..measure import metrics
 from ..record.records import RUNS
-from . import contrasts, flags, logs, statistics
+from . import contents, contrasts, flags, logs, statistics
 from .audit import NOTE, Audit, Line, audit
 from .comparison import Comparison, column, compare
 from .contrasts import Contrast, View
@@ -70,14 +70,17 @@ def assay(
         margin: of equivalence, in the metric's unit; default: the metric's own, 0.01 for most.
         root: where the predictions for the bootstrap are read.
     """
-    selection = select(gathered.frame(), tuning_seeds)
+    read = contents.read_by(metric)
+    selection = select(gathered.frame(), tuning_seeds, read)
     comparison = compare(selection.reported(), metric, gathered.expected, tuple(gathered.absent))
     numbers = row_conditions(comparison.runs)
     conditions = [selection.conditions[number] for number in numbers]
-    labels = _labels(comparison)
+    names = _names(comparison)
+    labels = _labels(comparison, names)
     margin = metrics.metric(metric).margin if margin is None else margin
     values = contrasts.by_seed(comparison.runs, metric, "row")
-    views = contrasts.views(comparison.table, comparison.fields, values, reference, margin)
+    rows = contents.of_rows(comparison.runs)
+    views = contrasts.views(comparison.table, rows, values, reference, margin, read)
     if metric == "test/loss":
         views = _bootstrapped(views, comparison.runs, root)
     pairs = [(contrast.row, contrast.reference) for view in views for contrast in view.contrasts if contrast.test.n]
@@ -94,7 +97,10 @@ def assay(
         reference=reference,
         margin=margin,
         views=views,
-        audit=replace(between, lines=[*between.lines, *_mixed_origins(comparison.runs, labels)]),
+        audit=replace(
+            between,
+            lines=[*contents.lines(rows, names, read), *between.lines, *_mixed_origins(comparison.runs, labels)],
+        ),
         flags=row_flags,
         rates=rates(selection, metric, numbers),
         expected=gathered.expected,
@@ -139,6 +145,8 @@ def at_fixed_rates(result: Assay) -> pd.DataFrame:
     cells = contrasts.by_seed(result.selection.runs, result.metric, ["condition", "learning_rate"])
     contrasts_at_rates = []
     for contrast in result.views[0].contrasts:
+        if contrast.unlike:
+            continue
         rates = set(result.conditions[contrast.row].rates) & set(result.conditions[contrast.reference].rates)
         for rate in sorted(rates):
             a, b = cells[numbers[contrast.row], rate], cells[numbers[contrast.reference], rate]
@@ -156,11 +164,12 @@ def of_pair(fixed: pd.DataFrame, contrast: Contrast) -> pd.DataFrame:
     return fixed[(fixed["row"] == contrast.row) & (fixed["reference"] == contrast.reference)].set_index("learning_rate")
 
 
-def _labels(comparison: Comparison) -> list[str]:
-    """Name the rows: ``lora r=4``, and the alpha and fields that tell rows of that name apart."""
+def _names(comparison: Comparison) -> list[str]:
+    """Name the rows: ``lora r=4``, and the alpha and fields that tell rows of that name apart. Contents do not."""
     table = comparison.table
     plain = list(map(named, table["variant"], table["r"]))
-    labels = []
+    keys = [key for key in comparison.differing if key not in contents.NAMES]
+    names = []
     for row, name in enumerate(plain):
         if plain.count(name) > 1:
             details = (
@@ -168,10 +177,19 @@ def _labels(comparison: Comparison) -> list[str]:
                 if table["alpha"].dropna().nunique() > 1 and pd.notna(table["alpha"][row])
                 else []
             )
-            details += [f"{key} {table[key][row]}" for key in comparison.differing if pd.notna(table[key][row])]
+            details += [f"{key} {table[key][row]}" for key in keys if pd.notna(table[key][row])]
             name = ", ".join([name, *details])
-        labels.append(name)
-    return labels
+        names.append(name)
+    return names
+
+
+def _labels(comparison: Comparison, names: Sequence[str]) -> list[str]:
+    """Add to the names of all rows the contents in which rows differ: whatever is said of a row says what it read."""
+    table, read = comparison.table, contents.columns(comparison.table)
+    return [
+        ", ".join([name, *(f"{key} {table[key][row]}" for key in read if pd.notna(table[key][row]))])
+        for row, name in enumerate(names)
+    ]
 
 
 def _recorded_facts(runs: pd.DataFrame) -> pd.DataFrame:
@@ -220,7 +238,7 @@ def _bootstrapped(views: list[View], runs: pd.DataFrame, root: Path) -> list[Vie
             return None
         differences = []
         for a, b in pairs:
-            if a is None or b is None or not (first.ids == a.ids == b.ids) or not (a.tokens == b.tokens).all():
+            if a is None or b is None or not first.same_examples(a) or not first.same_examples(b):
                 return None
             differences.append(a.nats - b.nats)
         return statistics.bootstrap(np.stack(differences), first.tokens, first.clusters)
@@ -255,10 +273,11 @@ def _table(comparison: Comparison, conditions: list[Condition], values: dict[int
     # The seconds of a pack belong to all of its runs, whichever of them took longer.
     alone = runs["train_seconds"].where((runs["status"] == "ok") & (runs["pack_size"] == 1))
     table["train_seconds_alone"] = alone.groupby(runs["row"]).mean().reindex(table.index)
+    prose = runs[runs["status"] == "ok"].groupby("row")[contents.PROSE.key].nunique().reindex(table.index)
     for name in (BEFORE, AFTER, CHANGE):
-        if name in runs:
-            table[f"{column(name)}_mean"] = ok[name].mean().reindex(table.index)
-    table["pareto"] = _pareto(table, comparison.metrics[0])
+        if name in runs:  # the mean over unlike prose would be of nothing
+            table[f"{column(name)}_mean"] = ok[name].mean().reindex(table.index).mask(prose > 1)
+    table["pareto"] = _pareto(table, comparison.metrics[0], contents.columns(table))
     return table
 
 
@@ -279,12 +298,15 @@ _STATISTICS: dict[str, Callable[[Contrast], float]] = {
 COSTS = {"memory": "estimated_memory_bytes", "parameters": "trainable_parameters", "time": "train_seconds_alone"}
 
 
-def _pareto(table: pd.DataFrame, metric: str) -> list[str | None]:
-    """Name for each row the costs for which no other row of its model and data set is better without costing more."""
+def _pareto(table: pd.DataFrame, metric: str, read: list[str]) -> list[str | None]:
+    """Name for each row the costs for which no other row of its model and data set is better without costing more.
+
+    ``read``: columns of contents, in which those rows have to agree too.
+    """
     quality = table[f"{column(metric)}_mean"].astype(float)
     quality = -quality if metrics.metric(metric).lower_is_better else quality
     fronts: dict[Any, list[str]] = {row: [] for row in table.index}
-    for _, rows in table.groupby(["model", "dataset"], dropna=False):
+    for _, rows in table.groupby(["model", "dataset", *read], dropna=False):
         for name, key in COSTS.items():
             front = statistics.pareto_front(rows[key].astype(float).to_numpy(), quality[rows.index].to_numpy())
             for row in rows.index[front]:

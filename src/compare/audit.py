@@ -29,14 +29,15 @@ class Line:
     field: str
     text: str  # "16 in lora r=4; 32 in dora r=4, dora r=8"
     severity: str  # confound | note
+    paired: bool = True  # False: such rows are never paired with each other, but they stand in one table
 
 
 @dataclass(frozen=True)
 class Audit:
     """The fields in which the rows of some pairs differ.
 
-    pairs: how many pairs of rows were compared; rescaled: in how many of them, at one rank, the variant's rule gives another
-    effective scale.
+    pairs: how many pairs of rows were compared; rescaled: in how many of them the variant's rule gives another effective scale
+    at one rank.
     """
 
     lines: list[Line]
@@ -53,7 +54,7 @@ class Audit:
 
     @property
     def summary(self) -> str:
-        if not self.pairs:
+        if not self.pairs and self.clean:
             return self.detail
         return f"{self.verdict}: {self.detail}"
 
@@ -69,8 +70,13 @@ class Audit:
         """Return the summary without the verdict, which stands beside it."""
         pairs = f"{counted(self.pairs, 'compared pair')} of rows"
         if self.confounds:
-            fields = [line.field for line in self.confounds]
-            return f"{pairs} differ{'s' * (self.pairs == 1)} in more than the variant: {', '.join(fields)}."
+            paired, apart = ([line.field for line in self.confounds if line.paired == wanted] for wanted in (True, False))
+            sentences = []
+            if paired:
+                sentences.append(f"{pairs} differ{'s' * (self.pairs == 1)} in more than the variant: {', '.join(paired)}.")
+            if apart:
+                sentences.append(f"rows that ask for the same have read other contents, and are not paired: {', '.join(apart)}.")
+            return " Besides, ".join(sentences)
         if not self.pairs:
             return "No two rows that share a seed are compared with each other, so there is nothing to confound."
         clean = f"within the {pairs} nothing differs but the variant, its rank and, where tuned, its rate."
@@ -121,11 +127,15 @@ def audit(
 
 
 def _rescaled(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Tell whether two configs of one rank differ in the factor before B A."""
+    """Tell whether two configs would differ at one rank in the factor before B A.
+
+    Rows of unlike ranks, paired for their equal number of parameters, differ in it by their ranks too, which the summary names;
+    so their rules are compared at the rank of the first.
+    """
     keys = ("variant.scaling", "lora.alpha", "lora.r")
-    if any(key not in fields for key in keys for fields in (a, b)) or a["lora.r"] != b["lora.r"]:
+    if any(key not in fields for key in keys for fields in (a, b)):
         return False
-    return not math.isclose(*(effective_scale(*(fields[key] for key in keys)) for fields in (a, b)))
+    return not math.isclose(*(effective_scale(fields["variant.scaling"], fields["lora.alpha"], a["lora.r"]) for fields in (a, b)))
 
 
 def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..files.text import byte_size, clean, plain
 from ..measure.metrics import heading
+from . import contents
 from .comparison import Comparison, column
 from .notes import own_peak
 
@@ -69,7 +70,7 @@ def columns(comparison: Comparison, table: pd.DataFrame) -> list[Column]:
             "lr", "learning_rate", short, CONDITION,
             "learning rate chosen on validation over the tuning seeds" if tuned else "learning rate",
         ),
-        *(Column(key, key, None, CONDITION, "a field of the config in which rows differ") for key in comparison.differing),
+        *(Column(key, key, None, CONDITION, _help(key)) for key in comparison.differing),
         Column("n", "n_seeds", count, QUALITY, "finished runs that the numbers stand on: one for each report seed"),
         Column(heading(main), f"{column(main)}_mean", decimals, QUALITY, f"{main}, mean over the n seeds"),
         Column("95% interval", "interval", str, QUALITY, "of the mean: Student's t over the seeds", True),
@@ -97,6 +98,13 @@ def columns(comparison: Comparison, table: pd.DataFrame) -> list[Column]:
         Column("flags", "flags", None, STATE, "what to know about this row", True),
     ]  # fmt: skip
     return [each for each in wanted if not each.optional or (each.key in table and table[each.key].notna().any())]
+
+
+def _help(key: str) -> str:
+    content = contents.NAMES.get(key)
+    if content is None:
+        return "a field of the config in which rows differ"
+    return f"what was recorded of the {key} that the runs read, shortened; another one means {content.meaning}"
 
 
 def _packed(table: pd.DataFrame) -> bool:

@@ -1,8 +1,9 @@
 """Group like runs into the rows of a table. Pure functions of frames: nothing is read or written here.
 
 Runs are of one group when every field of their identity but the two seeds agrees, and so do the kind of device, the engine
-that really ran, and whether a dequantized base was held. Only runs of one group are averaged, and only those that ended
-well; the others keep their place in the table. The size of a pack does not part runs: it changes no result.
+that really ran, whether a dequantized base was held, and the contents that they read (contents.py). Only runs of one group are
+averaged, and only those that ended well; the others keep their place in the table. The size of a pack does not part runs: it
+changes no result.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import pandas as pd
 
 from ..measure import metrics
 from ..variants.methods import point
+from . import contents
+from .contents import Content
 from .frame import MISSING, UNREADABLE
 from .notes import Groups, footnotes
 
@@ -71,11 +74,13 @@ def compare(
         expected: how many runs the sweep has; the number of rows if not given.
         absent: ids of the sweep without a record.
     """
-    runs = _in_order(runs if "facts" in runs else split_by_facts(runs))
+    read = contents.read_by(metric)
+    runs = _in_order(runs if "facts" in runs else split_by_facts(runs, read))
     runs["row"] = pd.factorize(runs["group"])[0]
     grouped = [group for _, group in runs.groupby("row", sort=True)]
     fields: list[dict[str, Any]] = [group["fields"].iloc[0] for group in grouped]
     differing = differing_fields(runs.groupby("row", sort=True).first(), fields)
+    differing += contents.differing(contents.of_rows(runs), read)
     shown = [metric, *(name for name in _shown(runs) if name != metric)]
     table = pd.DataFrame([_row(group, differing, shown) for group in grouped])
     for name in ("r", "n_seeds", "n_runs", "trainable_parameters", "total_parameters", "pack_size"):
@@ -119,11 +124,12 @@ def _is_one_to_one(names: list[str], things: list[str]) -> bool:
     return len(pairs) == len(set(names)) == len(set(things))
 
 
-def split_by_facts(runs: pd.DataFrame) -> pd.DataFrame:
+def split_by_facts(runs: pd.DataFrame, read: tuple[Content, ...] = contents.ALWAYS) -> pd.DataFrame:
     """Split groups by recorded facts: runs of one config on a CPU and on a GPU differ in memory, speed and rounding.
 
-    So do runs whose records name different engines, or of which only some held a copy of the base, against the config.
-    A run without a record, or that died before it had a device, joins its group if the group knows one value.
+    So do runs whose records name different engines, or of which only some held a copy of the base, against the config, and runs
+    that read other contents under the same names; ``read`` are those that matter. A run without a record, or that died before it
+    had a device or had read anything, joins its group if the group knows one value.
     """
     runs = runs.copy()
     runs["device_type"] = runs["device"].str.split(":").str[0] if runs["device"].notna().any() else None
@@ -135,6 +141,12 @@ def split_by_facts(runs: pd.DataFrame) -> pd.DataFrame:
         runs[fact] = values.mask(unsure, known.transform("first"))
     facts = [runs[fact].where(runs[fact].notna(), "unknown").astype(str) for fact in FACTS]
     runs["facts"] = facts[0].str.cat(facts[1:], sep=" ")
+    group = runs["group"] + " " + runs["facts"]
+    for key in (content.key for content in read):
+        values = runs[key].astype(object)
+        known = values.groupby(group)
+        runs[key] = values.mask(values.isna() & (known.transform("nunique") == 1), known.transform("first"))
+        runs["facts"] += " " + runs[key].where(runs[key].notna(), "unknown").astype(str)
     runs["group"] = runs["group"] + " " + runs["facts"]
     return runs
 
@@ -223,6 +235,8 @@ def _shown_field(key: str, first: pd.Series) -> Any:
         return first[key.split(".")[0]]
     if key == "device":
         return first["device_type"]
+    if key in contents.NAMES:
+        return contents.shown(first[contents.NAMES[key].key])
     value = first["fields"].get(key)
     if value is None:
         return "none" if key in first["fields"] else None

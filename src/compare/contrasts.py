@@ -17,6 +17,7 @@ import pandas as pd
 
 from . import statistics
 from .audit import differing
+from .contents import ALWAYS, Content, Row, unlike
 from .notes import ENOUGH_SEEDS
 from .selection import Seed
 
@@ -32,7 +33,8 @@ class Contrast:
     """One row against its reference.
 
     seeds: those that both have; test: of their differences; p_holm: the exact sign-flip p, adjusted over the view;
-    bootstrap: over seeds and test items, where the predictions are there.
+    bootstrap: over seeds and test items, where the predictions are there; unlike: the contents that the two read differently, so
+    that no seed of theirs is a pair.
     """
 
     row: int
@@ -41,6 +43,7 @@ class Contrast:
     test: statistics.Paired
     p_holm: float = math.nan
     bootstrap: statistics.Resampled | None = None
+    unlike: tuple[str, ...] = ()
 
     @property
     def marked(self) -> bool:
@@ -53,6 +56,8 @@ class Contrast:
 
     @property
     def verdict(self) -> str:
+        if self.unlike:
+            return f"other {', '.join(self.unlike)}"
         if self.test.n == 0:
             return "no common seed"
         if self.test.n < ENOUGH_SEEDS:
@@ -96,34 +101,39 @@ def by_seed(runs: pd.DataFrame, metric: str, keys: str | list[str]) -> dict[Any,
     return values
 
 
-def contrast(row: int, reference: int, values: Mapping[int, Values], margin: float) -> Contrast:
-    """Test the paired difference over the seeds that both rows have."""
-    seeds = tuple(sorted(set(values[row]) & set(values[reference])))
+def contrast(row: int, reference: int, values: Mapping[int, Values], margin: float, unlike: tuple[str, ...] = ()) -> Contrast:
+    """Test the paired difference over the seeds that both rows have; over none where the two read ``unlike`` contents."""
+    seeds = tuple(sorted(set(values[row]) & set(values[reference]))) if not unlike else ()
     differences = [values[row][seed] - values[reference][seed] for seed in seeds]
-    return Contrast(row, reference, seeds, statistics.paired(np.array(differences), margin))
+    return Contrast(row, reference, seeds, statistics.paired(np.array(differences), margin), unlike=unlike)
 
 
 def views(
-    table: pd.DataFrame, fields: Sequence[dict[str, Any]], values: Mapping[int, Values], reference: str, margin: float
-) -> list[View]:
-    """Make both views of a comparison: at the same rank, at the same trainable parameters. A pair in both is tested once."""
+    table: pd.DataFrame, rows: Sequence[Row], values: Mapping[int, Values], reference: str, margin: float,
+    read: Sequence[Content] = ALWAYS,
+) -> list[View]:  # fmt: skip
+    """Make both views of a comparison: at the same rank, at the same trainable parameters. A pair in both is tested once.
+
+    Args:
+        rows: ``contents.of_rows`` of the table.
+        read: the contents that the metric of ``values`` depends on.
+    """
 
     @cache
     def tested(row: int, other: int) -> Contrast:
-        return contrast(row, other, values, margin)
+        return contrast(row, other, values, margin, unlike(rows[row], rows[other], read))
 
-    return [_view(name, table, fields, reference, tested) for name in (SAME_RANK, SAME_PARAMETERS)]
+    return [_view(name, table, rows, reference, tested) for name in (SAME_RANK, SAME_PARAMETERS)]
 
 
-def _view(
-    name: str, table: pd.DataFrame, fields: Sequence[dict[str, Any]], reference: str, tested: Callable[[int, int], Contrast]
-) -> View:
+def _view(name: str, table: pd.DataFrame, rows: Sequence[Row], reference: str, tested: Callable[[int, int], Contrast]) -> View:
     """Pair each row of another variant with the reference row nearest to it; Holm over all of them.
 
     Args:
         name: ``SAME_RANK`` or ``SAME_PARAMETERS``.
         table: one row per condition, with variant, r and trainable_parameters.
-        fields: the identity fields of each row; of several possible references the one that differs in the fewest is taken.
+        rows: what each row was ordered to be, and read; of several possible references one that read the same is taken before
+            others, and of these the one that differs in the fewest fields.
     """
     references = [row for row in table.index if table["variant"][row] == reference]
     tests, unmatched = [], []
@@ -135,7 +145,12 @@ def _view(
             unmatched.append(int(row))
             continue
         nearest = min(
-            candidates, key=lambda other: (len(differing(fields[row], fields[other])), _distance(name, table, row, other))
+            candidates,
+            key=lambda other: (
+                len(tested(int(row), int(other)).unlike),
+                len(differing(rows[row]["fields"], rows[other]["fields"])),
+                _distance(name, table, row, other),
+            ),
         )
         tests.append(tested(int(row), int(nearest)))
     adjusted = statistics.holm(np.array([contrast.test.p_flip for contrast in tests]))

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ..files.text import counted, few
 from ..measure import metrics
+from . import contents
 from .assay import Assay, of_pair
 from .columns import decimals, interval, p_value, short, signed, with_interval
 from .comparison import column
@@ -28,8 +29,8 @@ def findings(result: Assay, fixed: pd.DataFrame) -> list[str]:
 
 
 def _best(result: Assay) -> list[str]:
-    """Name the best row of each model and data set, and the rows whose intervals overlap with it."""
-    groups = result.table.groupby(["model", "dataset"], sort=False, dropna=False)
+    """Name the best row of each model and data set, and of each of its contents, and the rows whose intervals overlap with it."""
+    groups = result.table.groupby(["model", "dataset", *contents.columns(result.table)], sort=False, dropna=False)
     return [sentence for _, rows in groups for sentence in _best_of(result, rows)]
 
 

@@ -11,9 +11,10 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +24,7 @@ from ..config.schema import variant_name
 from ..files.durable import Damaged, unseal
 from ..files.text import first_line
 from ..record.records import PROVENANCE, RESULT, RUNS, RunFolder, id_of, identity, run_id, with_defaults
+from .shares import read_shares
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +46,7 @@ NUMBERS = (
     "train_seconds",
     "train_tokens",
 )
+FINGERPRINTS = ("data_fingerprint", "token_fingerprint", "base_fingerprint", "prose_fingerprint")
 TEXTS = ("reason", "model_note", "peak_memory_kind", "device", "engine")
 COUNTS_BELOW = 2.0**53  # a table counts in whole numbers, which a float holds up to here
 METRICS_BELOW = 1e100  # so that sums of squares are finite
@@ -140,7 +143,7 @@ def _read_run(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
         except ValueError as error:
             broken = first_line(error)
     origin = _origin(folder, result if broken is None else None)
-    row |= {"commit": origin.commit, "dirty": origin.dirty, "versions": origin.versions}
+    row |= {"commit": origin.commit, "dirty": origin.dirty, "versions": origin.versions, **origin.fingerprints}
     if broken is None:
         return row, origin.problem
     row |= {"status": UNREADABLE, "reason": "result.json cannot be read"}
@@ -241,24 +244,27 @@ def _ordered(run: str, fields: dict[str, Any], names: dict[str, Any], note: Any)
         **dict.fromkeys(TEXTS),
         "model_note": None if note is None else str(note),
         "engine": fields.get("engine"),
+        "number_format": None,
+        "base_share": None,
     }
 
 
 class Origin(NamedTuple):
-    """The code that a run came from, None where unknown.
+    """The code that a run came from and the contents that it read, None where unknown.
 
     dirty: whether files differed from the commit; versions: of Python and the libraries, as JSON; problem: why provenance.json
-    cannot be read.
+    cannot be read; fingerprints: of the rows, tokens, weights and prose that were really read.
     """
 
     commit: str | None = None
     dirty: bool | None = None
     versions: str | None = None
     problem: str | None = None
+    fingerprints: Mapping[str, str | None] = MappingProxyType(dict.fromkeys(FINGERPRINTS))
 
 
 def _origin(folder: Path, result: dict[str, Any] | None) -> Origin:
-    """Read the code that a run came from, from the provenance.json that belongs to the result."""
+    """Read the code that a run came from and what it read, from the provenance.json that belongs to the result."""
     files = (result or {}).get("files")
     known = files.get(PROVENANCE) if isinstance(files, dict) else None
     provenance, broken = _read(folder, PROVENANCE, known.get("sha256") if isinstance(known, dict) else None)
@@ -273,7 +279,12 @@ def _origin(folder: Path, result: dict[str, Any] | None) -> Origin:
         commit=None if commit is None else sys.intern(str(commit)[:40]),
         dirty=dirty if isinstance(dirty, bool) else None,
         versions=sys.intern(json.dumps(versions, sort_keys=True)),
+        fingerprints={key: _text_or_none(provenance.get(key)) for key in FINGERPRINTS},
     )
+
+
+def _text_or_none(value: Any) -> str | None:
+    return sys.intern(value) if isinstance(value, str) and value else None
 
 
 def _recorded(result: dict[str, Any]) -> dict[str, Any]:
@@ -307,6 +318,10 @@ def _recorded(result: dict[str, Any]) -> dict[str, Any]:
     if BEFORE in kept and AFTER in kept:
         kept[CHANGE] = kept[AFTER] - kept[BEFORE]
     row = {"status": result["status"], "metrics": kept, "failed_checks": failed} | numbers | texts
+    # Measured together with the device: before that it is only what was ordered.
+    if "device" in texts and result.get("base_precision") is not None:
+        row["base_share"] = read_shares(result.get("base_share"))
+        row["number_format"] = sys.intern(str(result["base_precision"]))
     return row if held is None else row | {"hold_dequantised": held}
 
 

@@ -52,7 +52,8 @@ def curves(ids: Sequence[str], root: Path = RUNS) -> Curves:
 class Items:
     """The test examples of one run: ids, summed log-loss of each target in nats, its tokens, and whether the answer is right.
 
-    ``correct`` is None where nothing was generated; ``clusters`` is None where the examples name none.
+    An id names a file and a line, so two runs are of the same examples only where ``targets`` agree too. ``correct`` is None
+    where nothing was generated; ``clusters`` is None where the examples name none.
     """
 
     ids: tuple[str, ...]
@@ -60,6 +61,11 @@ class Items:
     tokens: npt.NDArray[np.float64]
     correct: npt.NDArray[np.bool_] | None
     clusters: tuple[str, ...] | None
+    targets: tuple[str, ...] = ()
+
+    def same_examples(self, other: Items) -> bool:
+        """Tell whether another run was scored on the same examples, as far as their records can say."""
+        return self.ids == other.ids and self.targets == other.targets and bool((self.tokens == other.tokens).all())
 
 
 def items(run: str, root: Path = RUNS) -> Items | None:
@@ -84,6 +90,7 @@ def items(run: str, root: Path = RUNS) -> Items | None:
             tokens=tokens,
             correct=np.array(correct, dtype=bool) if all(isinstance(flag, bool) for flag in correct) else None,
             clusters=None if any(name is None for name in clusters) else tuple(str(name) for name in clusters),
+            targets=tuple(str(row.get("target")) for row in rows),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..files.text import counted, few, plain
 from ..measure import metrics
+from . import contents, shares
 from .frame import MISSING
 
 ENOUGH_SEEDS = 6  # below it an exact sign-flip test cannot reach p < 0.05 two-sided: 2 / 2**5 = 0.0625
@@ -39,6 +40,7 @@ def footnotes(groups: Groups, expected: int, absent: tuple[str, ...]) -> tuple[s
         *_base_models(groups.runs),
         *_seeds(groups),
         *_unlike(groups),
+        *_shares(groups),
         *_memory(groups.table),
         *_packs(groups.runs),
         *_checks(groups.runs),
@@ -144,8 +146,18 @@ def _unlike(groups: Groups) -> list[str]:
     notes = []
     for key in groups.differing:
         values = list(dict.fromkeys(plain(value) for value in groups.table[key].dropna()))
-        notes.append(f"Rows differ in {key} ({', '.join(values)}): compare those that agree in it.")
+        content = contents.NAMES.get(key)
+        why = "" if content is None else f", which is {content.meaning}"
+        notes.append(f"Rows differ in {key} ({', '.join(values)}){why}: compare those that agree in it.")
+    ok = groups.runs[groups.runs["status"] == "ok"]
+    if (ok.groupby("row")[contents.PROSE.key].nunique() > 1).any():
+        notes.append("Runs of one row measured forgetting on other contents of the same text: such a row shows no mean of it.")
     return notes
+
+
+def _shares(groups: Groups) -> list[str]:
+    table = groups.table
+    return shares.notes(groups.runs, dict(zip(table.index, map(named, table["variant"], table["r"]), strict=True)))
 
 
 def _memory(table: pd.DataFrame) -> list[str]:

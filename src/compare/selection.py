@@ -1,8 +1,8 @@
 """Choose the learning rate of each condition on some seeds, and report on the others.
 
-A condition is everything about a run but its seeds and its learning rate. The rate is chosen on validation over the
-tuning seeds, from the rates that were tried, and the test metric is reported on the other seeds: the best of several
-numbers on the same seeds would flatter whoever tried more rates (Dodge et al. 2019, arXiv 1909.03004).
+A condition is everything about a run but its seeds and its learning rate, what it read included. The rate is chosen on
+validation over the tuning seeds, from the rates that were tried, and the test metric is reported on the other seeds: the best of
+several numbers on the same seeds would flatter whoever tried more rates (Dodge et al. 2019, arXiv 1909.03004).
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any
 
 import pandas as pd
 
+from . import contents
 from .comparison import split_by_facts
+from .contents import Content
 
 RATE = "train.lr"
 CHOSEN_BY = "val/loss"
@@ -83,14 +85,17 @@ class Selection:
         return runs
 
 
-def select(runs: pd.DataFrame, tuning_seeds: Collection[int] | None = None) -> Selection:
-    """Give each condition of the runs its rate.
+def select(
+    runs: pd.DataFrame, tuning_seeds: Collection[int] | None = None, read: tuple[Content, ...] = contents.ALWAYS
+) -> Selection:
+    """Give each condition of the runs its rate. Runs that read other contents are of another condition.
 
     Args:
         runs: of ``Gathered.frame``.
         tuning_seeds: the seeds that choose; without it a third of those that trained, rounded down, the lowest first.
+        read: the contents that the reported metric depends on.
     """
-    runs = split_by_facts(runs)
+    runs = split_by_facts(runs, read)
     runs["condition"] = _conditions(runs)
     trained = runs[runs["trains"] != "none"]
     several = trained.groupby("condition")["learning_rate"].nunique().gt(1)

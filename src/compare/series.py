@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from ..files.text import clean
+from . import contents
 from .comparison import Comparison, column
 from .styles import style
 
@@ -85,7 +86,8 @@ def _is_tuned(comparison: Comparison) -> bool:
 def _fields_without(comparison: Comparison, row: int, keys: tuple[str, ...]) -> str:
     keys = (*keys, "train.lr") if _is_tuned(comparison) else keys
     kept = {key: value for key, value in comparison.fields[row].items() if key not in keys}
-    facts = [str(comparison.table.get(name, {}).get(row)) for name in ("device", "engine", "hold_dequantised")]
+    known = ("device", "engine", "hold_dequantised", *contents.columns(comparison.table))
+    facts = [str(comparison.table.get(name, {}).get(row)) for name in known]
     return json.dumps([kept, facts], sort_keys=True)
 
 

@@ -32,10 +32,33 @@ class Damaged(ValueError):
     """A file holds other bytes than were written. The message says what is wrong, without the file's name."""
 
 
+_guards: dict[Path, Callable[[], None]] = {}
+
+
+@contextmanager
+def guarded(folder: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Call ``check`` before anything in ``folder`` is written, while the ``with`` lasts; it raises CannotWrite to refuse."""
+    before = _guards.get(folder)
+    _guards[folder] = check
+    try:
+        yield
+    finally:
+        if before is None:
+            del _guards[folder]
+        else:
+            _guards[folder] = before
+
+
+def _guard_of(path: Path) -> Callable[[], None] | None:
+    return next((_guards[folder] for folder in (path, *path.parents) if folder in _guards), None) if _guards else None
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the system's errors about writing ``path`` into CannotWrite."""
+    """Turn the system's errors about writing ``path`` into CannotWrite, and ask the guard of its folder first."""
     try:
+        if guard := _guard_of(path):
+            guard()
         yield
     except CannotWrite:
         raise
@@ -72,7 +95,8 @@ def replacing(path: Path, name_of: Callable[[Path], str] | None = None) -> Itera
         CannotWrite: and then the old file or folder is still there.
     """
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if _guard_of(path) is None:  # a guarded folder is there; if it goes away now, nobody makes it again
+            path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")  # two processes never share it
         try:
             yield temporary

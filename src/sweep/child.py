@@ -127,7 +127,8 @@ class Workers:
         if standby is not None and standby.take(arguments, [events, output, *locks]):
             self._worker = standby.process
             return self._worker
-        command = [*WORKER, "--events", str(events), *arguments]
+        held = ["--locks", ",".join(map(str, locks))] if locks else []
+        command = [*WORKER, "--events", str(events), *held, *arguments]
         passed = [*locks, events]
         self._worker = subprocess.Popen(
             command, env=environment(), pass_fds=passed, stdout=output, stderr=output, process_group=0

@@ -42,9 +42,10 @@ class Events:
         advance(0)
         return advance
 
-    def cannot_write(self, why: str) -> None:
-        """Say that a record file could not be written; the process ends with it."""
+    def cannot_write(self, why: str) -> bool:
+        """Say that a record file could not be written; the process ends with it. False where nobody listens."""
         self._say("cannot_write", why=why)
+        return self.descriptor is not None
 
     def ended(self, run_id: str) -> None:
         self._say("ended", run=run_id)

@@ -14,13 +14,14 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
 from ..files.durable import writing
 from ..record.records import RunFolder
+from .held import LOCK, holding
 
 LOOK = 0.05  # seconds between two looks at the lock
 SIGN = 30.0  # and between two signs of life
@@ -31,11 +32,14 @@ class Claims:
 
     def __init__(self) -> None:
         self._files: dict[str, TextIO] = {}
+        self._guards: dict[str, ExitStack] = {}
 
     def __enter__(self) -> Claims:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for guard in self._guards.values():
+            guard.close()
         for file in self._files.values():
             file.close()
 
@@ -55,6 +59,7 @@ class Claims:
             file.close()
             return False
         self._files[folder.run_id] = file
+        self._guard(folder)
         return True
 
     def wait(self, folder: RunFolder) -> None:
@@ -62,17 +67,27 @@ class Claims:
         assert not self._files
         file = self._files[folder.run_id] = _lock_file(folder)
         fcntl.flock(file, fcntl.LOCK_EX)
+        self._guard(folder)
+
+    def _guard(self, folder: RunFolder) -> None:
+        """Refuse to write in the folder once it is another one, or has another lock."""
+        guard = self._guards[folder.run_id] = ExitStack()
+        guard.enter_context(holding([folder.path], [self._files[folder.run_id].fileno()]))
 
     def give_up(self, folder: RunFolder) -> None:
         """Let go of a run that will not be trained now, also where a worker has inherited the lock."""
+        self._guards.pop(folder.run_id).close()
         file = self._files.pop(folder.run_id)
         fcntl.flock(file, fcntl.LOCK_UN)
         file.close()
 
 
 def _lock_file(folder: RunFolder) -> TextIO:
-    folder.path.mkdir(parents=True, exist_ok=True)
-    return open(folder.path / ".lock", "w")
+    with writing(folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if (folder.path / LOCK).is_symlink():
+            (folder.path / LOCK).unlink()
+        return open(folder.path / LOCK, "w")
 
 
 @contextmanager

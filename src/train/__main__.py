@@ -9,7 +9,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from ..command import admission, cli
+from ..command import admission, cli, texts
 from ..config.schema import CONF_FOLDER
 
 _composed: list[tuple[DictConfig, Any]] = []
@@ -31,6 +31,9 @@ def main() -> int:
     admission.refuse_secrets(sys.argv[1:])
     options = admission.read_options(sys.argv[1:])
     cli.refuse_malformed(options.overrides)
+    typed = dict(zip(options.overrides, texts.as_typed(options.overrides), strict=True))
+    sys.argv[1:] = [typed.get(argument, argument) for argument in sys.argv[1:]]
+    options.overrides = list(typed.values())
     cli.register_schema()
     if not options.shell_completion:
         admission.refuse_command(options)

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,24 +27,32 @@ from ..record.wandb import mirror
 from ..sweep import handover
 from ..sweep.child import CANNOT_WRITE, OUT_OF_MEMORY
 from ..sweep.events import Events
+from ..sweep.held import Lost, holding
 from . import life
 from .pack import Pack
 from .run import Run
 from .stop import Stop
 
 
-def run(paths: Sequence[Path], events: Events, halved_from: int | None = None, stop: Stop | None = None) -> int:
+def run(
+    paths: Sequence[Path], events: Events, halved_from: int | None = None, stop: Stop | None = None, locks: Sequence[int] = ()
+) -> int:
     """Run what the ``config.yaml`` files say and write the results. Returns the exit code.
 
-    ``halved_from``: how many runs the pack had before memory was too small for it.
+    ``halved_from``: how many runs the pack had before memory was too small for it; ``locks``: the runs' open lock files.
     """
-    pack = Pack([Run(path) for path in paths], events)
-    for each in pack.runs:
-        each.outcome.measured["halved_from"] = halved_from
     try:
-        code = _run(pack, stop or Stop())
+        with holding(paths, locks):
+            pack = Pack([Run(path) for path in paths], events)
+            for each in pack.runs:
+                each.outcome.measured["halved_from"] = halved_from
+            code = _run(pack, stop or Stop())
     except CannotWrite as error:
-        events.cannot_write(str(error))
+        if isinstance(error, Lost):
+            mirror.abandon()
+        if not events.cannot_write(str(error)):
+            with suppress(OSError):  # where the command is gone, its output may be too
+                print(f"error: {error}", file=sys.stderr)
         return CANNOT_WRITE
     if code == 0:
         mirror.flush()
@@ -75,11 +84,11 @@ def _preload(descriptor: int) -> list[str]:
         received = handover.receive(channel)
     if received is None:
         raise SystemExit  # the command has ended and needs no worker
-    arguments, (events, output, *_) = received  # the others are locks, which are held as long as this process lives
+    arguments, (events, output, *locks) = received  # locks are held as long as this process lives
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-    return ["--events", str(events), *arguments]
+    return ["--events", str(events), *(["--locks", ",".join(map(str, locks))] if locks else []), *arguments]
 
 
 def main() -> NoReturn:
@@ -89,11 +98,12 @@ def main() -> NoReturn:
         quiet_libraries()
         parser = argparse.ArgumentParser(prog="python -m src.train.worker")
         parser.add_argument("--events", type=int)
+        parser.add_argument("--locks", type=lambda text: [int(number) for number in text.split(",")], default=[])
         parser.add_argument("--halved-from", type=int)
         parser.add_argument("paths", nargs="+", type=Path)
         standby = sys.argv[1:2] == ["--standby"]
         arguments = parser.parse_args(_preload(int(sys.argv[2])) if standby else None)
-        code = run(arguments.paths, Events(arguments.events), arguments.halved_from, stop)
+        code = run(arguments.paths, Events(arguments.events), arguments.halved_from, stop, arguments.locks)
     except KeyboardInterrupt:
         code = cli.SIGNALED + (stop.asked or signal.SIGINT)  # the parent got a signal too, and says so once
     finally:

@@ -117,6 +117,16 @@ def test_a_planted_scale_effect_is_named(make) -> None:
     assert not [words for words in flagged(result, "dora r=16") if "scale" in words]
 
 
+def test_another_scaling_rule_is_counted_at_unlike_ranks_too(make) -> None:
+    """Paired for their equal number of parameters. The rank's own effect on alpha / r is named as the rank."""
+    make(r=9, trainable_parameters=9000)
+    make(r=8, variant=DORA, trainable_parameters=9000)
+    assert (assayed().audit.pairs, assayed().audit.rescaled) == (1, 0)
+    make(r=8, variant=DORA | RSLORA, trainable_parameters=9000)
+    found = assayed().audit
+    assert (found.pairs, found.rescaled, found.verdict) == (2, 1, "No confound but the scale")
+
+
 def test_no_verdict_denies_a_flag_about_the_scale(make) -> None:
     """The page's verdict stands beside its flags, under one heading."""
     make(r=16)

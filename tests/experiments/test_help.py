@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[2] / "experiments"
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(
-    ".".join(file.relative_to(FOLDER.parent).with_suffix("").parts)
-    for file in FOLDER.rglob("*.py")
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for file in [*(ROOT / "experiments").rglob("*.py"), ROOT / "benchmarks/sweep.py"]
     if '__name__ == "__main__"' in file.read_text(encoding="utf-8")
 )
 

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from ...config.schema import Config
+from ...files.durable import writing
 
 # Online, W&B may wait this long for its server before the runs are mirrored offline instead.
 INIT_SECONDS = 15
@@ -28,7 +29,8 @@ def start(config: Config, run_id: str, folder: Path, mode: str, say: Callable[[s
     logging.raiseExceptions = False  # W&B's debug log on a full disk would print a traceback for each of its lines
     import wandb
 
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     # An offline run cannot be resumed, so each attempt is a W&B run of its own in the same group.
     attempt = len(list(folder.glob("wandb/*run-*-*")))
     return wandb.init(

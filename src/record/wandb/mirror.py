@@ -61,6 +61,14 @@ def close(seconds: float = CLOSE_SECONDS) -> None:
             service.kill()
 
 
+def abandon() -> None:
+    """End W&B's services at once, so that they write nothing more: the folders of the mirrors are no longer ours."""
+    _closing.set()
+    if "wandb" in sys.modules:
+        for service in client.services():
+            service.kill()
+
+
 class Mirror:
     """The W&B mirror of one run. An error of W&B becomes one line on stderr when the run has ended."""
 
