@@ -21,10 +21,10 @@ test-faults: $(INSTALLED)
 	$(BIN)/python -m pytest --long tests/faults
 
 test-gpu: $(INSTALLED)
-	$(BIN)/python -m pytest -m "gpu and not gpu_long" -s $(ON_A_GPU)
+	$(BIN)/python -m pytest -n 4 --dist loadfile -rP -m "gpu and not gpu_long" $(ON_A_GPU)
 
 test-gpu-long: $(INSTALLED)
-	$(BIN)/python -m pytest -m gpu -s $(ON_A_GPU)
+	$(BIN)/python -m pytest -n 4 --dist loadfile -rP -m gpu $(ON_A_GPU)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ class Reader:
         self.format = dataset.format
         self.columns, self.named_by = column_map(dataset)
         self.ignored = tuple(dataset.ignore_columns or ())
-        self.all_turns = getattr(dataset, "turns", "last") == "all"
+        self.all_turns = dataset.turns == "all"
         self.chat_template = dataset.chat_template
         self.seen: set[str] = set()
         self.first: tuple[bool, str] | None = None  # whether the first row is a chat, and its place
