@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from src.command.cli import compose
 from src.record.records import run_id
 from tests.conftest import CODE
+from tests.faults import kinds, page
 from tests.test_house import ROOMS
 
 MAP = "docs/house.md"
@@ -266,3 +267,11 @@ def test_the_speeds_in_the_readme_of_the_benchmarks_are_measured_ones() -> None:
     ]
     measured = {n for name in sources for n in re.findall(r"\d{1,3}(?:,\d{3})+", text_of(name))}
     assert set(re.findall(r"\d{1,3}(?:,\d{3})+", text_of("benchmarks/README.md"))) - measured == set()
+
+
+def test_the_page_on_reliability_is_made_from_its_figures_and_names_tests_that_exist() -> None:
+    assert (CODE / "docs" / "reliability.md").read_text(encoding="utf-8") == page.page(page.known_figures())
+    for *_, tests in kinds.KINDS:
+        for test in tests.split(", "):
+            path, _, name = test.partition("::")
+            assert f"def {name}" in (CODE / path).read_text(encoding="utf-8")

@@ -24,6 +24,7 @@ def refuse(jobs: Sequence[Config]) -> None:
     config = jobs[0]
     values = configs.known(config.model)
     _refuse_family(jobs, values)
+    _refuse_dropout(jobs, values)
     shape, folder = models.find_shape(config.model), configs.folder_of(config.model)
     if shape is not None:
         targets(linears(shape), config.lora.target_modules, config.model.name)
@@ -49,6 +50,16 @@ def _refuse_family(jobs: Sequence[Config], values: dict[str, Any] | None) -> Non
     if values is None or family in models.FAMILIES or not any(is_packed(job) for job in jobs):
         return
     raise ConfigError(f"engine=packed: knows the families {', '.join(models.FAMILIES)}, not {family}; use engine=peft")
+
+
+def _refuse_dropout(jobs: Sequence[Config], values: dict[str, Any] | None) -> None:
+    """Raise ConfigError for a base that drops numbers in training: a pack cannot draw them anew for each run and step."""
+    drops = [f"{key}={value}" for key, value in (values or {}).items() if "drop" in key and type(value) is float and value > 0]
+    if drops and any(is_packed(job) for job in jobs):
+        raise ConfigError(
+            f"engine=packed: the base drops numbers at random while it trains ({', '.join(drops)} in config.json); engine=peft"
+            " draws them anew for each run and step"
+        )
 
 
 def _held(config: Config, folder: Path) -> dict[str, tuple[int, ...]] | None:

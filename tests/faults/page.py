@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from tests.faults import kinds
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 # fault: what is promised
@@ -50,7 +52,7 @@ processes are killed, system calls fail, bytes are flipped. `make test-faults` r
 """
 
 
-def _known() -> dict[str, dict[str, dict[str, str]]]:
+def known_figures() -> dict[str, dict[str, dict[str, str]]]:
     path = DOCS / "reliability.json"
     found: dict[str, dict[str, dict[str, str]]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return found
@@ -66,15 +68,15 @@ def _conditions() -> str:
 def write(found: dict[str, dict[str, str]]) -> None:
     """Add what this session found (row -> test -> figure) and write the page."""
     DOCS.mkdir(exist_ok=True)
-    known, conditions = _known(), _conditions()
+    known, conditions = known_figures(), _conditions()
     for row, figures in found.items():
         for test, text in figures.items():
             known.setdefault(row, {})[test] = {"figure": text, "conditions": conditions}
     (DOCS / "reliability.json").write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    (DOCS / "reliability.md").write_text(_page(known), encoding="utf-8")
+    (DOCS / "reliability.md").write_text(page(known), encoding="utf-8")
 
 
-def _page(known: dict[str, dict[str, dict[str, str]]]) -> str:
+def page(known: dict[str, dict[str, dict[str, str]]]) -> str:
     notes: list[str] = []
     lines = []
     for row, promise in ROWS.items():
@@ -85,4 +87,4 @@ def _page(known: dict[str, dict[str, dict[str, str]]]) -> str:
             parts.append(f"{entry['figure']} [{notes.index(entry['conditions']) + 1}]")
         lines.append(f"| {row} | {promise} | {'; '.join(parts) or 'not measured yet'} |")
     where = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, start=1))
-    return f"{HEAD}{chr(10).join(lines)}\n\nMeasured on:\n\n{where}\n"
+    return f"{HEAD}{chr(10).join(lines)}\n\nMeasured on:\n\n{where}\n\n{kinds.section()}"

@@ -41,6 +41,15 @@ def test_a_family_that_the_packed_engine_does_not_know_stops_a_whole_sweep(folde
     assert accepted(place, "variant=full") == 1  # what has no adapter is trained by the other engine always
 
 
+def test_dropout_inside_the_base(folder: Path) -> None:
+    place = saved(folder / "base")
+    change(place / "config.json", attention_dropout=0.1)
+    assert "drops numbers at random while it trains (attention_dropout=0.1 in config.json)" in says(place)
+    assert accepted(place, "engine=peft") == 1
+    change(place / "config.json", attention_dropout=0.0)
+    assert accepted(place) == 1
+
+
 @pytest.mark.parametrize("variant", ["lora", "qlora", "full", "frozen"])
 def test_a_base_that_is_quantized_already(folder: Path, variant: str) -> None:
     place = saved(folder / "base")

@@ -11,16 +11,18 @@ import pytest
 import torch
 
 from src.config.schema import CONF_FOLDER, Config
-from src.engine.packed import head, kernels, optimizer
+from src.engine.packed import head, kernels, optimizer, selfcheck
 from src.engine.packed.decode import GreedyDecoder
 from src.engine.packed.dropout import drop, layer_key, step_keys
+from src.engine.packed.engine import PackedEngine
 from src.engine.packed.feed import Feed
 from src.engine.packed.frozen import FourBit
+from src.files.errors import ConfigError
 from src.model import models
 from src.model.device import Numerics
 from src.variants import quantization
 from src.variants.methods.point import VariantConfig
-from tests.engine.packed.conftest import PAD, config_of, in_slots, moved, pack_of, peft_of, rows, trace
+from tests.engine.packed.conftest import PAD, base_of, config_of, in_slots, moved, pack_of, peft_of, rows, trace
 from tests.engine.packed.test_decode import NO_TOKEN, left_padded, token_within
 from tests.engine.packed.test_equals_solo import padding
 from tests.engine.packed.test_isolation import build, configs_of, with_noise
@@ -84,6 +86,21 @@ def test_level_4_packed_is_solo_in_fp32() -> None:
     print(f"level 4: fp32 without TF32, 50 steps, losses differ by {gap:.1e} at most")
     assert (alone[:, 0] - alone[:, -1]).min() > 0.1
     assert gap <= 1e-5
+
+
+@pytest.mark.parametrize("variants", [("lora", "dora"), ("qlora", "qdora"), ("lora_8bit", "dora_8bit")])
+def test_the_check_at_load_passes_in_each_precision_and_sees_a_fault(variants: tuple[str, ...]) -> None:
+    """With the kernels on, in bf16; two exchanged products are a fault of wiring, of about the size of a weight."""
+    configs = in_slots([config_of(name, *SHAPE, f"seed={seed}") for seed, name in enumerate(variants)])
+    network = base_of(configs[0], BF16)
+    print(f"check at load: {variants}: {selfcheck.check_code(network, configs, ITEMS, BF16, None)}")
+    wiring = selfcheck.Wiring(network, configs, ITEMS, BF16)
+    engine = PackedEngine(network, configs, ITEMS, PAD, 4, BF16)
+    print(f"check at load: {variants}: {wiring.check(engine)}")
+    first, second = (block.layer.self_attn.o_proj for block in engine.model.backbone.decoder.layers)
+    first.frozen, second.frozen = second.frozen, first.frozen
+    with pytest.raises(ConfigError, match="times the bound of rounding"):
+        wiring.check(engine)
 
 
 def wider(feed: Feed) -> None:
