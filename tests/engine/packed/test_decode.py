@@ -122,7 +122,7 @@ def test_decoding_stops_once_all_rows_have_ended() -> None:
     with pack.model.evaluating():
         free = pack.model.generate(ids, mask, max_new_tokens=30, pad_token_id=PAD, eos_token_id=NO_TOKEN)
         first = int(free[0, 0, 0])
-        tokens = pack.model.generate(ids, mask, max_new_tokens=30, pad_token_id=PAD, eos_token_id=first)
+        tokens = pack.model.generate(ids, mask, max_new_tokens=30, pad_token_id=PAD, eos_token_id=[NO_TOKEN, first])
     assert free.shape == (1, 1, 30)
     assert tokens.tolist() == [[[first] + [PAD] * (LOOK - 1)]]
 
