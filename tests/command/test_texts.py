@@ -197,12 +197,12 @@ def test_a_sweep_and_its_table_are_called_what_was_typed(command, folder: Path, 
     (folder / "conf/experiment").mkdir(parents=True)
     (folder / "conf/experiment/1_0.yaml").write_text("# @package _global_\nlora:\n  r: 4\n")
     named = ["--config-dir", str(folder / "conf"), "-m", "experiment=1_0", "sweep=2024_01", "train.steps=1", "variant=lora"]
-    done = command("src.train", *named, *TINY, "seed=0,1", "dataset.subset=1e5")
+    done = command("src.train", *named, *TINY, "seed=0,1", "tracking.project=1e5")
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in (folder / "runs/sweeps").glob("[!.]*.json")] == ["2024_01.json"]
     for path in (folder / "runs").glob("*/result.json"):
         assert json.loads(path.read_text())["sweep"] == "2024_01"
-        assert json.loads(path.read_text())["identity"]["dataset"]["subset"] == "1e5"
+        assert RunFolder(path.parent.name).read_config().tracking.project == "1e5"
     assert command("src.eval", "sweep=2024_01").returncode == 0
     assert (folder / "reports/2024_01/report.html").is_file()
 
