@@ -132,9 +132,9 @@ def split_by_facts(runs: pd.DataFrame, read: tuple[Content, ...] = contents.ALWA
     had a device or had read anything, joins its group if the group knows one value.
     """
     runs = runs.copy()
-    for content in contents.NAMES.values():
-        if content.key not in runs:  # measurements of a study, kept as CSV
-            runs[content.key] = None
+    for key in ("base_share", *(content.key for content in contents.NAMES.values())):
+        if key not in runs:  # measurements of a study, kept as CSV
+            runs[key] = None
     runs["device_type"] = runs["device"].str.split(":").str[0] if runs["device"].notna().any() else None
     recorded = ~runs["status"].isin([MISSING, UNREADABLE])
     for fact in FACTS:
