@@ -40,7 +40,8 @@ def test_the_runs_of_a_session_stand_in_slot_order_and_its_losses_are_those_of_t
     for row, item in enumerate(opened.loaded.rows.items["val"][:2]):
         assert batch.input_ids[row, : len(item)].tolist() == item.prompt + item.target
     assert opened.facts() | {"device": None} == {
-        "device": None, "base_precision": "fp32", "base_share": {"fp32": 1.0}, "engine": "packed", "pack_size": 4, "hold_dequantised": False,
+        "device": None, "base_precision": "fp32", "base_share": {"fp32": 1.0}, "engine": "packed", "pack_size": 4,
+        "hold_dequantised": False,
         "speed": "eager", "steps": 3, "rows_left_out": opened.loaded.rows.splits.left_out, "test_rows_repeated": 0,
         "rows_cut": {"train": 0, "val": 0, "test": 0}, "prose": None,
     }  # fmt: skip
