@@ -88,17 +88,22 @@ class Bound:
         return Bound(sums + (eight_bits if model.int8 else products), sums + products)
 
 
-def compare(model: PackedModel, of_slot: dict[int, Reference], softmax: head.Softmax = head.softmax_losses) -> Gap:
+def compare(
+    model: PackedModel, of_slot: dict[int, Reference], softmax: head.Softmax = head.softmax_losses,
+    shared: Sequence[bool] = (False, True),
+) -> Gap:  # fmt: skip
     """Run the rows of ``of_slot`` through a pack that holds their adapters, in training and in scoring.
 
-    The runs of the other slots are given the rows of the first.
+    The runs of the other slots are given the rows of the first. ``shared``: whether training rows are laid end to end, each
+    value in turn.
     """
     gap, bound = Gap(), Bound.of(model)
     first = next(iter(of_slot.values()))
     model.network.train()
     with torch.no_grad(), torch.compiler.set_stance("force_eager") if model.backbone.compiled else nullcontext():
-        for shared, name in ((False, "training, a row a sequence"), (True, "training, rows end to end")):
-            rows = Rows.of([row.ids for row in first.training], shared)
+        for end_to_end in shared:
+            name = "training, rows end to end" if end_to_end else "training, a row a sequence"
+            rows = Rows.of([row.ids for row in first.training], end_to_end)
             with _forced(model, {slot: r.training for slot, r in of_slot.items()}, rows.source, gap, bound, name):
                 losses = _training_losses(model, rows, softmax)
             _compare_losses(losses, {slot: r.training for slot, r in of_slot.items()}, gap, bound, name)

@@ -33,6 +33,8 @@ from .reference import (
 )
 
 SHORT = (8, 13)  # tokens of the rows that go through all layers
+# Longer rows are compared beside one short row alone: attention of rows end to end takes the square of their tokens.
+LONG = 4096
 MEMORY_SHARE = 0.5  # of what a device has left, for the copy in fp32
 
 
@@ -62,20 +64,31 @@ def check_code(network: Any, configs: Sequence[Config], rows: Sequence[Item], nu
         raise ConfigError(f"engine=packed: {_dropout_of(small)}; engine=peft draws it anew for each run and step")
     other = configs[-1] if len(configs) > 1 else replace(configs[0], seed=configs[0].seed + 1)
     both = [without_dropout(plain(config)) for config in (configs[0], other)]
-    texts = [*(ids[:tokens] for tokens in SHORT if tokens < len(ids)), ids]
-    expected = references(small, both, texts, fp32)
+    short = [ids[:tokens] for tokens in SHORT if tokens < len(ids)]
+    gap = _compare_copies(small, both, [*short, ids[:LONG]], fp32, shared=(False, True))
+    if len(ids) > LONG:
+        gap = max(gap, _compare_copies(small, both[:1], [*short[:1], ids], fp32, shared=(False,)), key=lambda each: each.share)
+    layers = len(small.base_model.layers)
+    return f"{gap.share:.2g} in fp32 ({layers} of {network.config.num_hidden_layers} layers, rows up to {len(ids)} tokens)"
+
+
+def _compare_copies(
+    small: Any, configs: Sequence[Config], texts: Sequence[Sequence[int]], fp32: Numerics, shared: Sequence[bool]
+) -> Gap:
+    """Compare a pack of the first of these configs, then one of the first two, and so on; raises ConfigError on a gap."""
+    expected = references(small, configs, texts, fp32)
     layers, gap = small.base_model.layers, Gap()
-    for count in (1, 2):
+    for count in range(1, len(configs) + 1):
         small.base_model.layers = copy.deepcopy(layers)
-        model = PackedModel(small, both[0], [member(config) for config in both[:count]], fp32, fused=False)
+        model = PackedModel(small, configs[0], [member(config) for config in configs[:count]], fp32, fused=False)
         of_slot = dict(enumerate(expected[:count]))
         for slot, reference in of_slot.items():
             _fill(model, slot, reference)
         model.refresh()
-        seen = compare(model, of_slot)
-        gap = max(gap, seen, key=lambda each: each.share)
+        gap = max(gap, compare(model, of_slot, shared=shared), key=lambda each: each.share)
+        small.base_model.layers = layers
         _refuse(gap, small.config.model_type, f"in fp32, with {count} run{'s' * (count > 1)}")
-    return f"{gap.share:.2g} in fp32 ({len(layers)} of {network.config.num_hidden_layers} layers, rows up to {len(ids)} tokens)"
+    return gap
 
 
 class Wiring:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from src.config.schema import Config, named_variants
-from src.engine.packed import backbone, gain, masks, selfcheck
+from src.engine.packed import backbone, deviation, gain, masks, selfcheck
 from src.engine.packed.backbone import Backbone
 from src.engine.packed.engine import PackedEngine
 from src.engine.packed.model import PackedModel
@@ -48,6 +48,16 @@ def test_the_pack_is_left_as_it_was() -> None:
     assert checked.digests() == fresh.digests()
     steps = [engine.advance(0, 3) for engine in (checked, fresh)]
     assert steps[0] == steps[1]
+
+
+def test_the_longest_rows_are_compared_without_a_mask_of_their_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfcheck, "LONG", 16)
+    config, made = config_of("lora"), []
+    rows_apart = masks.rows_apart
+    monkeypatch.setattr(masks, "rows_apart", lambda rows, dtype: made.append(rows.shape[1]) or rows_apart(rows, dtype))
+    seen = selfcheck.check_code(base_of(config, FP32), [config], LONG, FP32, None)
+    assert f"rows up to {max(len(item) for item in LONG)} tokens" in seen
+    assert made and max(made) == 8 + 13 + 16 + deviation.PADDING
 
 
 def test_it_says_what_was_seen() -> None:
@@ -164,9 +174,11 @@ def test_scaled_embeddings_that_are_lost_are_refused(monkeypatch: pytest.MonkeyP
         selfcheck.check_code(network, [config], ITEMS, FP32, None)
 
 
-def test_rope_that_depends_on_the_longest_row_of_a_batch_is_refused() -> None:
+@pytest.mark.parametrize("long", [4096, 20])
+def test_rope_that_depends_on_the_longest_row_of_a_batch_is_refused(long: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Transformers widens dynamic rope for a whole batch, so a short row beside a long one gets other angles than alone."""
-    network = network_of("llama", torch.float32, max_position_embeddings=16,
+    monkeypatch.setattr(selfcheck, "LONG", long)
+    network = network_of("llama", torch.float32, max_position_embeddings=24,
                          rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0})  # fmt: skip
     with pytest.raises(ConfigError, match="decoder layer 0"):
         selfcheck.check_code(network, [config_of("lora")], [*ITEMS, *LONG], FP32, None)
