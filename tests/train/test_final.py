@@ -71,25 +71,27 @@ def test_each_run_of_a_pack_makes_its_own_choices(
         assert [json.loads(line)["choice"] for line in record.predictions.read_text().splitlines()] == wanted
 
 
-@pytest.mark.parametrize(
-    ("overrides", "metrics"),
-    [
-        (["dataset=gsm8k"], {"exact_match", "parse_failures"}),
-        (["dataset=boolq"], {"choice_accuracy", "exact_match", "parse_failures"}),
-        (["dataset=finlora_xbrl_tags"], {"exact_match", "item_f1", "item_accuracy"}),
-        (["dataset=finlora_xbrl_term"], {"exact_match", "chrf"}),
-        (["dataset=finlora_cfa"], {"exact_match", "macro_f1", "parse_failures"}),
-        (["dataset=e2e_nlg"], {"exact_match", "bleu"}),
-    ],
-)
-def test_a_task_has_its_metrics_in_the_record(run: Run, folder: Path, overrides: list[str], metrics: set[str]) -> None:
-    row = {
-        "question": "How many?", "answer": "#### 3", "instruction": "So?\n\nAnswer format: yes/no", "context": "Tag?",
-        "output": "the correct answer is yes", "target": "A", "mr": "name[X]", "ref": "X.",
-    }  # fmt: skip
-    numbered = [row | {key: f"{n} {row[key]}" for key in ("question", "instruction", "context", "mr")} for n in range(60)]
+CONTEXT = {"context": "Tag?", "target": "A"}
+TASKS = {
+    "gsm8k": ({"question": "How many?", "answer": "#### 3"}, {"exact_match", "parse_failures"}),
+    "boolq": (
+        {"instruction": "So?\n\nAnswer format: yes/no", "output": "the correct answer is yes"},
+        {"choice_accuracy", "exact_match", "parse_failures"},
+    ),
+    "finlora_xbrl_tags": (CONTEXT, {"exact_match", "item_f1", "item_accuracy"}),
+    "finlora_xbrl_term": (CONTEXT, {"exact_match", "chrf"}),
+    "finlora_cfa": (CONTEXT, {"exact_match", "macro_f1", "parse_failures"}),
+    "e2e_nlg": ({"mr": "name[X]", "ref": "X."}, {"exact_match", "bleu"}),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_has_its_metrics_in_the_record(run: Run, folder: Path, task: str) -> None:
+    row, metrics = TASKS[task]
+    asked = next(iter(row))
+    numbered = [row | {asked: f"{n} {row[asked]}"} for n in range(60)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in numbered))
-    _, result = run(*overrides, "dataset.path=rows.jsonl", "dataset.max_length=200", "eval.max_new_tokens=3")
+    _, result = run(f"dataset={task}", "dataset.path=rows.jsonl", "dataset.max_length=200", "eval.max_new_tokens=3")
     assert result["status"] == "ok", result["reason"]
     found = {name.removeprefix("test/") for name in result["metrics"] if name.startswith("test/")}
     assert found == {"loss", *metrics}
