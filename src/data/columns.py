@@ -148,4 +148,6 @@ def _shape(name: str, row: dict[str, Any], where: str, mapped: Container[str]) -
             " dataset.columns={prompt: NAME,target: NAME} reads others"
         )
     missing = "no target; " if lacking == [nearest.needs[-1]] else ""
-    raise ConfigError(f"{where}: {missing}needs {listed(nearest.needs)}, each a text; '{lacking[0]}' is none")
+    raise ConfigError(
+        f"{where}: {missing}needs {listed(nearest.needs)}, each a text; '{lacking[0]}' is missing; it has {names(row)}"
+    )

@@ -179,6 +179,15 @@ def _question(dataset: DatasetConfig, example: Example, mode: str) -> str:
     return example.group if mode == "exact" else leaks.spelled(example.group)
 
 
+def _asked(dataset: DatasetConfig, example: Example, mode: str) -> set[str]:
+    """Make the keys of all questions of an example whose answers carry loss: with dataset.turns=all a chat has several."""
+    keys = {_question(dataset, example, mode)}
+    if dataset.turns == "all" and not isinstance(example.prompt, str):
+        turns = [place for place, message in enumerate(example.prompt) if message["role"] == "assistant"]
+        keys |= {leaks.same_question(example.prompt[:place], mode) for place in turns if place}
+    return keys
+
+
 def _split(
     dataset: DatasetConfig, rows: list[Example], val: list[Example] | None = None, test: list[Example] | None = None
 ) -> Splits:
@@ -191,10 +200,10 @@ def _split(
         parts["test" if share < test_below else "val" if share < val_below else "train"].append(example)
 
     def questions(name: str, mode: str) -> set[str]:
-        return {_question(dataset, example, mode) for example in parts[name]}
+        return {key for example in parts[name] for key in _asked(dataset, example, mode)}
 
     def leave_out(name: str, held_out: set[str]) -> int:
-        kept = [example for example in parts[name] if _question(dataset, example, dataset.leaks) not in held_out]
+        kept = [example for example in parts[name] if held_out.isdisjoint(_asked(dataset, example, dataset.leaks))]
         parts[name], before = kept, len(parts[name])
         return before - len(kept)
 
@@ -212,7 +221,7 @@ def _split(
     leaking = 0
     if dataset.leaks != "near":
         held_out = questions("test", "near") | questions("val", "near")
-        leaking = sum(_question(dataset, example, "near") in held_out for example in parts["train"])
+        leaking = sum(not held_out.isdisjoint(_asked(dataset, example, "near")) for example in parts["train"])
     for name, in_file in (("val", val), ("test", test)):
         if dataset.format in POOLED:
             parts[name] = _pooled(parts[name])

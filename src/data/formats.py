@@ -67,7 +67,7 @@ def texts(row: dict[str, Any], where: str, *keys: str) -> list[str]:
     """Look up the texts under ``keys``; raise ConfigError where one is missing or empty."""
     for key in keys:
         if not isinstance(row.get(key), str) or not row[key].strip():
-            raise ConfigError(f"{where}: needs {listed(keys)}, each a text; '{key}' is none")
+            raise ConfigError(f"{where}: needs {listed(keys)}, each a text; '{key}' is no text")
     return [row[key] for key in keys]
 
 

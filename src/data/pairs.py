@@ -22,7 +22,7 @@ def pair(asked: str, answered: str) -> Callable[[dict[str, Any], str], ParsedRow
             return _conversational(row, asked, answered, where)
         for key in (asked, answered):
             if not isinstance(row[key], str):
-                raise ConfigError(f"{where}: no target; needs {listed((asked, answered))}, each a text; '{key}' is none")
+                raise ConfigError(f"{where}: no target; needs {listed((asked, answered))}, each a text; '{key}' is no text")
         if not target.strip():
             raise ConfigError(f"{where}: the target '{answered}' is empty")
         return _asked(prompt, target, row, where)

@@ -87,10 +87,12 @@ def _special_tokens(folder: Path) -> set[str]:
 def _names_end_token(folder: Path) -> bool:
     """Tell whether a tokenizer's files name an end token; a class of tokenizers may have one without.
 
-    A folder without these files has no tokenizer, which is refused where the model is looked at.
+    A folder without any of its files has no tokenizer, which is refused where the model is looked at.
     """
     files = [_json(folder / name) for name in SETTINGS]
-    return not any(files) or any(settings.get("eos_token") for settings in files)
+    if not any(files):
+        return not (folder / "tokenizer.json").is_file()
+    return any(settings.get("eos_token") for settings in files)
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -68,6 +68,11 @@ class Template:
         """
         messages, tools, where = messages_of(example), example.tools, example.id
         prompt = self._text(messages, tools, where, ask=True)
+        if any(
+            json.dumps(text, ensure_ascii=ascii_only) in prompt for text in arguments(messages) for ascii_only in (True, False)
+        ):
+            messages = with_objects(messages)  # or the template would write JSON inside of JSON
+            prompt = self._text(messages, tools, where, ask=True)
         self._refuse_left_out(messages, prompt, where)
         frame = self._frame(messages, tools, where, prompt)
         earlier = []
@@ -200,6 +205,36 @@ def contents(message: dict[str, Any]) -> list[str]:
     parts: Sequence[Any] = content if isinstance(content, list) else [content]
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
     return [text for text in texts if isinstance(text, str)]
+
+
+def arguments(messages: Messages) -> list[str]:
+    """List the arguments of tool calls that are JSON as a text, as OpenAI's rows have them, and say an object."""
+    functions = [call.get("function", call) for message in messages for call in message.get("tool_calls") or []]
+    given = [function.get("arguments") for function in functions if isinstance(function, dict)]
+    return [text for text in given if isinstance(text, str) and _object(text) is not None]
+
+
+def with_objects(messages: Messages) -> Messages:
+    """Copy messages with the arguments of tool calls as objects, which most templates write as JSON themselves."""
+
+    def decoded(value: Any, key: str = "") -> Any:
+        if key == "arguments" and isinstance(value, str):
+            return value if (read := _object(value)) is None else read
+        if isinstance(value, dict):
+            return {name: decoded(part, name) for name, part in value.items()}
+        return [decoded(part) for part in value] if isinstance(value, list) else value
+
+    return [
+        message | {"tool_calls": decoded(message["tool_calls"])} if message.get("tool_calls") else message for message in messages
+    ]
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def filled(message: dict[str, Any]) -> set[str]:

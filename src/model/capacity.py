@@ -52,7 +52,7 @@ def refuse(network: Any, splits: Mapping[str, Sequence[Item]], pad: int, new_tok
 
 
 def refuse_certain(config: Config, values: dict[str, Any], folder: Path, splits: Splits) -> None:
-    """Raise ConfigError for a training row that is certainly too long for a base of this config.json, before it is loaded.
+    """Raise ConfigError for a row to be read that is certainly too long for a base of this config.json, before it is loaded.
 
     Counts the tokens of a plain prompt and its target with the tokenizer's own file, where the config's limit is below
     dataset.max_length. What a chat template or an end token adds is left to ``refuse``.
@@ -68,13 +68,15 @@ def refuse_certain(config: Config, values: dict[str, Any], folder: Path, splits:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception:  # what is wrong with the file is said when the tokenizer is loaded
         return
-    for example in splits.train:
+    asked = config.eval
+    held_out = {"val": splits.val[: asked.val_examples], "test": splits.test[: asked.test_examples]}
+    for split, example in ((split, row) for split, rows in ({"train": splits.train} | held_out).items() for row in rows):
         plain = isinstance(example.prompt, str) and not config.dataset.chat_template
         texts = [text for text in ((example.prompt if plain else ""), example.target) if isinstance(text, str)]
         tokens = sum(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
         if tokens > limit:
             known = f"the model has {limit} positions" if limit == limits[0] else f"engine=packed needs it within {limit}"
-            raise ConfigError(_too_long(f"row {example.id} (train) has {tokens} tokens or more", known, limit))
+            raise ConfigError(_too_long(f"row {example.id} ({split}) has {tokens} tokens or more", known, limit))
 
 
 def _positions(values: dict[str, Any]) -> int | None:

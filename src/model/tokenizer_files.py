@@ -25,6 +25,8 @@ def refuse(folder: Path, config: dict[str, Any], where: str) -> None:
     if not any((folder / name).is_file() for name in FILES) and not any(folder.glob("*.tiktoken")):
         raise ConfigError(f"{where}: has no tokenizer (none of {', '.join(FILES[:4])}); copy its files from the original")
     settings, roles, vocabulary = (read(folder, name, where) for name in (SETTINGS, ROLES, VOCABULARY))
+    if settings.get("tokenizer_class") in BARE and not vocabulary and not any((folder / name).is_file() for name in FILES[2:]):
+        raise ConfigError(f"{where}: its tokenizer lacks {VOCABULARY}, which has the tokens; copy it from the original")
     named = {role: token for role in IN_USE if (token := _text(settings.get(role)) or _text(roles.get(role)))}
     bare = settings.get("tokenizer_class") in BARE or ("eos_token" in settings and settings["eos_token"] is None)
     if "eos_token" not in named and bare:

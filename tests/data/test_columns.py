@@ -99,7 +99,7 @@ def test_two_layouts_in_one_row_are_refused() -> None:
     [
         ({"prompt": "p", "chosen": "c", "rejected": "r"}, "has 'chosen' and 'rejected', as preference pairs do"),
         ({"question": "q", "answer": "a"}, "it has question, answer; dataset.columns={prompt: NAME,target: NAME} reads others"),
-        ({"context": "c"}, "no target; needs 'context' and 'target', each a text; 'target' is none"),
+        ({"context": "c"}, "no target; needs 'context' and 'target', each a text; 'target' is missing; it has context"),
         ({}, "it has none;"),
         ({"prompt": "p", "completion": "c", "a\nb": "x"}, r"not read: 'a\nb';"),
         ({"prompt": "p", "completion": "c", **{f"k{n}": n for n in range(12)}}, "k9 and 2 more;"),

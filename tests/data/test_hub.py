@@ -60,7 +60,7 @@ def test_a_number_is_an_answer_and_a_list_is_none(hub: Any) -> None:
     read = {example.prompt: example.target for example in [*splits.train, *splits.val, *splits.test]}
     assert read == {f"q{n}": str(n) for n in range(40)}
     hub([{"question": "q", "value": ["a", "b"]}])
-    with pytest.raises(ConfigError, match="row 0: no target; needs 'prompt' and 'target', each a text; 'target' is none"):
+    with pytest.raises(ConfigError, match="row 0: no target; needs 'prompt' and 'target', each a text; 'target' is no text"):
         load(config(columns=columns))
 
 

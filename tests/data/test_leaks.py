@@ -74,6 +74,23 @@ def test_nothing_is_left_out_where_leaks_are_let_be_but_they_are_counted(folder:
     assert counts == {"near": ("Cd", 2, 0), "exact": ("aCd", 1, 1), "off": ("abCd", 0, 2)}
 
 
+@pytest.mark.parametrize("turns", ["last", "all"])
+def test_every_turn_that_carries_loss_is_a_question(folder: Path, turns: str) -> None:
+    """Chats that are stored once for each turn: the longer row trains the question of the shorter one."""
+    rows = []
+    for n in range(60):
+        first = [{"role": "user", "content": f"Name {n}"}, {"role": "assistant", "content": f"n{n}"}]
+        rows += [first, [*first, {"role": "user", "content": "More"}, {"role": "assistant", "content": f"m{n}"}]]
+    (folder / "a.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    splits = plain(folder / "a.jsonl", turns=turns)
+    first_of = [{example.prompt[0]["content"] for example in split} for split in (splits.train, splits.test)]
+    trained = {example.prompt[0]["content"] for example in splits.train if len(example.prompt) > 1}
+    scored = {example.prompt[0]["content"] for example in splits.test}
+    assert splits.train and splits.test and all(first_of)
+    assert bool(trained & scored) == (turns == "last")
+    assert bool(splits.left_out) == (turns == "all")
+
+
 def test_chats_are_compared_message_by_message() -> None:
     def chat(text: str) -> list[dict[str, Any]]:
         return [{"role": "system", "content": "s"}, {"role": "user", "content": text}]

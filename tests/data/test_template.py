@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from src.data.datasets import Example
 from src.data.ending import Special
 from src.data.template import Rendered, Template
 from src.files.errors import ConfigError
@@ -148,3 +149,17 @@ def test_a_key_that_the_template_does_not_render_is_refused() -> None:
         "weight 1"
         in rendered(CHATML.replace("{{ m.role }}", "{{ m.role }}{{ ' weight %s' % m.weight if m.weight }}"), example).prompt
     )
+
+
+def test_arguments_of_a_tool_call_that_are_json_are_not_written_as_json_again() -> None:
+    """As a text, which is OpenAI's form; a template that writes JSON gets the object, and one that does not the text."""
+    writes = CHATML.replace(
+        "{{ m.content }}",
+        "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}",
+    )
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1}'}}]}
+    example = Example("rows.jsonl:1", [{"role": "user", "content": "ask"}, call, {"role": "tool", "content": "2"}], "two", "g")
+    for template in (writes, writes.replace(" | tojson", "")):
+        tokenizer = tokenizer_of(template)
+        rendered = Template(tokenizer, Special.of(tokenizer)).render(example, "last")
+        assert 'f{"x": 1}<|im_end|>' in rendered.prompt
