@@ -12,7 +12,7 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from src.command import admission, texts
@@ -107,6 +107,8 @@ def test_numbers_that_only_numbers_can_be_sorted_as_are_refused() -> None:
 
 
 @settings(deadline=None, max_examples=100)
+@example("null")
+@example("NULL")
 @given(st.text("0123456789_.eE+-truefalsn", min_size=1, max_size=8))
 def test_any_word_that_is_read_at_all_is_kept(word: str) -> None:
     """Whatever Hydra's grammar accepts: the text, but for null."""
@@ -119,7 +121,7 @@ def test_any_word_that_is_read_at_all_is_kept(word: str) -> None:
     except HydraException:
         return
     (typed,) = texts.as_typed([f"sweep={word}"])
-    assert parser.parse_override(typed).value() == word
+    assert parser.parse_override(typed).value() == (None if word.casefold() == "null" else word)
 
 
 def test_both_ways_to_compose_the_jobs_of_a_sweep_keep_texts() -> None:
